@@ -1,0 +1,215 @@
+//! The API client: conditional requests with bounds in size and time, and what each answer means.
+
+use std::error::Error;
+use std::io::Read;
+use std::iter;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use reqwest::blocking::{Client, Response};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
+};
+use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+
+use crate::config::{Api, ApiKey};
+use crate::discovery::Failure;
+use crate::inventory::{Answer, Source};
+use crate::query::Query;
+
+/// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
+const LARGEST_ANSWER: u64 = 64 << 20;
+/// Whose key it is must not hold up the first list for long.
+const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a `Retry-After` is followed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// A client of the balena API, version 7.
+pub struct Balena {
+    http: Client,
+    url: String,
+    key: ApiKey,
+    key_file: Option<PathBuf>,
+    timeout: Duration,
+    query: Query,
+}
+
+impl Balena {
+    /// Makes a client; no request is sent. An error means that the platform's root certificates cannot be used.
+    pub fn new(api: Api, query: Query) -> Result<Self, String> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is there already
+        let http = Client::builder()
+            .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
+            // a redirect must not carry the key to another host
+            .redirect(Policy::none())
+            // the server closes idle connections after 5 s
+            .pool_idle_timeout(Duration::from_secs(4))
+            .pool_max_idle_per_host(1)
+            .tls_certs_merge(api.roots)
+            .build()
+            .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
+        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query })
+    }
+
+    /// Whether the key is a device's own, which sees that one device only, without any warning of the API's.
+    pub fn key_is_a_devices(&mut self) -> Result<bool, Failure> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Actor {
+            actor_type: String,
+        }
+        let Answer::Devices { body, .. } = self.get("/actor/v1/whoami", None, self.timeout.min(WHOAMI_TIMEOUT))? else {
+            return Err(Failure::new("bad_answer", "the API does not say whose key this is"));
+        };
+        let actor: Actor = serde_json::from_slice(&body).map_err(|error| Failure::new("bad_answer", error))?;
+        Ok(actor.actor_type == "device")
+    }
+
+    fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
+        let mut response = self.send(path, etag, timeout)?;
+        if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
+            response = self.send(path, etag, timeout)?;
+        }
+        let new_etag = text_of(response.headers(), &ETAG);
+        match response.status() {
+            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
+            StatusCode::OK => Ok(match self.body(response)? {
+                Some(body) => Answer::Devices { etag: new_etag, body },
+                None => Answer::TooLarge { etag: new_etag },
+            }),
+            _ => Err(self.refused(response)),
+        }
+    }
+
+    fn send(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
+        let url = Url::parse(&format!("{}{path}", self.url)).map_err(|error| Failure::new("bad_answer", error))?;
+        let mut key = HeaderValue::from_str(&format!("Bearer {}", self.key.secret())).expect("keys are checked");
+        key.set_sensitive(true);
+        // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
+        let mut request = self.http.get(url).header(AUTHORIZATION, key).timeout(timeout);
+        if let Some(etag) = etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        request.send().map_err(|error| self.broken(error.without_url()))
+    }
+
+    /// The body, or nothing if it is too large.
+    fn body(&self, response: Response) -> Result<Option<Vec<u8>>, Failure> {
+        let mut body = Vec::new();
+        match response.take(LARGEST_ANSWER + 1).read_to_end(&mut body) {
+            Ok(_) => Ok((body.len() as u64 <= LARGEST_ANSWER).then_some(body)),
+            Err(error) => Err(match error.downcast::<reqwest::Error>() {
+                Ok(error) => self.broken(error),
+                Err(error) => Failure::new("broken_answer", format!("the answer of {} broke off: {error}", self.url)),
+            }),
+        }
+    }
+
+    /// A rotated secret needs no restart.
+    fn reread_key(&mut self) -> bool {
+        let read = self.key_file.as_deref().map(ApiKey::read);
+        match read {
+            Some(Ok(key)) if key != self.key => {
+                log::info!("the API refused the key; the key file holds another one, which is tried");
+                self.key = key;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A request without an answer, or with half of one.
+    fn broken(&self, error: reqwest::Error) -> Failure {
+        let error = error.without_url();
+        let chain = chain(&error);
+        let (url, cause) = (&self.url, chain.last().map_or("", String::as_str));
+        let (reason, message) = if error.is_timeout() {
+            ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.timeout)))
+        } else if cause.contains("certificate") {
+            (
+                "tls",
+                format!("cannot trust {url}: {cause}; is this device's clock right, and --ca-file (BALENA_CA_FILE)?"),
+            )
+        } else if error.is_connect() {
+            ("connect", format!("cannot reach {url}: {cause}"))
+        } else {
+            ("broken_answer", format!("the answer of {url} broke off: {cause}"))
+        };
+        Failure { detail: chain.join(": "), ..Failure::new(reason, message) }
+    }
+
+    /// An answer that is not the one asked for.
+    fn refused(&self, response: Response) -> Failure {
+        let (status, url) = (response.status(), &self.url);
+        let headers = response.headers().clone();
+        let location = text_of(&headers, &LOCATION).unwrap_or_default();
+        let (reason, hint) = match status.as_u16() {
+            300..=399 => {
+                let base = Url::parse(&location).ok().map(|to| to.origin().ascii_serialization());
+                let hint = base.map(|base| format!("set --api-url (BALENA_API_URL) to {base} if that is right"));
+                ("redirect", hint.unwrap_or_else(|| "is --api-url (BALENA_API_URL) right?".into()))
+            }
+            400 => ("bad_request", "the API cannot read the request; please report it".into()),
+            401 => (
+                "unauthorized",
+                "the API key is wrong or revoked: check API_KEY; if it is right, the API's database \
+                 may be down, which it tells in the same way"
+                    .into(),
+            ),
+            403 => ("forbidden", "the API key may not do this: check API_KEY".into()),
+            404 => {
+                ("not_found", "this server has no API v7: it is too old, or --api-url (BALENA_API_URL) is wrong".into())
+            }
+            429 => ("rate_limited", "the API asks for patience; a longer --refresh (REFRESH_RATE) helps".into()),
+            500 => ("server_error", "the API is in trouble, or too old for a field that is asked for".into()),
+            _ => ("server_error", "the API is in trouble".into()),
+        };
+        let retry_after = retry_after(&headers);
+        let said = self.excerpt(response, &location);
+        Failure { retry_after, ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}")) }
+    }
+
+    /// What the answer says of itself, without the key if it is echoed.
+    fn excerpt(&self, response: Response, location: &str) -> String {
+        let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
+        let mut body = Vec::new();
+        let read = response.take(1024).read_to_end(&mut body);
+        let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
+        let said = if location.is_empty() { said.trim() } else { location };
+        let said: String = said.replace(self.key.secret(), "…").chars().take(200).collect();
+        if said.is_empty() { said } else { format!(", {said}") }
+    }
+}
+
+impl Source for Balena {
+    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.get(&self.query.page(after, top), etag, self.timeout)
+    }
+
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
+        self.get(&self.query.identity(after), None, self.timeout)
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> Vec<String> {
+    iter::successors(Some(error), |error: &&dyn Error| (*error).source()).map(ToString::to_string).collect()
+}
+
+fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Seconds, or a date, which is taken against the answer's own: this device's clock may be wrong.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = text_of(headers, &RETRY_AFTER)?;
+    let wait = if text.bytes().all(|b| b.is_ascii_digit()) {
+        text.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
+    } else {
+        let date = text_of(headers, &DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
+        httpdate::parse_http_date(&text).ok()?.duration_since(date.unwrap_or_else(SystemTime::now)).ok()?
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER)).filter(|wait| !wait.is_zero())
+}

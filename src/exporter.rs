@@ -1,0 +1,63 @@
+//! What listens on a device: `[NAME:]PORT[/PATH]`, as an option and as a tag.
+
+use std::fmt;
+
+/// An exporter, the same on every device unless a tag says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exporter {
+    /// Becomes the label `job`, so that dashboards made for `job="node"` work as they are.
+    pub name: Option<String>,
+    /// TCP port on the device, 1 to 65535.
+    pub port: u16,
+    /// Path of the metrics with its leading slash, where it is not Prometheus' `/metrics`.
+    pub path: Option<String>,
+}
+
+impl fmt::Display for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}:")?;
+        }
+        write!(f, "{}{}", self.port, self.path.as_deref().unwrap_or_default())
+    }
+}
+
+/// What [`parse_list`] takes, for messages.
+pub const TAKES: &str = "[NAME:]PORT[/PATH], several with commas, as in node:9100,app:8080/internal/metrics";
+
+/// Reads a comma-separated list of exporters; empty items are passed over, an empty list is an error.
+pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let list: Vec<_> = items.map(parse).collect::<Result<_, _>>()?;
+    if list.is_empty() { Err("names no exporter".into()) } else { Ok(list) }
+}
+
+fn parse(text: &str) -> Result<Exporter, String> {
+    let (address, path) = match text.find('/') {
+        Some(slash) => (&text[..slash], Some(&text[slash..])),
+        None => (text, None),
+    };
+    let (name, port) = match address.split_once(':') {
+        Some((name, port)) => (Some(name), port),
+        None => (None, address),
+    };
+    // from_str would take "+80" as well
+    let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
+    if name.is_some_and(|name| !is_name(name)) {
+        return Err(format!("the name in {text:?} is not 1 to 64 of a-z A-Z 0-9 _ . -"));
+    }
+    // `?`, `#` and `%` would not reach the device as they stand here: Prometheus escapes them.
+    if path.is_some_and(|path| path.len() > 1024 || !path.bytes().all(is_path_byte)) {
+        return Err(format!("the path in {text:?} is not a plain path"));
+    }
+    Ok(Exporter { name: name.map(str::to_owned), port, path: path.map(str::to_owned) })
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+fn is_path_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+;=:@".contains(&byte)
+}

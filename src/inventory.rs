@@ -1,0 +1,266 @@
+//! The fleet as it was last told, page by page: a page that did not change costs no body, no parsing, no mapping.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+
+use crate::device::{self, Broken, Device};
+use crate::discovery::Failure;
+use crate::query::FleetRef;
+use crate::target::{self, LeftOut, Rules};
+
+/// Devices asked for at once.
+const TOP: usize = 1000;
+/// Pages that a server may make us keep: a million devices.
+const MOST_PAGES: usize = 1000;
+
+/// Where pages of devices come from.
+pub trait Source {
+    /// Up to `top` devices with ids above `after`, by rising id, unless that page still has this `ETag`.
+    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure>;
+    /// The next device after `after`, its id, uuid and name only.
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure>;
+}
+
+/// What a source says of a page.
+#[derive(Debug)]
+pub enum Answer {
+    /// It still has the `ETag` that was named.
+    Unchanged,
+    /// `{"d": [ … ]}`
+    Devices {
+        /// By which it can be asked for again.
+        etag: Option<String>,
+        /// The JSON.
+        body: Vec<u8>,
+    },
+    /// It is larger than an answer may be.
+    TooLarge {
+        /// By which it can be asked for again.
+        etag: Option<String>,
+    },
+}
+
+/// A device in the list, or left out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id, or 0 where it has none of its own.
+    pub id: u64,
+    /// How people are told of it.
+    pub name: Arc<str>,
+    /// What became of it.
+    pub state: State,
+}
+
+impl Entry {
+    /// How many target groups it has.
+    pub fn targets(&self) -> usize {
+        if let State::Listed { targets, .. } = self.state { targets } else { 0 }
+    }
+}
+
+/// What became of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has target groups; equal fingerprints mean equal groups.
+    Listed {
+        /// How many.
+        targets: usize,
+        /// Of their text.
+        print: u64,
+    },
+    /// It has none.
+    LeftOut(Arc<LeftOut>),
+}
+
+/// The devices with ids above `after`, up to where the next page begins.
+struct Page {
+    after: u64,
+    top: usize,
+    /// The last id that it covers; none: it covers the rest.
+    end: Option<u64>,
+    etag: Option<String>,
+    /// Target groups, one a line, with `,\n` between.
+    text: Vec<u8>,
+    entries: Vec<Entry>,
+    warnings: Vec<String>,
+    /// Fleets of its devices: id, name, slug.
+    fleets: BTreeSet<(Option<u64>, String, String)>,
+}
+
+/// All pages.
+#[derive(Default)]
+pub struct Inventory {
+    pages: Vec<Page>,
+    /// Whether a page came that was not published yet; cleared by whoever publishes.
+    pub changed: bool,
+}
+
+impl Inventory {
+    /// Asks for every page. After an error the list must not be used, since pages of two times may stand side by side;
+    /// what came until then is kept, so that the next try is cheaper.
+    pub fn refresh(&mut self, source: &mut dyn Source, rules: &Rules) -> Result<(), Failure> {
+        let (mut index, mut after) = (0, 0);
+        loop {
+            if let Some(page) = self.fetch(index, after, source, rules)? {
+                // The new page takes the place of all old ones that begin within it.
+                let within = |old: &Page| page.end.is_none_or(|end| old.after < end);
+                let replaced = self.pages[index..].iter().take_while(|old| within(old)).count();
+                self.pages.splice(index..index + replaced, [page]);
+                self.changed = true;
+            }
+            match self.pages[index].end {
+                Some(end) if index + 1 < MOST_PAGES => (index, after) = (index + 1, end),
+                Some(_) => return Err(Failure::new("bad_answer", "the API sends devices without end")),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The page that begins after `after`, or nothing if the one kept at `index` is still true.
+    fn fetch(&self, index: usize, after: u64, source: &mut dyn Source, rules: &Rules) -> Result<Option<Page>, Failure> {
+        let old = self.pages.get(index).filter(|old| old.after == after);
+        let (mut top, mut etag) = old.map_or((TOP, None), |old| (old.top, old.etag.as_deref()));
+        loop {
+            match source.page(after, top, etag)? {
+                Answer::Unchanged => return Ok(None),
+                Answer::Devices { etag, body } => {
+                    let next = self.pages[index.min(self.pages.len())..]
+                        .iter()
+                        .map(|old| old.after)
+                        .find(|next| *next > after);
+                    return Page::read(after, top, etag, &body, next, rules).map(Some);
+                }
+                Answer::TooLarge { .. } if top > 1 => (top, etag) = (top / 2, None),
+                Answer::TooLarge { etag } => return Page::too_large(after, etag, source).map(Some),
+            }
+        }
+    }
+
+    /// The target groups of each page that has some: with `,\n` between them they make the list.
+    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        self.pages.iter().map(|page| &*page.text).filter(|text| !text.is_empty())
+    }
+
+    /// All devices by rising id; those without an id stand where they came.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.pages.iter().flat_map(|page| &page.entries)
+    }
+
+    /// What is amiss with devices that are listed all the same.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.pages.iter().flat_map(|page| &page.warnings).map(String::as_str)
+    }
+
+    /// Slugs of the fleets with devices that this names.
+    pub fn fleets_named(&self, wanted: &FleetRef) -> BTreeSet<&str> {
+        let fleets = self.pages.iter().flat_map(|page| &page.fleets);
+        let named = fleets.filter(|(id, name, slug)| match wanted {
+            FleetRef::Id(wanted) => *id == Some(*wanted),
+            FleetRef::Name(wanted) => name == wanted,
+            FleetRef::Slug(wanted) => slug == wanted,
+        });
+        named.map(|(_, _, slug)| slug.as_str()).collect()
+    }
+}
+
+impl Page {
+    fn new(after: u64, top: usize, etag: Option<String>) -> Self {
+        let (text, entries, warnings) = (Vec::new(), Vec::new(), Vec::new());
+        Page { after, top, end: None, etag, text, entries, warnings, fleets: BTreeSet::new() }
+    }
+
+    /// `next` is where the following page began so far. A device that goes would shift all pages behind it; so a page
+    /// ends there again, if it is still worth its request.
+    fn read(
+        after: u64,
+        top: usize,
+        etag: Option<String>,
+        body: &[u8],
+        next: Option<u64>,
+        rules: &Rules,
+    ) -> Result<Self, Failure> {
+        let bad = |what: &str| Failure::new("bad_answer", format!("the API's answer is no page of devices: {what}"));
+        let mut devices = device::parse_page(body).map_err(|error| bad(&error.to_string()))?;
+        let id_of =
+            |device: &Result<Device, Broken>| device.as_ref().map_or_else(|broken| broken.id, |device| device.id);
+        let ids: Vec<u64> = devices.iter().filter_map(id_of).collect();
+        if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
+            return Err(bad("the ids do not rise"));
+        }
+        let mut page = Page::new(after, top, etag);
+        if devices.len() >= top {
+            page.end = Some(*ids.last().ok_or_else(|| bad("no device has an id"))?);
+            let kept = ids.iter().take_while(|id| next.is_none_or(|next| **id <= next)).count();
+            if kept < ids.len() && kept >= top / 2 {
+                page.end = next;
+                devices.retain(|device| id_of(device) <= next);
+            }
+        }
+        let mut last = None;
+        for device in devices {
+            let id = device.as_ref().map_or_else(|broken| broken.id, |device| device.id);
+            let twice = id.is_some() && id == last;
+            last = id.or(last);
+            page.add(id.unwrap_or_default(), device, twice, rules);
+        }
+        page.text.shrink_to_fit();
+        page.entries.shrink_to_fit();
+        Ok(page)
+    }
+
+    fn add(&mut self, id: u64, device: Result<Device, Broken>, twice: bool, rules: &Rules) {
+        let (name, listed) = match device {
+            Ok(device) => {
+                self.add_fleet(&device);
+                let name = device.display_name();
+                (name, if twice { Err(LeftOut::Twice) } else { self.map(&device, rules) })
+            }
+            Err(broken) => (broken.name, Err(LeftOut::Broken(broken.error))),
+        };
+        let state = listed.unwrap_or_else(|left_out| State::LeftOut(Arc::new(left_out)));
+        self.entries.push(Entry { id: if twice { 0 } else { id }, name: name.into(), state });
+    }
+
+    fn map(&mut self, device: &Device, rules: &Rules) -> Result<State, LeftOut> {
+        let before = self.text.len();
+        if before > 0 {
+            self.text.extend_from_slice(b",\n");
+        }
+        let start = self.text.len();
+        match target::map(device, rules, &mut self.text, &mut self.warnings) {
+            Ok(targets) => Ok(State::Listed { targets, print: fingerprint(&self.text[start..]) }),
+            Err(left_out) => {
+                self.text.truncate(before);
+                Err(left_out)
+            }
+        }
+    }
+
+    fn add_fleet(&mut self, device: &Device) {
+        let Some(fleet) = device.fleet() else { return };
+        let text = |text: &Option<device::Text>| text.as_ref().map_or_else(String::new, |text| text.0.to_string());
+        self.fleets.insert((fleet.id, text(&fleet.app_name), text(&fleet.slug)));
+    }
+
+    /// The page of one device that is too large to be read: it is left out, and named.
+    fn too_large(after: u64, etag: Option<String>, source: &mut dyn Source) -> Result<Self, Failure> {
+        let bad = || Failure::new("bad_answer", format!("the device after id {after} is too large, and has no name"));
+        let Answer::Devices { body, .. } = source.identity(after)? else { return Err(bad()) };
+        let devices = device::parse_page(&body).map_err(|_| bad())?;
+        let Some(Ok(device)) = devices.into_iter().next() else { return Err(bad()) };
+        let id = device.id.filter(|id| *id > after).ok_or_else(bad)?;
+        let mut page = Page::new(after, 1, etag);
+        page.end = Some(id);
+        let state = State::LeftOut(Arc::new(LeftOut::TooLarge));
+        page.entries.push(Entry { id, name: device.display_name().into(), state });
+        Ok(page)
+    }
+}
+
+/// Equal texts have equal fingerprints, within one run of the program.
+pub fn fingerprint(text: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text);
+    hasher.finish()
+}

@@ -1,0 +1,53 @@
+//! What the program tells, on standard error: text for people or JSON for machines, one record a line whatever is in it.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::config::Log;
+
+/// Sets up the log. Libraries are heard only with `RUST_LOG`: what they have to say of an error is in our own line.
+pub fn init(config: &Log) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_module(env!("CARGO_PKG_NAME"), config.level);
+    if let Some(filter) = &config.filter {
+        builder.parse_filters(filter);
+    }
+    let json = config.json;
+    builder.format(move |out, record| {
+        let (level, target, message) = (record.level(), record.target(), record.args().to_string());
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        if json {
+            let line = Line { time: time.to_string(), level: level.as_str(), target, message: &message };
+            serde_json::to_writer(&mut *out, &line)?;
+            return writeln!(out);
+        }
+        let of = if target.starts_with(env!("CARGO_PKG_NAME")) { String::new() } else { format!("{target}: ") };
+        writeln!(out, "{time} {level:<5} {of}{}", printable(&message))
+    });
+    builder.init();
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    level: &'a str,
+    target: &'a str,
+    message: &'a str,
+}
+
+/// A device may name itself as it likes: what would start a new line, move a terminal's cursor or turn the direction
+/// of writing is shown as an escape.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || turns {
+            let _ = write!(shown, "{}", c.escape_default()); // into a String: cannot fail
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
+}

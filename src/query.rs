@@ -1,0 +1,130 @@
+//! The one request that tells all of a page of devices, as text.
+//!
+//! The API's `OData` parser takes `, ( ) / : = ; _` only unencoded, so nothing here is form-encoded: only what stands
+//! in quotes is percent-encoded, and spaces.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::tag::TagFilter;
+use crate::target::{Address, Rules};
+
+/// A fleet as the user names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FleetRef {
+    /// `organization/name`, unique.
+    Slug(String),
+    /// Database id, unique.
+    Id(u64),
+    /// Names are not unique across organizations.
+    Name(String),
+}
+
+impl FleetRef {
+    /// With `/` a slug, all digits an id, else a name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            return text.parse().map(FleetRef::Id).map_err(|error| format!("{text}: {error}"));
+        }
+        match text.split_once('/') {
+            None => Ok(FleetRef::Name(text.to_owned())),
+            Some((organization, name)) if !organization.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(FleetRef::Slug(text.to_owned()))
+            }
+            Some(_) => Err(format!("{text:?} is not organization/name")),
+        }
+    }
+}
+
+impl fmt::Display for FleetRef {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            FleetRef::Slug(text) | FleetRef::Name(text) => f.write_str(text),
+            FleetRef::Id(id) => write!(f, "{id}"),
+        }
+    }
+}
+
+/// What is asked of each page; only its beginning and its size differ from page to page.
+#[derive(Debug)]
+pub struct Query {
+    fields: String,
+    filter: String,
+}
+
+const EXPAND: &str = "is_of__device_type($select=slug),\
+    belongs_to__application($select=id,app_name,slug;\
+    $expand=organization($select=handle),application_tag($select=tag_key,value)),\
+    is_running__release($select=commit,raw_version),\
+    device_tag($select=tag_key,value)";
+
+impl Query {
+    /// Selects what changes by itself only where it is used, so that the pages of a quiet fleet stay the same.
+    pub fn new(fleets: &[FleetRef], rules: &Rules) -> Self {
+        let mut fields = "id,uuid,device_name,os_version,os_variant,supervisor_version".to_owned();
+        if rules.online_only {
+            fields.push_str(",is_online");
+        }
+        match rules.address {
+            Address::Vpn => {}
+            Address::Public => fields.push_str(",is_web_accessible"),
+            Address::Lan => fields.push_str(",ip_address"),
+        }
+        Query { fields, filter: filter(fleets, &rules.tags) }
+    }
+
+    /// Path and query of up to `top` devices with ids above `after`, by rising id.
+    pub fn page(&self, after: u64, top: usize) -> String {
+        let Query { fields, filter } = self;
+        format!("/v7/device?$select={fields}&$expand={EXPAND}&{}", range(filter, after, top))
+    }
+
+    /// Path and query of what names the next device, where all of it is too much.
+    pub fn identity(&self, after: u64) -> String {
+        format!("/v7/device?$select=id,uuid,device_name&{}", range(&self.filter, after, 1))
+    }
+}
+
+/// `$orderby=id` alone would mean descending.
+fn range(filter: &str, after: u64, top: usize) -> String {
+    format!("$filter=(id%20gt%20{after}){filter}&$orderby=id%20asc&$top={top}")
+}
+
+/// Whether the choice of devices fits into a URL, of which the API takes 15,000 bytes.
+pub fn check(fleets: &[FleetRef], tags: &[TagFilter]) -> Result<(), String> {
+    let length = filter(fleets, tags).len();
+    if length <= 14_000 {
+        return Ok(());
+    }
+    Err(format!("the fleets and tags make a query of {length} bytes, more than the API takes: name fewer, or ids"))
+}
+
+/// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.
+fn filter(fleets: &[FleetRef], tags: &[TagFilter]) -> String {
+    let fleets = any_of(fleets.iter().map(|fleet| match fleet {
+        FleetRef::Slug(slug) => format!("belongs_to__application/any(a:a/slug%20eq%20{})", literal(slug)),
+        FleetRef::Id(id) => format!("belongs_to__application%20eq%20{id}"),
+        FleetRef::Name(name) => format!("belongs_to__application/any(a:a/app_name%20eq%20{})", literal(name)),
+    }));
+    // A device whose own tag differs from its fleet's comes too; the mapping leaves it out and says why.
+    let tags = tags.iter().map(|tag| {
+        let key = literal(&tag.key);
+        let value = tag.value.as_ref().map(|value| format!("%20and%20t/value%20eq%20{}", literal(value)));
+        let holds = format!("any(t:t/tag_key%20eq%20{key}{})", value.unwrap_or_default());
+        any_of([format!("device_tag/{holds}"), format!("belongs_to__application/any(a:a/application_tag/{holds})")])
+    });
+    let clauses = std::iter::once(fleets).chain(tags).flatten();
+    clauses.fold(String::new(), |filter, clause| filter + "%20and%20" + &clause)
+}
+
+fn any_of(clauses: impl IntoIterator<Item = String>) -> Option<String> {
+    let both = |left, right| format!("({left}%20or%20{right})");
+    clauses.into_iter().map(|clause| format!("({clause})")).reduce(both)
+}
+
+fn literal(text: &str) -> String {
+    const PLAIN: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'\'');
+    format!("'{}'", utf8_percent_encode(&text.replace('\'', "''"), PLAIN))
+}

@@ -1,0 +1,135 @@
+//! The program: puts the parts together and turns what comes of them into an exit code.
+
+use std::ffi::{OsString, c_int};
+use std::io::{self, Write};
+use std::process::{self, ExitCode};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
+
+use crate::balena::Balena;
+use crate::config::{self, Asked, Config, Mode};
+use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
+use crate::inventory::{Entry, Inventory};
+use crate::logging;
+use crate::query::Query;
+use crate::registry::{self, Registry};
+
+/// How long a refresh may go on after a signal to stop, before it is cut short.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Runs the program with these arguments, of which the first is its name, and the environment of the process.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match config::read(args, &|name| std::env::var_os(name)) {
+        Ok(Asked::Run(config)) => run(*config),
+        Ok(Asked::Told(told)) => {
+            let _ = told.print(); // standard output may be closed
+            ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2))
+        }
+        Err(errors) => {
+            let count = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
+            eprintln!("baletheus: {count}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(config: Config) -> ExitCode {
+    logging::init(&config.log);
+    let once = config.mode != Mode::Loop;
+    let mut sink: Box<dyn Sink> = match config.mode {
+        Mode::DryRun => Box::new(StandardOutput),
+        Mode::Loop | Mode::Oneshot => Box::new(Registry::new(config.file)),
+    };
+    let (version, api, name) = (env!("CARGO_PKG_VERSION"), &config.api.url, sink.name());
+    let address = format!("{:?}", config.rules.address).to_lowercase();
+    let how = if once { "once".into() } else { format!("every {}", humantime::format_duration(config.refresh)) };
+    log::info!("baletheus {version}: devices of {api} to {name}, address {address}, {how}");
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let query = Query::new(&config.fleets, &config.rules);
+    let started = Balena::new(config.api, query).and_then(|balena| {
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
+        Ok((balena, Wakeups::listen(signals, once)))
+    });
+    let (mut balena, mut clock) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            log::error!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match balena.key_is_a_devices() {
+        Ok(true) => log::warn!(
+            "the API key is a device's own and shows that one device only: create a named API key (balenaCloud's \
+             dashboard, Preferences, Access tokens) and set API_KEY to it"
+        ),
+        Ok(false) => {}
+        Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
+    }
+    let discovery = Discovery::new(&mut balena, sink.as_mut(), config.rules, config.fleets);
+    let succeeded = discovery.run((!once).then_some(config.refresh), &mut clock);
+    if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Time that passes, and signals that cut it short.
+struct Wakeups {
+    signals: Receiver<c_int>,
+}
+
+impl Wakeups {
+    /// Signals have a thread of their own, so that one to stop is heard in the midst of a request too: what goes on
+    /// has a moment to end, and is then cut short. The target file is whole at every moment.
+    fn listen(mut from: Signals, once: bool) -> Self {
+        let (sender, signals) = channel();
+        thread::spawn(move || {
+            for signal in &mut from {
+                let _ = sender.send(signal); // nobody listens: the program is about to end
+                if signal != SIGHUP {
+                    log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));
+                    thread::sleep(GRACE);
+                    process::exit(i32::from(once));
+                }
+            }
+        });
+        Wakeups { signals }
+    }
+}
+
+impl Clock for Wakeups {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait(&mut self, until: Instant) -> bool {
+        match self.signals.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(signal) => signal == SIGHUP,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => true,
+        }
+    }
+}
+
+/// The sink of a dry run.
+struct StandardOutput;
+
+impl Sink for StandardOutput {
+    fn name(&self) -> String {
+        "standard output".into()
+    }
+
+    fn held(&self) -> Option<Vec<Entry>> {
+        None
+    }
+
+    fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
+        let mut out = io::stdout().lock();
+        let written = registry::parts(list).try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
+        written.map_err(|error| Failure::new("write", format!("cannot write the list to standard output: {error}")))?;
+        Ok(Published::Written)
+    }
+}

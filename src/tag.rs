@@ -1,0 +1,164 @@
+//! Tags steer a device, as annotations steer a pod in Kubernetes. A device may write its own, so they are
+//! not trusted: none of them can name another host, and one that cannot be understood counts as absent.
+
+use std::fmt;
+
+use crate::config::boolean;
+use crate::device::{Device, Tag, Text};
+use crate::exporter::{self, Exporter};
+
+/// `false` leaves the device out.
+pub const SCRAPE: &str = "prometheus.io/scrape";
+/// The exporters of this device, as the option has them.
+pub const EXPORTERS: &str = "prometheus.io/exporters";
+/// `http` or `https`.
+pub const SCHEME: &str = "prometheus.io/scheme";
+/// How often this device is scraped, in Prometheus' own notation, at least 5s.
+pub const INTERVAL: &str = "prometheus.io/interval";
+
+/// More exporters than this on one device are taken for an attempt to flood Prometheus.
+const MOST_EXPORTERS: usize = 16;
+
+/// What the tags of a device, or else of its fleet, ask for.
+#[derive(Debug, Default)]
+pub struct Steering<'a> {
+    /// Whether to scrape at all.
+    pub scrape: Option<bool>,
+    /// Instead of the configured ones.
+    pub exporters: Option<Vec<Exporter>>,
+    /// `http` or `https`.
+    pub scheme: Option<&'static str>,
+    /// Instead of the scrape config's.
+    pub interval: Option<Interval<'a>>,
+}
+
+/// A duration as Prometheus writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval<'a> {
+    /// As the tag has it.
+    pub text: &'a str,
+    /// Its length in milliseconds.
+    pub millis: u64,
+}
+
+/// Reads the tags that steer; what cannot be understood goes to `warnings`, with its owner's name.
+pub fn steer<'a>(device: &'a Device, warnings: &mut Vec<String>) -> Steering<'a> {
+    let mut read = Reader { device, warnings };
+    Steering {
+        scrape: read.tag(SCRAPE, boolean),
+        exporters: read.tag(EXPORTERS, |text| match exporter::parse_list(text) {
+            Ok(list) if list.len() > MOST_EXPORTERS => Err(format!("names more than {MOST_EXPORTERS} exporters")),
+            list => list,
+        }),
+        scheme: read.tag(SCHEME, |text| match text {
+            "http" => Ok("http"),
+            "https" => Ok("https"),
+            _ => Err("takes http or https".into()),
+        }),
+        interval: read.tag(INTERVAL, interval),
+    }
+}
+
+struct Reader<'a, 'w> {
+    device: &'a Device<'a>,
+    warnings: &'w mut Vec<String>,
+}
+
+impl<'a> Reader<'a, '_> {
+    /// The device's own tag beats its fleet's; one that cannot be read leaves it to the next in line.
+    fn tag<T>(&mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, String>) -> Option<T> {
+        let own = (self.device.tags(), true);
+        for (tags, own) in [own, (self.device.fleet_tags(), false)] {
+            let Some(value) = value(tags, key) else { continue };
+            match parse(value.trim()) {
+                Ok(parsed) => return Some(parsed),
+                Err(error) => {
+                    let owner = if own { self.device.display_name() } else { self.fleet_name() };
+                    let shown: String = value.chars().take(80).collect();
+                    self.warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));
+                }
+            }
+        }
+        None
+    }
+
+    fn fleet_name(&self) -> String {
+        let slug = self.device.fleet().and_then(|fleet| fleet.slug.as_ref());
+        format!("fleet {}", slug.map_or("?", |slug| &*slug.0))
+    }
+}
+
+/// The value of a tag; null counts as empty.
+pub fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
+    let text = |tag: &'a Tag| tag.value.as_ref().map_or("", |Text(value)| value);
+    tags.iter().find(|tag| tag.key.0 == key).map(text)
+}
+
+/// Prometheus' grammar: `1h30m`, units falling, each at most once; humantime's is another one.
+fn interval(text: &str) -> Result<Interval<'_>, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("y", 365 * 86_400_000),
+        ("w", 7 * 86_400_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ];
+    let bad = || "takes a duration of Prometheus such as 30s or 1m30s".to_owned();
+    let (mut rest, mut units, mut millis) = (text, UNITS.iter(), 0_u64);
+    while !rest.is_empty() {
+        let number;
+        (number, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+        let unit;
+        (unit, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_alphabetic).count());
+        let (_, length) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        let part = number.parse().ok().and_then(|number: u64| number.checked_mul(*length));
+        millis = part.and_then(|part| millis.checked_add(part)).ok_or_else(bad)?;
+    }
+    match millis {
+        _ if text.is_empty() => Err(bad()),
+        ..5000 => Err("is shorter than 5s".into()),
+        // Prometheus counts nanoseconds in an i64
+        _ if millis > i64::MAX as u64 / 1_000_000 => Err(bad()),
+        _ => Ok(Interval { text, millis }),
+    }
+}
+
+/// A tag that devices must have, `key` or `key=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagFilter {
+    /// Its key.
+    pub key: String,
+    /// Its value, if that matters.
+    pub value: Option<String>,
+}
+
+impl TagFilter {
+    /// Splits at the first `=`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (key, value) = match text.split_once('=') {
+            Some((key, value)) => (key, Some(value.to_owned())),
+            None => (text, None),
+        };
+        if !(1..=100).contains(&key.chars().count()) || key.contains(char::is_whitespace) {
+            return Err(format!("{key:?} is no key"));
+        }
+        Ok(TagFilter { key: key.to_owned(), value })
+    }
+
+    /// A device's own tag beats its fleet's.
+    pub fn matches(&self, device: &Device) -> bool {
+        let found = value(device.tags(), &self.key).or_else(|| value(device.fleet_tags(), &self.key));
+        found.is_some_and(|found| self.value.as_ref().is_none_or(|wanted| wanted == found))
+    }
+}
+
+impl fmt::Display for TagFilter {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{}={value}", self.key),
+            None => f.write_str(&self.key),
+        }
+    }
+}

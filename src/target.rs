@@ -1,0 +1,357 @@
+//! A device and the rules → target groups, as Prometheus' `file_sd_configs` takes them. Pure functions.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Serialize, Serializer};
+
+use crate::device::{Device, Tag, Text};
+use crate::exporter::Exporter;
+use crate::tag::TagFilter;
+use crate::tag::{self, Steering};
+
+/// How Prometheus reaches a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `<uuid>.balena:<port>`, the name that balena's VPN proxy takes.
+    Vpn,
+    /// `<uuid>.<domain>:443`, the public device URL, which leads to port 80 of the device.
+    Public,
+    /// The first usable of the addresses that the supervisor reports.
+    Lan,
+}
+
+/// What makes targets of devices.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How a device is reached.
+    pub address: Address,
+    /// What listens on each device, unless a tag says otherwise.
+    pub exporters: Vec<Exporter>,
+    /// The domain of public device URLs.
+    pub public_domain: String,
+    /// Names of the plain labels that are attached.
+    pub labels: Vec<&'static str>,
+    /// Leave out devices that are not connected to the VPN.
+    pub online_only: bool,
+    /// Tags that a device must have, its own beating its fleet's.
+    pub tags: Vec<TagFilter>,
+}
+
+/// A label of a target.
+pub struct Label {
+    /// Its name; a plain one that is not chosen is there as `__meta_balena_<name>` instead.
+    pub name: &'static str,
+    /// What it holds, and when it is absent.
+    pub about: &'static str,
+    value: Value,
+}
+
+type Value = for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>;
+
+/// Labels that stay on every series, as the tutorial has them.
+pub const PLAIN: [Label; 8] = [
+    Label { name: "device_name", about: "name of the device; not unique", value: |d| text(d.device_name.as_ref()) },
+    Label { name: UUID, about: "uuid of the device; always there", value: |d| d.uuid().map(Cow::Borrowed) },
+    Label {
+        name: "device_type",
+        about: "type of the device, `raspberrypi4-64`",
+        value: |d| text(d.device_type()?.slug.as_ref()),
+    },
+    Label {
+        name: "fleet",
+        about: "slug of its fleet, `organization/name`; absent without a fleet",
+        value: |d| text(d.fleet()?.slug.as_ref()),
+    },
+    Label {
+        name: "commit",
+        about: "commit of the release that it runs; absent before the first",
+        value: |d| text(d.release()?.commit.as_ref()),
+    },
+    Label { name: "os_version", about: "`balenaOS 6.1.24`", value: |d| text(d.os_version.as_ref()) },
+    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", value: |d| text(d.os_variant.as_ref()) },
+    Label {
+        name: "supervisor_version",
+        about: "version of its supervisor",
+        value: |d| text(d.supervisor_version.as_ref()),
+    },
+];
+
+/// Labels for relabelling, which Prometheus drops after that.
+pub const META: [Label; 5] = [
+    Label {
+        name: DEVICE_ID,
+        about: "id of the device in balena's database",
+        value: |d| d.id.map(|id| id.to_string().into()),
+    },
+    Label {
+        name: "__meta_balena_fleet_name",
+        about: "name of its fleet; not unique across organizations",
+        value: |d| text(d.fleet()?.app_name.as_ref()),
+    },
+    Label {
+        name: "__meta_balena_fleet_id",
+        about: "id of its fleet",
+        value: |d| Some(d.fleet()?.id?.to_string().into()),
+    },
+    Label {
+        name: "__meta_balena_organization",
+        about: "handle of the organization that owns the fleet",
+        value: |d| text(d.organization()?.handle.as_ref()),
+    },
+    Label {
+        name: "__meta_balena_release",
+        about: "version of the release that it runs, `1.2.3`",
+        value: |d| text(d.release()?.raw_version.as_ref()),
+    },
+];
+
+/// Labels that come from tags and exporters: name, what it holds and when it is absent.
+pub const STEERED: [(&str, &str); 8] = [
+    (JOB, "name of the exporter; absent if it has none: the scrape config's `job_name` holds"),
+    (EXPORTER, "name of the exporter, again, since relabelling may change `job`; absent if it has none"),
+    ("__meta_balena_tag_<key>", "value of a tag of the device, the key reduced to `[a-zA-Z0-9_]`"),
+    ("__meta_balena_fleet_tag_<key>", "value of a tag of its fleet"),
+    (SCHEME, "`https` in `public`; else from the tag `prometheus.io/scheme`"),
+    (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
+    (INTERVAL, "from the tag `prometheus.io/interval`"),
+    (TIMEOUT, "the same, where the interval is below Prometheus' time-out of 10s"),
+];
+
+/// The label that every target has.
+pub const UUID: &str = "uuid";
+/// The label by which the target file is read again after a restart.
+pub const DEVICE_ID: &str = "__meta_balena_device_id";
+/// What stands before the name of a label for relabelling.
+pub const META_PREFIX: &str = "__meta_balena_";
+const JOB: &str = "job";
+const EXPORTER: &str = "__meta_balena_exporter";
+const SCHEME: &str = "__scheme__";
+const METRICS_PATH: &str = "__metrics_path__";
+const INTERVAL: &str = "__scrape_interval__";
+const TIMEOUT: &str = "__scrape_timeout__";
+
+/// Label values longer than this, in bytes, are left out.
+const LONGEST_VALUE: usize = 1024;
+/// Of each owner's tags no more than this become labels: a device can give itself any number of them.
+const MOST_TAGS: usize = 64;
+
+fn text<'d>(text: Option<&'d Text>) -> Option<Cow<'d, str>> {
+    text.map(|Text(text)| Cow::Borrowed(&**text)).filter(|text| !text.is_empty())
+}
+
+/// Why a device is not among the targets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// Its record could not be read.
+    Broken(String),
+    /// Without an id it cannot be placed in the list.
+    NoId,
+    /// Its uuid is not 32 or 62 hex digits.
+    BadUuid,
+    /// It came twice.
+    Twice,
+    /// Its record is larger than an answer may be.
+    TooLarge,
+    /// It, or its fleet, does not have a tag that was asked for.
+    NotTagged(String),
+    /// A tag switches scraping off.
+    SwitchedOff,
+    /// balenaCloud sees it offline.
+    Offline,
+    /// Its public device URL is off.
+    NoPublicUrl,
+    /// It reports no address that could be used.
+    NoLanAddress,
+}
+
+impl LeftOut {
+    /// One word for it, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            LeftOut::Broken(_) => "broken",
+            LeftOut::NoId => "no_id",
+            LeftOut::BadUuid => "bad_uuid",
+            LeftOut::Twice => "twice",
+            LeftOut::TooLarge => "too_large",
+            LeftOut::NotTagged(_) => "not_tagged",
+            LeftOut::SwitchedOff => "switched_off",
+            LeftOut::Offline => "offline",
+            LeftOut::NoPublicUrl => "no_public_url",
+            LeftOut::NoLanAddress => "no_lan_address",
+        }
+    }
+
+    /// Whether the data is at fault, rather than the state of the device or somebody's wish.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, LeftOut::Broken(_) | LeftOut::NoId | LeftOut::BadUuid | LeftOut::Twice | LeftOut::TooLarge)
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            LeftOut::Broken(error) => return write!(f, "the API's record of it cannot be read: {error}"),
+            LeftOut::NotTagged(wanted) => {
+                return write!(f, "it does not have the tag {wanted}, or its own says otherwise");
+            }
+            LeftOut::NoId => "the API's record of it has no id",
+            LeftOut::BadUuid => "its uuid is not 32 or 62 hex digits",
+            LeftOut::Twice => "the API listed it twice; the first one stays",
+            LeftOut::TooLarge => "the API's record of it is too large: remove long tags",
+            LeftOut::SwitchedOff => "the tag prometheus.io/scrape switches it off",
+            LeftOut::Offline => "balenaCloud sees it offline",
+            LeftOut::NoPublicUrl => "its public device URL is switched off",
+            LeftOut::NoLanAddress => "it reports no usable LAN address",
+        })
+    }
+}
+
+/// Writes the target groups of a device to `out`, one a line with `,\n` between, as in the list around them, and
+/// returns how many; what is amiss but not fatal goes to `warnings`, with the device's name.
+pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec<String>) -> Result<usize, LeftOut> {
+    device.id.ok_or(LeftOut::NoId)?;
+    let uuid = device.uuid().ok_or(LeftOut::BadUuid)?;
+    if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
+        return Err(LeftOut::NotTagged(wanted.to_string()));
+    }
+    let steering = tag::steer(device, warnings);
+    if steering.scrape == Some(false) {
+        return Err(LeftOut::SwitchedOff);
+    }
+    if rules.online_only && device.is_online != Some(true) {
+        return Err(LeftOut::Offline);
+    }
+    let host = match rules.address {
+        Address::Vpn => format!("{uuid}.balena"),
+        Address::Public if device.is_web_accessible != Some(true) => return Err(LeftOut::NoPublicUrl),
+        Address::Public => format!("{uuid}.{}", rules.public_domain),
+        Address::Lan => lan_host(device).ok_or(LeftOut::NoLanAddress)?,
+    };
+    let labels = labels(device, rules, warnings);
+    let mut written: Vec<(Option<&str>, String)> = Vec::new();
+    for exporter in steering.exporters.as_ref().unwrap_or(&rules.exporters) {
+        let port = if rules.address == Address::Public { 443 } else { exporter.port };
+        let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
+        if written.contains(&identity) {
+            let name = device.display_name();
+            warnings
+                .push(format!("tag {} of {name} names {exporter} twice; the later one is left out", tag::EXPORTERS));
+            continue;
+        }
+        if !written.is_empty() {
+            out.extend_from_slice(b",\n");
+        }
+        let own = exporter_labels(exporter, rules.address, &steering);
+        let group = Group { targets: [&identity.1], labels: Labels(&labels, &own) };
+        let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
+        written.push(identity);
+    }
+    Ok(written.len())
+}
+
+type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// What all exporters of a device have in common, each fact once.
+fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> Vec<Pair<'a>> {
+    let mut labels = Vec::with_capacity(PLAIN.len() + META.len() + device.tags().len() + device.fleet_tags().len());
+    let mut add = |name: Cow<'a, str>, value: Cow<'a, str>| {
+        if value.len() <= LONGEST_VALUE {
+            labels.push((name, value));
+        }
+    };
+    for label in &PLAIN {
+        let Some(value) = (label.value)(device) else { continue };
+        let chosen = label.name == UUID || rules.labels.contains(&label.name);
+        add(if chosen { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() }, value);
+    }
+    for label in &META {
+        if let Some(value) = (label.value)(device) {
+            add(label.name.into(), value);
+        }
+    }
+    for (kind, tags) in [("tag_", device.tags()), ("fleet_tag_", device.fleet_tags())] {
+        // The API answers tags in any order, and the same devices always give the same bytes.
+        let mut tags: Vec<&Tag> = tags.iter().collect();
+        tags.sort_unstable_by_key(|tag| &tag.key);
+        if tags.len() > MOST_TAGS {
+            let (name, count) = (device.display_name(), tags.len());
+            warnings.push(format!("{name} has {count} {kind}* labels; only the first {MOST_TAGS} are attached"));
+            tags.truncate(MOST_TAGS);
+        }
+        let mut names = HashSet::new();
+        for tag in tags {
+            let name = label_name(kind, &tag.key.0);
+            if names.insert(name.clone()) {
+                add(name.into(), tag.value.as_ref().map_or("".into(), |Text(value)| Cow::Borrowed(&**value)));
+            } else {
+                let (device, key) = (device.display_name(), &tag.key.0);
+                warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
+            }
+        }
+    }
+    labels
+}
+
+/// A key reduced to what a label name may hold in Prometheus 2.
+fn label_name(kind: &str, key: &str) -> String {
+    let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    META_PREFIX.chars().chain(kind.chars()).chain(legal).collect()
+}
+
+fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Steering<'a>) -> Vec<Pair<'a>> {
+    let mut labels: Vec<Pair> = Vec::with_capacity(6);
+    if let Some(name) = &exporter.name {
+        labels.push((JOB.into(), name.into()));
+        labels.push((EXPORTER.into(), name.into()));
+    }
+    if let Some(scheme) = if address == Address::Public { Some("https") } else { steering.scheme } {
+        labels.push((SCHEME.into(), scheme.into()));
+    }
+    if let Some(path) = &exporter.path {
+        labels.push((METRICS_PATH.into(), path.into()));
+    }
+    if let Some(interval) = steering.interval {
+        labels.push((INTERVAL.into(), interval.text.into()));
+        // Prometheus drops a target whose interval is shorter than its time-out.
+        if interval.millis < 10_000 {
+            labels.push((TIMEOUT.into(), interval.text.into()));
+        }
+    }
+    labels
+}
+
+/// IPv4 before IPv6, which stands in brackets.
+fn lan_host(device: &Device) -> Option<String> {
+    let addresses = device.ip_address.as_ref()?.0.split_whitespace();
+    let usable: Vec<IpAddr> = addresses.filter_map(|text| text.parse().ok()).filter(is_usable).collect();
+    usable.iter().find(|address| address.is_ipv4()).or(usable.first()).map(|address| match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    })
+}
+
+fn is_usable(address: &IpAddr) -> bool {
+    let address = address.to_canonical();
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(link_local || address.is_loopback() || address.is_multicast() || address.is_unspecified())
+}
+
+#[derive(Serialize)]
+struct Group<'a> {
+    targets: [&'a str; 1],
+    labels: Labels<'a>,
+}
+
+struct Labels<'a>(&'a [Pair<'a>], &'a [Pair<'a>]);
+
+impl Serialize for Labels<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().chain(self.1).map(|(name, value)| (name, value)))
+    }
+}

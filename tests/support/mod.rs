@@ -1,0 +1,9 @@
+//! What the tests and the demo have in common: a simulated balenaCloud, and real programs around the sidecar.
+#![allow(dead_code)] // each test uses some of it
+
+pub mod cloud;
+pub mod odata;
+pub mod prometheus;
+pub mod recording;
+pub mod sidecar;
+pub mod tools;

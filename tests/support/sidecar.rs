@@ -1,0 +1,157 @@
+//! The real binary as a child process: its environment, its log, its end.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::cloud::{Cloud, KEY};
+
+/// Longer than anything here takes on a busy machine; what comes sooner is not waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to start it: a folder of its own to work in, and no environment but this one.
+pub struct Sidecar {
+    binary: PathBuf,
+    pub dir: tempfile::TempDir,
+    env: BTreeMap<String, String>,
+    args: Vec<String>,
+}
+
+impl Sidecar {
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        Sidecar { binary: binary.into(), dir, env: BTreeMap::new(), args: Vec::new() }
+    }
+
+    /// With the key and the URL of this cloud, and every wait as short as may be.
+    pub fn of(binary: impl Into<PathBuf>, cloud: &Cloud) -> Self {
+        let sidecar = Self::new(binary);
+        sidecar.env("API_KEY", KEY).env("BALENA_API_URL", cloud.url()).env("REFRESH_RATE", "1s")
+    }
+
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.args.extend(args.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The target file, where no option names another one.
+    pub fn list(&self) -> String {
+        let path = self.path("balena.json");
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env_clear().envs(&self.env).args(&self.args).current_dir(&self.dir).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end, which must come by itself.
+    pub fn output(&self) -> Output {
+        self.command().output().expect("the binary runs")
+    }
+
+    /// Runs it once and expects success; gives its log.
+    pub fn oneshot(&self) -> String {
+        let output = self.command().arg("--oneshot").output().expect("the binary runs");
+        let log = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(output.status.success(), "{}\n{log}", output.status);
+        log
+    }
+
+    pub fn start(&self) -> Running {
+        let mut child = self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    log.0.lock().unwrap().push(line);
+                    log.1.notify_all();
+                }
+            }
+        });
+        Running { child, log, reader: Some(reader) }
+    }
+}
+
+/// The binary while it runs; killed when dropped.
+pub struct Running {
+    child: Child,
+    log: Arc<(Mutex<Vec<String>>, Condvar)>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// Waits until `count` lines hold this text, and gives the last of them.
+    pub fn wait_for_lines(&self, text: &str, count: usize) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.log.0.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().filter(|line| line.contains(text)).nth(count - 1) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no {count} lines with {text:?} in the log:\n{}", lines.join("\n"));
+            lines = self.log.1.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    pub fn wait_for(&self, text: &str) -> String {
+        self.wait_for_lines(text, 1)
+    }
+
+    /// Sends a signal by its name, as `kill` does.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.id().to_string()]).status().expect("kill is there");
+        assert!(sent.success(), "kill -s {name}");
+    }
+
+    /// Waits for its end, and gives its status and its whole log.
+    pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                self.reader.take().map(thread::JoinHandle::join);
+                return (status, self.log());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end:\n{}", self.log().join("\n"));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
