@@ -60,7 +60,7 @@ impl Balena {
         struct Actor {
             actor_type: String,
         }
-        let Answer::Devices { body, .. } = self.get("/actor/v1/whoami", None, self.timeout.min(WHOAMI_TIMEOUT))? else {
+        let Answer::Devices(_, body) = self.get("/actor/v1/whoami", None, self.timeout.min(WHOAMI_TIMEOUT))? else {
             return Err(Failure::new("bad_answer", "the API does not say whose key this is"));
         };
         let actor: Actor = serde_json::from_slice(&body).map_err(|error| Failure::new("bad_answer", error))?;
@@ -76,8 +76,8 @@ impl Balena {
         match response.status() {
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
             StatusCode::OK => Ok(match self.body(response)? {
-                Some(body) => Answer::Devices { etag: new_etag, body },
-                None => Answer::TooLarge { etag: new_etag },
+                Some(body) => Answer::Devices(new_etag, body),
+                None => Answer::TooLarge(new_etag),
             }),
             _ => Err(self.refused(response)),
         }
@@ -92,7 +92,7 @@ impl Balena {
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        request.send().map_err(|error| self.broken(error.without_url()))
+        request.send().map_err(|error| self.broken(error))
     }
 
     /// The body, or nothing if it is too large.
@@ -109,15 +109,10 @@ impl Balena {
 
     /// A rotated secret needs no restart.
     fn reread_key(&mut self) -> bool {
-        let read = self.key_file.as_deref().map(ApiKey::read);
-        match read {
-            Some(Ok(key)) if key != self.key => {
-                log::info!("the API refused the key; the key file holds another one, which is tried");
-                self.key = key;
-                true
-            }
-            _ => false,
-        }
+        let Some(Ok(key)) = self.key_file.as_deref().map(ApiKey::read) else { return false };
+        let is_new = key != self.key;
+        self.key = key;
+        is_new
     }
 
     /// A request without an answer, or with half of one.
@@ -128,10 +123,8 @@ impl Balena {
         let (reason, message) = if error.is_timeout() {
             ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.timeout)))
         } else if cause.contains("certificate") {
-            (
-                "tls",
-                format!("cannot trust {url}: {cause}; is this device's clock right, and --ca-file (BALENA_CA_FILE)?"),
-            )
+            let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
+            ("tls", format!("cannot trust {url}: {cause}; {hint}"))
         } else if error.is_connect() {
             ("connect", format!("cannot reach {url}: {cause}"))
         } else {
@@ -144,40 +137,29 @@ impl Balena {
     fn refused(&self, response: Response) -> Failure {
         let (status, url) = (response.status(), &self.url);
         let headers = response.headers().clone();
-        let location = text_of(&headers, &LOCATION).unwrap_or_default();
         let (reason, hint) = match status.as_u16() {
-            300..=399 => {
-                let base = Url::parse(&location).ok().map(|to| to.origin().ascii_serialization());
-                let hint = base.map(|base| format!("set --api-url (BALENA_API_URL) to {base} if that is right"));
-                ("redirect", hint.unwrap_or_else(|| "is --api-url (BALENA_API_URL) right?".into()))
-            }
-            400 => ("bad_request", "the API cannot read the request; please report it".into()),
-            401 => (
-                "unauthorized",
-                "the API key is wrong or revoked: check API_KEY; if it is right, the API's database \
-                 may be down, which it tells in the same way"
-                    .into(),
-            ),
-            403 => ("forbidden", "the API key may not do this: check API_KEY".into()),
-            404 => {
-                ("not_found", "this server has no API v7: it is too old, or --api-url (BALENA_API_URL) is wrong".into())
-            }
-            429 => ("rate_limited", "the API asks for patience; a longer --refresh (REFRESH_RATE) helps".into()),
-            500 => ("server_error", "the API is in trouble, or too old for a field that is asked for".into()),
-            _ => ("server_error", "the API is in trouble".into()),
+            300..=399 => ("redirect", "set --api-url (BALENA_API_URL) to where it leads, if that is right"),
+            400 => ("bad_request", "the API cannot read the request; please report it"),
+            401 => ("unauthorized", "check API_KEY; or the API's database is down, which it tells in the same way"),
+            403 => ("forbidden", "the API key may not do this: check API_KEY"),
+            404 => ("not_found", "this server has no API v7: is it too old, or --api-url (BALENA_API_URL) wrong?"),
+            429 => ("rate_limited", "the API asks for patience; a longer --refresh (REFRESH_RATE) helps"),
+            500 => ("server_error", "the API is in trouble, or too old for a field that is asked for"),
+            _ => ("server_error", "the API is in trouble"),
         };
         let retry_after = retry_after(&headers);
-        let said = self.excerpt(response, &location);
+        let said = self.excerpt(response);
         Failure { retry_after, ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}")) }
     }
 
     /// What the answer says of itself, without the key if it is echoed.
-    fn excerpt(&self, response: Response, location: &str) -> String {
+    fn excerpt(&self, response: Response) -> String {
+        let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
         let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
         let mut body = Vec::new();
         let read = response.take(1024).read_to_end(&mut body);
         let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-        let said = if location.is_empty() { said.trim() } else { location };
+        let said = location.as_deref().unwrap_or(said.trim());
         let said: String = said.replace(self.key.secret(), "…").chars().take(200).collect();
         if said.is_empty() { said } else { format!(", {said}") }
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::options::items;
+
 /// An exporter, the same on every device unless a tag says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exporter {
@@ -22,13 +24,9 @@ impl fmt::Display for Exporter {
     }
 }
 
-/// What [`parse_list`] takes, for messages.
-pub const TAKES: &str = "[NAME:]PORT[/PATH], several with commas, as in node:9100,app:8080/internal/metrics";
-
 /// Reads a comma-separated list of exporters; empty items are passed over, an empty list is an error.
 pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
-    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    let list: Vec<_> = items.map(parse).collect::<Result<_, _>>()?;
+    let list: Vec<_> = items(text).map(parse).collect::<Result<_, _>>()?;
     if list.is_empty() { Err("names no exporter".into()) } else { Ok(list) }
 }
 

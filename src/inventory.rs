@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
-use crate::device::{self, Broken, Device};
+use crate::device::{self, Device, Text, one};
 use crate::discovery::Failure;
 use crate::query::FleetRef;
 use crate::target::{self, LeftOut, Rules};
@@ -27,53 +27,29 @@ pub trait Source {
 pub enum Answer {
     /// It still has the `ETag` that was named.
     Unchanged,
-    /// `{"d": [ … ]}`
-    Devices {
-        /// By which it can be asked for again.
-        etag: Option<String>,
-        /// The JSON.
-        body: Vec<u8>,
-    },
-    /// It is larger than an answer may be.
-    TooLarge {
-        /// By which it can be asked for again.
-        etag: Option<String>,
-    },
+    /// The `ETag` by which to ask for it again, and `{"d": [ … ]}`.
+    Devices(Option<String>, Vec<u8>),
+    /// It is larger than an answer may be; the `ETag` by which to ask for it again.
+    TooLarge(Option<String>),
 }
 
-/// A device in the list, or left out of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A device: what is listed of it, or why nothing is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Its id, or 0 where it has none of its own.
     pub id: u64,
     /// How people are told of it.
     pub name: Arc<str>,
-    /// What became of it.
-    pub state: State,
-}
-
-impl Entry {
     /// How many target groups it has.
-    pub fn targets(&self) -> usize {
-        if let State::Listed { targets, .. } = self.state { targets } else { 0 }
-    }
-}
-
-/// What became of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It has target groups; equal fingerprints mean equal groups.
-    Listed {
-        /// How many.
-        targets: usize,
-        /// Of their text.
-        print: u64,
-    },
-    /// It has none.
-    LeftOut(Arc<LeftOut>),
+    pub targets: usize,
+    /// Of the text of its target groups: equal fingerprints mean equal groups.
+    pub print: u64,
+    /// Why it has none.
+    pub left_out: Option<Arc<LeftOut>>,
 }
 
 /// The devices with ids above `after`, up to where the next page begins.
+#[derive(Default)]
 struct Page {
     after: u64,
     top: usize,
@@ -124,15 +100,12 @@ impl Inventory {
         loop {
             match source.page(after, top, etag)? {
                 Answer::Unchanged => return Ok(None),
-                Answer::Devices { etag, body } => {
-                    let next = self.pages[index.min(self.pages.len())..]
-                        .iter()
-                        .map(|old| old.after)
-                        .find(|next| *next > after);
+                Answer::Devices(etag, body) => {
+                    let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
                     return Page::read(after, top, etag, &body, next, rules).map(Some);
                 }
-                Answer::TooLarge { .. } if top > 1 => (top, etag) = (top / 2, None),
-                Answer::TooLarge { etag } => return Page::too_large(after, etag, source).map(Some),
+                Answer::TooLarge(_) if top > 1 => (top, etag) = (top / 2, None),
+                Answer::TooLarge(etag) => return Page::too_large(after, etag, source, rules).map(Some),
             }
         }
     }
@@ -165,96 +138,72 @@ impl Inventory {
 }
 
 impl Page {
-    fn new(after: u64, top: usize, etag: Option<String>) -> Self {
-        let (text, entries, warnings) = (Vec::new(), Vec::new(), Vec::new());
-        Page { after, top, end: None, etag, text, entries, warnings, fleets: BTreeSet::new() }
-    }
-
     /// `next` is where the following page began so far. A device that goes would shift all pages behind it; so a page
     /// ends there again, if it is still worth its request.
     fn read(
-        after: u64,
-        top: usize,
-        etag: Option<String>,
-        body: &[u8],
-        next: Option<u64>,
-        rules: &Rules,
+        after: u64, top: usize, etag: Option<String>, body: &[u8], next: Option<u64>, rules: &Rules,
     ) -> Result<Self, Failure> {
         let bad = |what: &str| Failure::new("bad_answer", format!("the API's answer is no page of devices: {what}"));
         let mut devices = device::parse_page(body).map_err(|error| bad(&error.to_string()))?;
-        let id_of =
-            |device: &Result<Device, Broken>| device.as_ref().map_or_else(|broken| broken.id, |device| device.id);
-        let ids: Vec<u64> = devices.iter().filter_map(id_of).collect();
+        let ids: Vec<u64> = devices.iter().filter_map(|device| device.id).collect();
         if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
             return Err(bad("the ids do not rise"));
         }
-        let mut page = Page::new(after, top, etag);
+        let mut page = Page { after, top, etag, ..Page::default() };
         if devices.len() >= top {
             page.end = Some(*ids.last().ok_or_else(|| bad("no device has an id"))?);
             let kept = ids.iter().take_while(|id| next.is_none_or(|next| **id <= next)).count();
             if kept < ids.len() && kept >= top / 2 {
                 page.end = next;
-                devices.retain(|device| id_of(device) <= next);
+                devices.retain(|device| device.id <= next);
             }
         }
         let mut last = None;
-        for device in devices {
-            let id = device.as_ref().map_or_else(|broken| broken.id, |device| device.id);
-            let twice = id.is_some() && id == last;
-            last = id.or(last);
-            page.add(id.unwrap_or_default(), device, twice, rules);
+        for mut device in devices {
+            if device.id.is_some() && device.id == last {
+                device.broken = Some("it comes twice, and the first one stays".into());
+                device.id = None;
+            }
+            last = device.id.or(last);
+            page.add(&device, rules);
         }
         page.text.shrink_to_fit();
         page.entries.shrink_to_fit();
         Ok(page)
     }
 
-    fn add(&mut self, id: u64, device: Result<Device, Broken>, twice: bool, rules: &Rules) {
-        let (name, listed) = match device {
-            Ok(device) => {
-                self.add_fleet(&device);
-                let name = device.display_name();
-                (name, if twice { Err(LeftOut::Twice) } else { self.map(&device, rules) })
-            }
-            Err(broken) => (broken.name, Err(LeftOut::Broken(broken.error))),
-        };
-        let state = listed.unwrap_or_else(|left_out| State::LeftOut(Arc::new(left_out)));
-        self.entries.push(Entry { id: if twice { 0 } else { id }, name: name.into(), state });
+    /// The page of one device that is too large to be read: it is left out, and named.
+    fn too_large(after: u64, etag: Option<String>, source: &mut dyn Source, rules: &Rules) -> Result<Self, Failure> {
+        let bad = || Failure::new("bad_answer", format!("the device after id {after} is too large, and has no name"));
+        let Answer::Devices(_, body) = source.identity(after)? else { return Err(bad()) };
+        let mut device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop()).ok_or_else(bad)?;
+        device.broken = Some("it is too large; remove long tags".into());
+        let end = Some(device.id.filter(|id| *id > after).ok_or_else(bad)?);
+        let mut page = Page { after, top: 1, end, etag, ..Page::default() };
+        page.add(&device, rules);
+        Ok(page)
     }
 
-    fn map(&mut self, device: &Device, rules: &Rules) -> Result<State, LeftOut> {
+    fn add(&mut self, device: &Device, rules: &Rules) {
         let before = self.text.len();
         if before > 0 {
             self.text.extend_from_slice(b",\n");
         }
         let start = self.text.len();
+        let mut entry =
+            Entry { id: device.id.unwrap_or_default(), name: device.display_name().into(), ..Entry::default() };
         match target::map(device, rules, &mut self.text, &mut self.warnings) {
-            Ok(targets) => Ok(State::Listed { targets, print: fingerprint(&self.text[start..]) }),
+            Ok(targets) => (entry.targets, entry.print) = (targets, fingerprint(&self.text[start..])),
             Err(left_out) => {
                 self.text.truncate(before);
-                Err(left_out)
+                entry.left_out = Some(Arc::new(left_out));
             }
         }
-    }
-
-    fn add_fleet(&mut self, device: &Device) {
-        let Some(fleet) = device.fleet() else { return };
-        let text = |text: &Option<device::Text>| text.as_ref().map_or_else(String::new, |text| text.0.to_string());
-        self.fleets.insert((fleet.id, text(&fleet.app_name), text(&fleet.slug)));
-    }
-
-    /// The page of one device that is too large to be read: it is left out, and named.
-    fn too_large(after: u64, etag: Option<String>, source: &mut dyn Source) -> Result<Self, Failure> {
-        let bad = || Failure::new("bad_answer", format!("the device after id {after} is too large, and has no name"));
-        let Answer::Devices { body, .. } = source.identity(after)? else { return Err(bad()) };
-        let devices = device::parse_page(&body).map_err(|_| bad())?;
-        let Some(Ok(device)) = devices.into_iter().next() else { return Err(bad()) };
-        let id = device.id.filter(|id| *id > after).ok_or_else(bad)?;
-        let mut page = Page::new(after, 1, etag);
-        page.end = Some(id);
-        let state = State::LeftOut(Arc::new(LeftOut::TooLarge));
-        page.entries.push(Entry { id, name: device.display_name().into(), state });
-        Ok(page)
+        self.entries.push(entry);
+        if let Some(fleet) = one(&device.fleet) {
+            let text = |text: &Option<Text>| text.as_deref().unwrap_or_default().to_owned();
+            self.fleets.insert((fleet.id, text(&fleet.app_name), text(&fleet.slug)));
+        }
     }
 }
 

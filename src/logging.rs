@@ -4,18 +4,16 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::SystemTime;
 
+use log::LevelFilter;
 use serde::Serialize;
 
-use crate::config::Log;
-
 /// Sets up the log. Libraries are heard only with `RUST_LOG`: what they have to say of an error is in our own line.
-pub fn init(config: &Log) {
+pub fn init(level: LevelFilter, filter: Option<&str>, json: bool) {
     let mut builder = env_logger::Builder::new();
-    builder.filter_module(env!("CARGO_PKG_NAME"), config.level);
-    if let Some(filter) = &config.filter {
+    builder.filter_module(env!("CARGO_PKG_NAME"), level);
+    if let Some(filter) = filter {
         builder.parse_filters(filter);
     }
-    let json = config.json;
     builder.format(move |out, record| {
         let (level, target, message) = (record.level(), record.target(), record.args().to_string());
         let time = humantime::format_rfc3339_millis(SystemTime::now());

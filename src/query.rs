@@ -27,12 +27,10 @@ impl FleetRef {
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return text.parse().map(FleetRef::Id).map_err(|error| format!("{text}: {error}"));
         }
-        match text.split_once('/') {
-            None => Ok(FleetRef::Name(text.to_owned())),
-            Some((organization, name)) if !organization.is_empty() && !name.is_empty() && !name.contains('/') => {
-                Ok(FleetRef::Slug(text.to_owned()))
-            }
-            Some(_) => Err(format!("{text:?} is not organization/name")),
+        match *text.split('/').collect::<Vec<_>>() {
+            [name] => Ok(FleetRef::Name(name.to_owned())),
+            [organization, name] if !organization.is_empty() && !name.is_empty() => Ok(FleetRef::Slug(text.to_owned())),
+            _ => Err(format!("{text:?} is not organization/name")),
         }
     }
 }
@@ -66,11 +64,11 @@ impl Query {
         if rules.online_only {
             fields.push_str(",is_online");
         }
-        match rules.address {
-            Address::Vpn => {}
-            Address::Public => fields.push_str(",is_web_accessible"),
-            Address::Lan => fields.push_str(",ip_address"),
-        }
+        fields.push_str(match rules.address {
+            Address::Vpn => "",
+            Address::Public => ",is_web_accessible",
+            Address::Lan => ",ip_address",
+        });
         Query { fields, filter: filter(fleets, &rules.tags) }
     }
 
@@ -94,10 +92,8 @@ fn range(filter: &str, after: u64, top: usize) -> String {
 /// Whether the choice of devices fits into a URL, of which the API takes 15,000 bytes.
 pub fn check(fleets: &[FleetRef], tags: &[TagFilter]) -> Result<(), String> {
     let length = filter(fleets, tags).len();
-    if length <= 14_000 {
-        return Ok(());
-    }
-    Err(format!("the fleets and tags make a query of {length} bytes, more than the API takes: name fewer, or ids"))
+    let error = || format!("the fleets and tags make a query of {length} bytes, more than the API takes: name fewer");
+    (length <= 14_000).then_some(()).ok_or_else(error)
 }
 
 /// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.

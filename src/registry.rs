@@ -1,18 +1,16 @@
 //! The target file. What stands in it is replaced whole, atomically and durably, and only by something else.
 
+use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
-use crate::config;
 use crate::device::display_name;
 use crate::discovery::{Failure, Published, Sink};
-use crate::inventory::{Entry, Inventory, State, fingerprint};
+use crate::inventory::{Entry, Inventory, fingerprint};
 use crate::target::{DEVICE_ID, META_PREFIX, UUID};
 
 /// The target file, and the folder beside it where the next one is written.
@@ -33,10 +31,10 @@ type Look = (u64, u64, u64, i64, i64);
 
 impl Registry {
     /// Touches nothing yet.
-    pub fn new(file: config::File) -> Self {
-        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        let scratch = directory(&file.path).join(format!(".{}.tmp", name.trim_start_matches('.')));
-        Registry { path: file.path, scratch, mode: file.mode, write_empty: file.write_empty, seen: None }
+    pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let scratch = directory(&path).join(format!(".{}.tmp", name.trim_start_matches('.')));
+        Registry { path, scratch, mode, write_empty, seen: None }
     }
 
     fn look(&self) -> Option<Look> {
@@ -44,33 +42,35 @@ impl Registry {
         Some((look.dev(), look.ino(), look.size(), look.mtime(), look.mtime_nsec()))
     }
 
-    fn failed(&self, doing: &str, error: &io::Error) -> Failure {
+    fn failed(&self, error: &io::Error) -> Failure {
         let hint = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space",
             io::ErrorKind::PermissionDenied => "let this user write there",
             io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or set --sd-file (SD_FILE_PATH)",
             _ => "is --sd-file (SD_FILE_PATH) right?",
         };
-        Failure::new("write", format!("cannot {doing} {}: {error}; {hint}", self.path.display()))
+        Failure::new("write", format!("cannot write {}: {error}; {hint}", self.path.display()))
     }
 
-    /// The file, if it is one: a pipe would block, a directory cannot be replaced.
+    /// The file, if it is one: a pipe would block.
     fn open(&self) -> io::Result<File> {
-        if fs::metadata(&self.path)?.is_file() {
-            return File::open(&self.path);
+        if !fs::metadata(&self.path)?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+        File::open(&self.path)
     }
 
     fn holds(&self, list: &Inventory) -> io::Result<bool> {
-        let mut file = BufReader::new(self.open()?);
-        let mut buffer = Vec::new();
+        let file = self.open()?;
+        if file.metadata()?.mode() & 0o777 != self.mode {
+            return Ok(false);
+        }
+        let (mut file, mut buffer) = (BufReader::new(file), Vec::new());
         for part in parts(list) {
             buffer.resize(part.len(), 0);
-            match file.read_exact(&mut buffer) {
-                Ok(()) if buffer == part => {}
-                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
-                _ => return Ok(false),
+            file.read_exact(&mut buffer)?;
+            if buffer != part {
+                return Ok(false);
             }
         }
         Ok(file.read(&mut [0])? == 0)
@@ -106,27 +106,18 @@ impl Sink for Registry {
         if !list.changed && self.seen.is_some() && self.seen == self.look() {
             return Ok(Published::Unchanged);
         }
-        self.seen = None;
-        match self.holds(list) {
-            Ok(true) => {
-                let mode = Permissions::from_mode(self.mode);
-                fs::set_permissions(&self.path, mode).map_err(|error| self.failed("set the mode of", &error))?;
-                self.seen = self.look();
-                return Ok(Published::Unchanged);
+        // One that cannot be read is replaced, and so is one that ends too early.
+        let holds = self.holds(list).unwrap_or(false);
+        if !holds {
+            self.seen = None;
+            let has_targets = || self.held().is_none_or(|held| !held.is_empty());
+            if list.texts().next().is_none() && !self.write_empty && has_targets() {
+                return Ok(Published::Refused);
             }
-            Ok(false) => {
-                // a file that cannot be read as a list is no reason to drop what Prometheus still has from it
-                let is_empty = self.held().is_some_and(|held| held.is_empty());
-                if list.texts().next().is_none() && !is_empty && !self.write_empty {
-                    return Ok(Published::Refused);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(self.failed("read", &error)),
+            self.write(list).map_err(|error| self.failed(&error))?;
         }
-        self.write(list).map_err(|error| self.failed("write", &error))?;
         self.seen = self.look();
-        Ok(Published::Written)
+        Ok(if holds { Published::Unchanged } else { Published::Written })
     }
 }
 
@@ -145,47 +136,31 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What a target file of ours holds, group by group: a list may be larger than memory allows to hold twice.
-fn read(file: File) -> serde_json::Result<Vec<Entry>> {
-    struct Groups;
-    impl<'de> Visitor<'de> for Groups {
-        type Value = Vec<Entry>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-            f.write_str("a list of target groups")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut groups: A) -> Result<Vec<Entry>, A::Error> {
-            let mut entries: Vec<Entry> = Vec::new();
-            let mut text = String::new();
-            while let Some(group) = groups.next_element::<Box<RawValue>>()? {
-                let (id, name) = identity(&group);
-                match entries.last_mut() {
-                    Some(Entry { id: last, state: State::Listed { targets, print }, .. }) if *last == id && id > 0 => {
-                        text = text + ",\n" + group.get();
-                        (*targets, *print) = (*targets + 1, fingerprint(text.as_bytes()));
-                    }
-                    _ => {
-                        group.get().clone_into(&mut text);
-                        let state = State::Listed { targets: 1, print: fingerprint(text.as_bytes()) };
-                        entries.push(Entry { id, name: name.into(), state });
-                    }
-                }
-            }
-            Ok(entries)
-        }
-    }
-    serde_json::Deserializer::from_reader(BufReader::new(file)).deserialize_seq(Groups)
-}
-
-fn identity(group: &RawValue) -> (u64, String) {
+/// What a target file of ours holds, line by line: a list may be larger than memory allows to hold twice.
+fn read(file: File) -> io::Result<Vec<Entry>> {
     #[derive(Deserialize)]
     struct Group {
-        labels: serde_json::Map<String, serde_json::Value>,
+        labels: HashMap<String, String>,
     }
-    let Ok(Group { labels }) = serde_json::from_str(group.get()) else { return (0, String::new()) };
-    let label = |name: &str| labels.get(name).and_then(|value| value.as_str());
-    let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
-    let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
-    (id.unwrap_or_default(), display_name(name, label(UUID), id))
+    let (mut entries, mut text): (Vec<Entry>, String) = <_>::default();
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        let group = line.trim_end_matches(',');
+        if matches!(group, "[" | "]" | "[]") {
+            continue;
+        }
+        let Group { labels } = serde_json::from_str(group)?;
+        let label = |name: &str| labels.get(name).map(String::as_str);
+        let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
+        if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
+            text = text + ",\n" + group;
+            (last.targets, last.print) = (last.targets + 1, fingerprint(text.as_bytes()));
+            continue;
+        }
+        group.clone_into(&mut text);
+        let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
+        let (name, print) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
+        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, print, left_out: None });
+    }
+    Ok(entries)
 }

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::balena::Balena;
-use crate::config::{self, Asked, Config, Mode};
+use crate::config::{self, Config, Told};
 use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
 use crate::inventory::{Entry, Inventory};
 use crate::logging;
@@ -25,29 +25,30 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match config::read(args, &|name| std::env::var_os(name)) {
-        Ok(Asked::Run(config)) => run(*config),
-        Ok(Asked::Told(told)) => {
+        Ok(config) => run(config),
+        Err(Told::ByClap(told)) => {
             let _ = told.print(); // standard output may be closed
             ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2))
         }
-        Err(errors) => {
-            let count = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-            eprintln!("baletheus: {count}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
+        Err(Told::Errors(errors)) => {
+            let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
+            eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
             ExitCode::from(2)
         }
     }
 }
 
 fn run(config: Config) -> ExitCode {
-    logging::init(&config.log);
-    let once = config.mode != Mode::Loop;
-    let mut sink: Box<dyn Sink> = match config.mode {
-        Mode::DryRun => Box::new(StandardOutput),
-        Mode::Loop | Mode::Oneshot => Box::new(Registry::new(config.file)),
+    logging::init(config.log_level, config.log_filter.as_deref(), config.log_json);
+    let mut sink: Box<dyn Sink> = if config.dry_run {
+        Box::new(StandardOutput)
+    } else {
+        Box::new(Registry::new(config.sd_file, config.sd_file_mode, config.write_empty))
     };
     let (version, api, name) = (env!("CARGO_PKG_VERSION"), &config.api.url, sink.name());
     let address = format!("{:?}", config.rules.address).to_lowercase();
-    let how = if once { "once".into() } else { format!("every {}", humantime::format_duration(config.refresh)) };
+    let every = |interval| format!("every {}", humantime::format_duration(interval));
+    let how = config.refresh.map_or("once".into(), every);
     log::info!("baletheus {version}: devices of {api} to {name}, address {address}, {how}");
     for warning in &config.warnings {
         log::warn!("{warning}");
@@ -55,7 +56,7 @@ fn run(config: Config) -> ExitCode {
     let query = Query::new(&config.fleets, &config.rules);
     let started = Balena::new(config.api, query).and_then(|balena| {
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
-        Ok((balena, Wakeups::listen(signals, once)))
+        Ok((balena, Wakeups::listen(signals, config.refresh.is_none())))
     });
     let (mut balena, mut clock) = match started {
         Ok(started) => started,
@@ -73,7 +74,7 @@ fn run(config: Config) -> ExitCode {
         Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
     }
     let discovery = Discovery::new(&mut balena, sink.as_mut(), config.rules, config.fleets);
-    let succeeded = discovery.run((!once).then_some(config.refresh), &mut clock);
+    let succeeded = discovery.run(config.refresh, &mut clock);
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use crate::config::boolean;
-use crate::device::{Device, Tag, Text};
+use crate::device::{Device, Tag, one};
 use crate::exporter::{self, Exporter};
+use crate::options::boolean;
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "prometheus.io/scrape";
@@ -27,84 +27,59 @@ pub struct Steering<'a> {
     /// Instead of the configured ones.
     pub exporters: Option<Vec<Exporter>>,
     /// `http` or `https`.
-    pub scheme: Option<&'static str>,
-    /// Instead of the scrape config's.
-    pub interval: Option<Interval<'a>>,
-}
-
-/// A duration as Prometheus writes it.
-#[derive(Clone, Copy, Debug)]
-pub struct Interval<'a> {
-    /// As the tag has it.
-    pub text: &'a str,
-    /// Its length in milliseconds.
-    pub millis: u64,
+    pub scheme: Option<&'a str>,
+    /// Instead of the scrape config's: the duration as it is written, and in milliseconds.
+    pub interval: Option<(&'a str, u64)>,
 }
 
 /// Reads the tags that steer; what cannot be understood goes to `warnings`, with its owner's name.
 pub fn steer<'a>(device: &'a Device, warnings: &mut Vec<String>) -> Steering<'a> {
-    let mut read = Reader { device, warnings };
     Steering {
-        scrape: read.tag(SCRAPE, boolean),
-        exporters: read.tag(EXPORTERS, |text| match exporter::parse_list(text) {
-            Ok(list) if list.len() > MOST_EXPORTERS => Err(format!("names more than {MOST_EXPORTERS} exporters")),
-            list => list,
-        }),
-        scheme: read.tag(SCHEME, |text| match text {
-            "http" => Ok("http"),
-            "https" => Ok("https"),
-            _ => Err("takes http or https".into()),
-        }),
-        interval: read.tag(INTERVAL, interval),
+        scrape: read(device, SCRAPE, boolean, warnings),
+        exporters: read(device, EXPORTERS, exporters, warnings),
+        scheme: read(device, SCHEME, scheme, warnings),
+        interval: read(device, INTERVAL, interval, warnings),
     }
 }
 
-struct Reader<'a, 'w> {
-    device: &'a Device<'a>,
-    warnings: &'w mut Vec<String>,
+/// The device's own tag beats its fleet's; one that cannot be understood leaves it to the next in line.
+fn read<'a, T>(
+    device: &'a Device, key: &str, parse: impl Fn(&'a str) -> Result<T, String>, warnings: &mut Vec<String>,
+) -> Option<T> {
+    for (tags, is_own) in [(device.tags(), true), (device.fleet_tags(), false)] {
+        let Some(value) = value(tags, key) else { continue };
+        let error = match parse(value.trim()) {
+            Ok(parsed) => return Some(parsed),
+            Err(error) => error,
+        };
+        let fleet = one(&device.fleet).and_then(|fleet| fleet.slug.as_deref());
+        let owner = if is_own { device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };
+        let shown: String = value.chars().take(80).collect();
+        warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));
+    }
+    None
 }
 
-impl<'a> Reader<'a, '_> {
-    /// The device's own tag beats its fleet's; one that cannot be read leaves it to the next in line.
-    fn tag<T>(&mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, String>) -> Option<T> {
-        let own = (self.device.tags(), true);
-        for (tags, own) in [own, (self.device.fleet_tags(), false)] {
-            let Some(value) = value(tags, key) else { continue };
-            match parse(value.trim()) {
-                Ok(parsed) => return Some(parsed),
-                Err(error) => {
-                    let owner = if own { self.device.display_name() } else { self.fleet_name() };
-                    let shown: String = value.chars().take(80).collect();
-                    self.warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));
-                }
-            }
-        }
-        None
-    }
+fn exporters(text: &str) -> Result<Vec<Exporter>, String> {
+    let list = exporter::parse_list(text)?;
+    let few = list.len() <= MOST_EXPORTERS;
+    few.then_some(list).ok_or_else(|| format!("names more than {MOST_EXPORTERS} exporters"))
+}
 
-    fn fleet_name(&self) -> String {
-        let slug = self.device.fleet().and_then(|fleet| fleet.slug.as_ref());
-        format!("fleet {}", slug.map_or("?", |slug| &*slug.0))
-    }
+fn scheme(text: &str) -> Result<&str, String> {
+    if matches!(text, "http" | "https") { Ok(text) } else { Err("takes http or https".into()) }
 }
 
 /// The value of a tag; null counts as empty.
 pub fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
-    let text = |tag: &'a Tag| tag.value.as_ref().map_or("", |Text(value)| value);
-    tags.iter().find(|tag| tag.key.0 == key).map(text)
+    tags.iter().find(|tag| &*tag.key == key).map(|tag| tag.value.as_deref().unwrap_or_default())
 }
 
 /// Prometheus' grammar: `1h30m`, units falling, each at most once; humantime's is another one.
-fn interval(text: &str) -> Result<Interval<'_>, String> {
-    const UNITS: [(&str, u64); 7] = [
-        ("y", 365 * 86_400_000),
-        ("w", 7 * 86_400_000),
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1000),
-        ("ms", 1),
-    ];
+fn interval(text: &str) -> Result<(&str, u64), String> {
+    const DAY: u64 = 86_400_000;
+    const UNITS: [(&str, u64); 7] =
+        [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     let bad = || "takes a duration of Prometheus such as 30s or 1m30s".to_owned();
     let (mut rest, mut units, mut millis) = (text, UNITS.iter(), 0_u64);
     while !rest.is_empty() {
@@ -121,7 +96,7 @@ fn interval(text: &str) -> Result<Interval<'_>, String> {
         ..5000 => Err("is shorter than 5s".into()),
         // Prometheus counts nanoseconds in an i64
         _ if millis > i64::MAX as u64 / 1_000_000 => Err(bad()),
-        _ => Ok(Interval { text, millis }),
+        _ => Ok((text, millis)),
     }
 }
 

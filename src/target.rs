@@ -2,15 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use crate::device::{Device, Tag, Text};
+use crate::device::{Device, Tag, Text, one};
 use crate::exporter::Exporter;
-use crate::tag::TagFilter;
-use crate::tag::{self, Steering};
+use crate::tag::{self, Steering, TagFilter};
 
 /// How Prometheus reaches a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,61 +49,27 @@ pub struct Label {
 
 type Value = for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>;
 
+#[rustfmt::skip] // a table
 /// Labels that stay on every series, as the tutorial has them.
 pub const PLAIN: [Label; 8] = [
-    Label { name: "device_name", about: "name of the device; not unique", value: |d| text(d.device_name.as_ref()) },
+    Label { name: "device_name", about: "name of the device; not unique", value: |d| text(&d.device_name) },
     Label { name: UUID, about: "uuid of the device; always there", value: |d| d.uuid().map(Cow::Borrowed) },
-    Label {
-        name: "device_type",
-        about: "type of the device, `raspberrypi4-64`",
-        value: |d| text(d.device_type()?.slug.as_ref()),
-    },
-    Label {
-        name: "fleet",
-        about: "slug of its fleet, `organization/name`; absent without a fleet",
-        value: |d| text(d.fleet()?.slug.as_ref()),
-    },
-    Label {
-        name: "commit",
-        about: "commit of the release that it runs; absent before the first",
-        value: |d| text(d.release()?.commit.as_ref()),
-    },
-    Label { name: "os_version", about: "`balenaOS 6.1.24`", value: |d| text(d.os_version.as_ref()) },
-    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", value: |d| text(d.os_variant.as_ref()) },
-    Label {
-        name: "supervisor_version",
-        about: "version of its supervisor",
-        value: |d| text(d.supervisor_version.as_ref()),
-    },
+    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", value: |d| text(&one(&d.device_type)?.slug) },
+    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", value: |d| text(&one(&d.fleet)?.slug) },
+    Label { name: "commit", about: "commit of the release that it runs; absent before the first", value: |d| text(&one(&d.release)?.commit) },
+    Label { name: "os_version", about: "`balenaOS 6.1.24`", value: |d| text(&d.os_version) },
+    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", value: |d| text(&d.os_variant) },
+    Label { name: "supervisor_version", about: "version of its supervisor", value: |d| text(&d.supervisor_version) },
 ];
 
+#[rustfmt::skip] // a table
 /// Labels for relabelling, which Prometheus drops after that.
 pub const META: [Label; 5] = [
-    Label {
-        name: DEVICE_ID,
-        about: "id of the device in balena's database",
-        value: |d| d.id.map(|id| id.to_string().into()),
-    },
-    Label {
-        name: "__meta_balena_fleet_name",
-        about: "name of its fleet; not unique across organizations",
-        value: |d| text(d.fleet()?.app_name.as_ref()),
-    },
-    Label {
-        name: "__meta_balena_fleet_id",
-        about: "id of its fleet",
-        value: |d| Some(d.fleet()?.id?.to_string().into()),
-    },
-    Label {
-        name: "__meta_balena_organization",
-        about: "handle of the organization that owns the fleet",
-        value: |d| text(d.organization()?.handle.as_ref()),
-    },
-    Label {
-        name: "__meta_balena_release",
-        about: "version of the release that it runs, `1.2.3`",
-        value: |d| text(d.release()?.raw_version.as_ref()),
-    },
+    Label { name: DEVICE_ID, about: "id of the device in balena's database", value: |d| number(d.id) },
+    Label { name: "__meta_balena_fleet_name", about: "name of its fleet; not unique across organizations", value: |d| text(&one(&d.fleet)?.app_name) },
+    Label { name: "__meta_balena_fleet_id", about: "id of its fleet", value: |d| number(one(&d.fleet)?.id) },
+    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", value: |d| text(&one(&one(&d.fleet)?.organization)?.handle) },
+    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", value: |d| text(&one(&d.release)?.raw_version) },
 ];
 
 /// Labels that come from tags and exporters: name, what it holds and when it is absent.
@@ -138,97 +102,57 @@ const LONGEST_VALUE: usize = 1024;
 /// Of each owner's tags no more than this become labels: a device can give itself any number of them.
 const MOST_TAGS: usize = 64;
 
-fn text<'d>(text: Option<&'d Text>) -> Option<Cow<'d, str>> {
-    text.map(|Text(text)| Cow::Borrowed(&**text)).filter(|text| !text.is_empty())
+#[allow(clippy::ref_option)] // a field, as it is
+fn text<'d>(text: &'d Option<Text>) -> Option<Cow<'d, str>> {
+    text.as_deref().filter(|text| !text.is_empty()).map(Cow::Borrowed)
+}
+
+fn number(number: Option<u64>) -> Option<Cow<'static, str>> {
+    number.map(|number| number.to_string().into())
 }
 
 /// Why a device is not among the targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LeftOut {
-    /// Its record could not be read.
-    Broken(String),
-    /// Without an id it cannot be placed in the list.
-    NoId,
-    /// Its uuid is not 32 or 62 hex digits.
-    BadUuid,
-    /// It came twice.
-    Twice,
-    /// Its record is larger than an answer may be.
-    TooLarge,
-    /// It, or its fleet, does not have a tag that was asked for.
-    NotTagged(String),
-    /// A tag switches scraping off.
-    SwitchedOff,
-    /// balenaCloud sees it offline.
-    Offline,
-    /// Its public device URL is off.
-    NoPublicUrl,
-    /// It reports no address that could be used.
-    NoLanAddress,
+pub struct LeftOut {
+    /// One word for it, for metrics.
+    pub reason: &'static str,
+    /// For people: what is the matter with the device.
+    pub why: Cow<'static, str>,
 }
 
 impl LeftOut {
-    /// One word for it, for metrics.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            LeftOut::Broken(_) => "broken",
-            LeftOut::NoId => "no_id",
-            LeftOut::BadUuid => "bad_uuid",
-            LeftOut::Twice => "twice",
-            LeftOut::TooLarge => "too_large",
-            LeftOut::NotTagged(_) => "not_tagged",
-            LeftOut::SwitchedOff => "switched_off",
-            LeftOut::Offline => "offline",
-            LeftOut::NoPublicUrl => "no_public_url",
-            LeftOut::NoLanAddress => "no_lan_address",
-        }
-    }
-
-    /// Whether the data is at fault, rather than the state of the device or somebody's wish.
-    pub fn is_fault(&self) -> bool {
-        matches!(self, LeftOut::Broken(_) | LeftOut::NoId | LeftOut::BadUuid | LeftOut::Twice | LeftOut::TooLarge)
-    }
-}
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            LeftOut::Broken(error) => return write!(f, "the API's record of it cannot be read: {error}"),
-            LeftOut::NotTagged(wanted) => {
-                return write!(f, "it does not have the tag {wanted}, or its own says otherwise");
-            }
-            LeftOut::NoId => "the API's record of it has no id",
-            LeftOut::BadUuid => "its uuid is not 32 or 62 hex digits",
-            LeftOut::Twice => "the API listed it twice; the first one stays",
-            LeftOut::TooLarge => "the API's record of it is too large: remove long tags",
-            LeftOut::SwitchedOff => "the tag prometheus.io/scrape switches it off",
-            LeftOut::Offline => "balenaCloud sees it offline",
-            LeftOut::NoPublicUrl => "its public device URL is switched off",
-            LeftOut::NoLanAddress => "it reports no usable LAN address",
-        })
+    /// Left out for this reason.
+    pub fn new(reason: &'static str, why: impl Into<Cow<'static, str>>) -> Self {
+        LeftOut { reason, why: why.into() }
     }
 }
 
 /// Writes the target groups of a device to `out`, one a line with `,\n` between, as in the list around them, and
 /// returns how many; what is amiss but not fatal goes to `warnings`, with the device's name.
 pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec<String>) -> Result<usize, LeftOut> {
-    device.id.ok_or(LeftOut::NoId)?;
-    let uuid = device.uuid().ok_or(LeftOut::BadUuid)?;
+    if let Some(error) = &device.broken {
+        return Err(LeftOut::new("broken", format!("the API's record of it cannot be used: {error}")));
+    }
+    device.id.ok_or(LeftOut::new("no_id", "the API's record of it has no id"))?;
+    let uuid = device.uuid().ok_or(LeftOut::new("bad_uuid", "its uuid is not 32 or 62 hex digits"))?;
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
-        return Err(LeftOut::NotTagged(wanted.to_string()));
+        let why = format!("its own tag {} is another than the one asked for", wanted.key);
+        return Err(LeftOut::new("not_tagged", why));
     }
     let steering = tag::steer(device, warnings);
     if steering.scrape == Some(false) {
-        return Err(LeftOut::SwitchedOff);
+        return Err(LeftOut::new("switched_off", "the tag prometheus.io/scrape switches it off"));
     }
     if rules.online_only && device.is_online != Some(true) {
-        return Err(LeftOut::Offline);
+        return Err(LeftOut::new("offline", "balenaCloud sees it offline"));
     }
     let host = match rules.address {
         Address::Vpn => format!("{uuid}.balena"),
-        Address::Public if device.is_web_accessible != Some(true) => return Err(LeftOut::NoPublicUrl),
+        Address::Public if device.is_web_accessible != Some(true) => {
+            return Err(LeftOut::new("no_public_url", "its public device URL is switched off"));
+        }
         Address::Public => format!("{uuid}.{}", rules.public_domain),
-        Address::Lan => lan_host(device).ok_or(LeftOut::NoLanAddress)?,
+        Address::Lan => lan_host(device).ok_or(LeftOut::new("no_lan_address", "it reports no usable LAN address"))?,
     };
     let labels = labels(device, rules, warnings);
     let mut written: Vec<(Option<&str>, String)> = Vec::new();
@@ -237,15 +161,14 @@ pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec
         let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
         if written.contains(&identity) {
             let name = device.display_name();
-            warnings
-                .push(format!("tag {} of {name} names {exporter} twice; the later one is left out", tag::EXPORTERS));
+            warnings.push(format!("{name}: tag {} has {exporter} twice; the later one is left out", tag::EXPORTERS));
             continue;
         }
         if !written.is_empty() {
             out.extend_from_slice(b",\n");
         }
         let own = exporter_labels(exporter, rules.address, &steering);
-        let group = Group { targets: [&identity.1], labels: Labels(&labels, &own) };
+        let group = Group { targets: [&identity.1], labels: [&labels, &own] };
         let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
         written.push(identity);
     }
@@ -283,11 +206,11 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
         }
         let mut names = HashSet::new();
         for tag in tags {
-            let name = label_name(kind, &tag.key.0);
+            let name = label_name(kind, &tag.key);
             if names.insert(name.clone()) {
-                add(name.into(), tag.value.as_ref().map_or("".into(), |Text(value)| Cow::Borrowed(&**value)));
+                add(name.into(), tag.value.as_deref().unwrap_or_default().into());
             } else {
-                let (device, key) = (device.display_name(), &tag.key.0);
+                let (device, key) = (device.display_name(), &*tag.key);
                 warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
             }
         }
@@ -313,11 +236,11 @@ fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Stee
     if let Some(path) = &exporter.path {
         labels.push((METRICS_PATH.into(), path.into()));
     }
-    if let Some(interval) = steering.interval {
-        labels.push((INTERVAL.into(), interval.text.into()));
+    if let Some((interval, millis)) = steering.interval {
+        labels.push((INTERVAL.into(), interval.into()));
         // Prometheus drops a target whose interval is shorter than its time-out.
-        if interval.millis < 10_000 {
-            labels.push((TIMEOUT.into(), interval.text.into()));
+        if millis < 10_000 {
+            labels.push((TIMEOUT.into(), interval.into()));
         }
     }
     labels
@@ -325,8 +248,9 @@ fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Stee
 
 /// IPv4 before IPv6, which stands in brackets.
 fn lan_host(device: &Device) -> Option<String> {
-    let addresses = device.ip_address.as_ref()?.0.split_whitespace();
-    let usable: Vec<IpAddr> = addresses.filter_map(|text| text.parse().ok()).filter(is_usable).collect();
+    let addresses = device.ip_address.as_deref()?.split_whitespace();
+    let addresses = addresses.filter_map(|text| text.parse().ok()).map(|address: IpAddr| address.to_canonical());
+    let usable: Vec<_> = addresses.filter(is_usable).collect();
     usable.iter().find(|address| address.is_ipv4()).or(usable.first()).map(|address| match address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
@@ -334,7 +258,6 @@ fn lan_host(device: &Device) -> Option<String> {
 }
 
 fn is_usable(address: &IpAddr) -> bool {
-    let address = address.to_canonical();
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -345,13 +268,10 @@ fn is_usable(address: &IpAddr) -> bool {
 #[derive(Serialize)]
 struct Group<'a> {
     targets: [&'a str; 1],
-    labels: Labels<'a>,
+    #[serde(serialize_with = "as_map")]
+    labels: [&'a [Pair<'a>]; 2],
 }
 
-struct Labels<'a>(&'a [Pair<'a>], &'a [Pair<'a>]);
-
-impl Serialize for Labels<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().chain(self.1).map(|(name, value)| (name, value)))
-    }
+fn as_map<S: Serializer>(labels: &[&[Pair]; 2], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().copied().flatten().map(|(name, value)| (name, value)))
 }

@@ -220,9 +220,7 @@ impl Cloud {
 
     /// `open` makes the stream that HTTP is spoken over, and may shake hands first.
     pub fn start_over<S: Read + Write>(
-        addr: SocketAddr,
-        devices: Vec<Value>,
-        open: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
+        addr: SocketAddr, devices: Vec<Value>, open: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
     ) -> Self {
         let shared = Arc::new(Shared {
             devices: Mutex::new(devices),

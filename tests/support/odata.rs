@@ -421,10 +421,7 @@ impl Query {
 }
 
 fn write_list<T>(
-    json: &mut String,
-    [open, close]: [char; 2],
-    items: impl Iterator<Item = T>,
-    mut write: impl FnMut(T, &mut String),
+    json: &mut String, [open, close]: [char; 2], items: impl Iterator<Item = T>, mut write: impl FnMut(T, &mut String),
 ) {
     json.push(open);
     for (index, item) in items.enumerate() {
