@@ -12,7 +12,7 @@ use reqwest::header::{
 };
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::config::{Api, ApiKey};
 use crate::discovery::Failure;
@@ -55,16 +55,11 @@ impl Balena {
 
     /// Whether the key is a device's own, which sees that one device only, without any warning of the API's.
     pub fn key_is_a_devices(&mut self) -> Result<bool, Failure> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Actor {
-            actor_type: String,
-        }
         let Answer::Devices(_, body) = self.get("/actor/v1/whoami", None, self.timeout.min(WHOAMI_TIMEOUT))? else {
             return Err(Failure::new("bad_answer", "the API does not say whose key this is"));
         };
-        let actor: Actor = serde_json::from_slice(&body).map_err(|error| Failure::new("bad_answer", error))?;
-        Ok(actor.actor_type == "device")
+        let actor: Value = serde_json::from_slice(&body).map_err(|error| Failure::new("bad_answer", error))?;
+        Ok(actor["actorType"] == "device")
     }
 
     fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {

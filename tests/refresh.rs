@@ -1,0 +1,395 @@
+//! Refresh after refresh: what is asked for, what is written, what is told, and when the next one comes.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
+use support::sidecar::{PATIENCE, Sidecar};
+
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
+}
+
+/// Devices with ids from 1 to `count`.
+fn fleet(count: u64) -> Vec<Value> {
+    (1..=count).map(device).collect()
+}
+
+fn device(id: u64) -> Value {
+    json!({
+        "id": id, "uuid": format!("{id:032x}"), "device_name": format!("gw-{id}"), "os_version": "balenaOS 6.1.24",
+        "os_variant": "prod", "supervisor_version": "16.7.6", "is_online": true, "is_web_accessible": true,
+        "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
+        "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
+            "organization": [{"handle": "acme"}], "application_tag": []}],
+        "is_running__release": [{"commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
+    })
+}
+
+fn pages(cloud: &Cloud) -> Vec<Seen> {
+    cloud.requests().into_iter().filter(|seen| seen.target.starts_with("/v7/device?")).collect()
+}
+
+/// Above which id, and how many.
+fn range(seen: &Seen) -> (u64, u64) {
+    let number = |before| seen.target.split_once(before).unwrap().1.split([')', '&']).next().unwrap().parse().unwrap();
+    (number("(id%20gt%20"), number("$top="))
+}
+
+/// Id above which, how many, and status of each page that was asked for.
+fn asked(cloud: &Cloud) -> Vec<String> {
+    let show = |seen: &Seen| format!("{} {} {}", range(seen).0, range(seen).1, seen.status);
+    pages(cloud).iter().map(show).collect()
+}
+
+fn targets(list: &str) -> usize {
+    serde_json::from_str::<Vec<Value>>(list).expect("a list").len()
+}
+
+#[test]
+fn an_unchanged_fleet_costs_a_304_and_no_write() {
+    let cloud = Cloud::start(recorded_devices());
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 30 targets of 30 devices (+30 -0 ~0), 0 devices left out");
+    let before = fs::metadata(sidecar.path("balena.json")).unwrap();
+    let seen = cloud.wait_for_requests(5, PATIENCE);
+    assert_eq!(&asked(&cloud)[..4], ["0 1000 200", "0 1000 304", "0 1000 304", "0 1000 304"]);
+    assert_eq!(seen[1].header("accept-encoding"), Some("gzip"));
+    assert_eq!(seen[2].body, 0);
+    running.signal("TERM");
+    let (status, log) = running.wait();
+    assert!(status.success());
+    let after = fs::metadata(sidecar.path("balena.json")).unwrap();
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()), "it was written again");
+    assert_eq!(log.iter().filter(|line| line.contains("balena.json")).count(), 2, "{log:#?}");
+}
+
+#[test]
+fn what_changes_by_itself_is_asked_for_only_where_it_is_used() {
+    let cloud = Cloud::start(recorded_devices());
+    for (args, wanted) in [
+        (&[][..], ""),
+        (&["--online-only"], "is_online"),
+        (&["--address", "lan"], "ip_address"),
+        (&["--address", "public"], "is_web_accessible"),
+    ] {
+        cloud.clear_requests();
+        sidecar(&cloud).args(args.iter().copied()).oneshot();
+        let target = &pages(&cloud)[0].target;
+        for field in ["is_online", "ip_address", "is_web_accessible"] {
+            assert_eq!(target.contains(field), field == wanted, "{args:?}: {target}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
+    let cloud = Cloud::start(recorded_devices());
+    let sidecar = sidecar(&cloud);
+    sidecar.oneshot();
+    let (list, before) = (sidecar.list(), fs::metadata(sidecar.path("balena.json")).unwrap().ino());
+    let log = sidecar.oneshot();
+    assert!(
+        log.contains("balena.json is up to date: 30 targets of 30 devices (+0 -0 ~0), 0 devices left out"),
+        "{log}"
+    );
+    assert_eq!(fs::metadata(sidecar.path("balena.json")).unwrap().ino(), before);
+    cloud.change(|devices| {
+        devices.retain(|device| device["id"] != 4);
+        devices[0]["os_version"] = "balenaOS 7.0.0".into();
+        devices.push(device(99));
+    });
+    let log = sidecar.oneshot();
+    assert!(log.contains("updated balena.json: 30 targets of 30 devices (+1 -1 ~1), 0 devices left out"), "{log}");
+    assert!(log.contains("changed wandering-pond (67ae729)\n"), "{log}");
+    assert!(log.contains("added gw-99 (0000000): 1 target\n"), "{log}");
+    assert!(log.contains("removed Überwachung – Küche 2 (8ed7dfc): the API does not list it any more\n"), "{log}");
+    // line by line the same, but for these
+    let (old, new) = (list, sidecar.list());
+    assert_eq!(old.lines().filter(|line| !new.contains(line.trim_end_matches(','))).count(), 2);
+    assert_eq!(new.lines().filter(|line| !old.contains(line.trim_end_matches(','))).count(), 2);
+}
+
+#[test]
+fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
+    let cloud = Cloud::start(fleet(2500));
+    let sidecar = sidecar(&cloud).args(["--labels", "none"]);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2500 targets");
+    assert_eq!(asked(&cloud)[..3], ["0 1000 200", "1000 1000 200", "2000 1000 200"]);
+
+    cloud.clear_requests();
+    cloud.change(|devices| devices[1500]["device_name"] = "renamed".into());
+    running.wait_for("(+0 -0 ~1)");
+    let seen = asked(&cloud);
+    let last = seen.iter().rposition(|seen| seen == "1000 1000 200").expect("the changed page");
+    assert_eq!(seen[last - 1], "0 1000 304");
+    cloud.wait_for_requests(last + 2, PATIENCE);
+    assert_eq!(asked(&cloud)[last + 1], "2000 1000 304");
+
+    // A device that goes from the first page moves no other page, though each answer now reaches into the next.
+    cloud.change(|devices| devices.retain(|device| device["id"] != 10));
+    running.wait_for("(+0 -1 ~0)");
+    cloud.clear_requests();
+    cloud.wait_for_requests(6, PATIENCE);
+    let seen = asked(&cloud);
+    let start = seen.iter().position(|seen| seen.starts_with("0 ")).unwrap();
+    assert_eq!(seen[start..start + 3], ["0 1000 304", "1000 1000 304", "2000 1000 304"]);
+
+    // One that comes back into a full page moves its end, and none is lost or doubled.
+    cloud.change(|devices| devices.push(device(10)));
+    running.wait_for_lines("(+1 -0 ~0)", 1);
+    assert_eq!(targets(&sidecar.list()), 2500);
+    let ids: Vec<String> = (1..=2500).map(|id| format!("{id:032x}.balena:80")).collect();
+    let list: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
+    assert_eq!(list.iter().map(|group| group["targets"][0].as_str().unwrap()).collect::<Vec<_>>(), ids);
+}
+
+#[test]
+fn a_page_that_fails_costs_the_refresh_but_not_the_pages_before_it() {
+    let cloud = Cloud::start(fleet(2500));
+    let sidecar = sidecar(&cloud);
+    cloud.intercept(|seen, _| seen.target.contains("gt%202000)").then(|| Reply::status(503, &[], b"")));
+    let running = sidecar.start();
+    running.wait_for("refresh failed: http://");
+    assert!(!sidecar.path("balena.json").exists(), "a list was written from a part");
+    cloud.heal();
+    cloud.clear_requests();
+    running.signal("HUP");
+    running.wait_for("updated balena.json: 2500 targets of 2500 devices");
+    assert_eq!(asked(&cloud)[..3], ["0 1000 304", "1000 1000 304", "2000 1000 200"]);
+}
+
+#[test]
+fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_down_to_the_device_that_is_left_out() {
+    let cloud = Cloud::start(fleet(20));
+    // As if device 7 had 64 MiB of tags.
+    cloud.intercept(|seen, _| {
+        let (after, top) = seen.target.contains("$expand").then(|| range(seen))?;
+        (after < 7 && after + top >= 7).then(|| match seen.header("if-none-match") {
+            Some("W/\"large\"") => Reply::status(304, &[("ETag", "W/\"large\"")], b""),
+            _ => Reply::status(200, &[("ETag", "W/\"large\"")], &vec![b' '; (64 << 20) + 1]),
+        })
+    });
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 19 targets of 19 devices (+19 -0 ~0), 1 device left out");
+    let line = running.wait_for("left out gw-7 (0000000)");
+    assert!(line.contains("too large"), "{line}");
+    let tops: Vec<String> = asked(&cloud).iter().map(|seen| seen.split(' ').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(tops[..7], ["1000", "500", "250", "125", "62", "31", "15"]);
+    assert!(!sidecar.list().contains(&format!("{:032x}", 7)));
+    // and no 64 MiB again at the next refresh
+    cloud.clear_requests();
+    let seen = cloud.wait_for_requests(12, PATIENCE);
+    assert_eq!(seen.iter().map(|seen| seen.body).sum::<usize>(), 0, "{:?}", asked(&cloud));
+}
+
+#[test]
+fn no_targets_do_not_replace_some() {
+    let cloud = Cloud::start(fleet(3));
+    let sidecar = sidecar(&cloud);
+    sidecar.oneshot();
+    let list = sidecar.list();
+    cloud.change(Vec::clear);
+    let once = sidecar.command().arg("--oneshot").output().unwrap();
+    assert_eq!(once.status.code(), Some(1));
+    assert_eq!(sidecar.list(), list);
+    let running = sidecar.start();
+    let line = running.wait_for("WARN");
+    assert!(line.contains("balena.json keeps its targets") && line.contains("WRITE_EMPTY=true"), "{line}");
+    // no back-off, and no second warning
+    cloud.clear_requests();
+    let seen = cloud.wait_for_requests(3, PATIENCE);
+    assert!(seen[2].at - seen[1].at < Duration::from_secs(4), "{seen:?}");
+    assert_eq!(running.log().iter().filter(|line| line.contains("WARN")).count(), 1, "{:#?}", running.log());
+    cloud.change(|devices| devices.extend(fleet(2)));
+    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    drop(running);
+
+    cloud.change(Vec::clear);
+    let allowed = sidecar.env("WRITE_EMPTY", "true");
+    allowed.oneshot();
+    assert_eq!(allowed.list(), "[]\n");
+}
+
+#[test]
+fn an_empty_fleet_is_an_empty_list_where_no_file_stands() {
+    let cloud = Cloud::start(Vec::new());
+    let sidecar = sidecar(&cloud).args(["--sd-file", "new/folder/balena.json"]);
+    sidecar.oneshot();
+    assert_eq!(fs::read_to_string(sidecar.path("new/folder/balena.json")).unwrap(), "[]\n");
+}
+
+#[test]
+fn what_cannot_be_read_as_a_list_is_replaced_by_targets_but_not_by_none() {
+    let cloud = Cloud::start(Vec::new());
+    let sidecar = sidecar(&cloud);
+    // Prometheus keeps the targets that it had before such a file; an empty list would drop them.
+    fs::write(sidecar.path("balena.json"), "[\n{\"targets\":[\"x").unwrap();
+    assert_eq!(sidecar.command().arg("--oneshot").output().unwrap().status.code(), Some(1));
+    cloud.change(|devices| devices.extend(fleet(1)));
+    let log = sidecar.oneshot();
+    assert!(log.contains("updated balena.json: 1 target of 1 device (+1 -0 ~0), 0 devices left out"), "{log}");
+    assert_eq!(targets(&sidecar.list()), 1);
+}
+
+#[test]
+fn another_process_that_replaces_the_file_is_put_right() {
+    let cloud = Cloud::start(fleet(2));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    let list = sidecar.list();
+    fs::write(sidecar.path("balena.json"), "[]").unwrap();
+    running.wait_for_lines("updated balena.json: 2 targets of 2 devices (+0 -0 ~0)", 1);
+    assert_eq!(sidecar.list(), list);
+}
+
+#[test]
+fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
+    let cloud = Cloud::start(fleet(30));
+    cloud.change(|devices| {
+        devices[0]["is_online"] = false.into();
+        devices[1]["device_tag"] = json!([{"tag_key": "prometheus.io/scrape", "value": "no"}]);
+    });
+    let sidecar = sidecar(&cloud).args(["--online-only"]);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 28 targets of 28 devices (+28 -0 ~0), 2 devices left out");
+    running.wait_for("and 10 more such lines at log level debug");
+    running.wait_for("left out gw-1 (0000000): balenaCloud sees it offline");
+    running.wait_for("left out gw-2 (0000000): the tag prometheus.io/scrape switches it off");
+    cloud.change(|devices| {
+        devices[0]["is_online"] = true.into();
+        devices[2]["is_online"] = false.into();
+    });
+    running.wait_for("updated balena.json: 28 targets of 28 devices (+1 -1 ~0), 2 devices left out");
+    running.wait_for("added gw-1 (0000000): 1 target");
+    running.wait_for("left out gw-3 (0000000): balenaCloud sees it offline");
+    assert_eq!(running.log().iter().filter(|line| line.contains("gw-2 ")).count(), 1, "told again");
+    drop(running);
+    let output = sidecar.env("LOG_LEVEL", "debug").command().arg("--dry-run").output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains(" added ")).count(), 28, "{log}");
+}
+
+#[test]
+fn a_failure_is_told_with_the_next_try_and_waits_grow() {
+    let cloud = Cloud::start(fleet(1));
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "2s");
+    cloud.intercept(|_, _| Some(Reply::status(502, &[("Content-Type", "text/html")], b"<html>down</html>")));
+    let running = sidecar.start();
+    let line = running.wait_for_lines("refresh failed", 3);
+    assert!(line.contains("answers 502 Bad Gateway: the API is in trouble; balena.json stays as it is"), "{line}");
+    // 2 s, 4 s, 8 s, each less up to a half
+    let seen = pages(&cloud);
+    assert!(seen[1].at - seen[0].at >= Duration::from_secs(1));
+    assert!(seen[2].at - seen[1].at >= Duration::from_secs(2));
+    assert!(
+        ["next try in 4s", "next try in 5s", "next try in 6s", "next try in 7s", "next try in 8s"]
+            .iter()
+            .any(|wait| line.ends_with(wait)),
+        "{line}"
+    );
+    cloud.heal();
+    running.signal("HUP");
+    running.wait_for("updated balena.json: 1 target of 1 device");
+}
+
+#[test]
+fn retry_after_is_followed_as_seconds_and_as_a_date() {
+    let date = [("Date", "Sun, 22 Nov 2026 06:59:37 GMT"), ("Retry-After", "Sun, 22 Nov 2026 06:59:40 GMT")];
+    for (headers, wait) in [
+        (&[("Retry-After", "3")][..], "3s"),
+        // against the answer's own date, not this machine's
+        (&date, "3s"),
+        (&[("Retry-After", "99999999999999999999")], "1h"),
+        (&[("Retry-After", "86400")], "1h"),
+    ] {
+        let cloud = Cloud::start(fleet(1));
+        let headers = headers.to_vec();
+        cloud.intercept(move |_, _| Some(Reply::status(429, &headers, b"\"Too Many Requests\"")));
+        let sidecar = sidecar(&cloud);
+        let running = sidecar.start();
+        let line = running.wait_for("refresh failed");
+        assert!(line.ends_with(&format!("next try in {wait}")), "{line}");
+        assert!(line.contains("429 Too Many Requests, \"Too Many Requests\": "), "{line}");
+        if wait == "3s" {
+            cloud.heal();
+            running.wait_for("updated balena.json");
+            let seen = pages(&cloud);
+            assert!(seen[1].at - seen[0].at >= Duration::from_secs(3));
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_drips_or_hangs_ends_at_the_timeout() {
+    for hang_after in [None, Some(0), Some(100)] {
+        let cloud = Cloud::start(fleet(30));
+        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "2s");
+        cloud.intercept(move |seen, due| {
+            let drip = |byte: &u8| [Step::Send(vec![*byte]), Step::Pause(Duration::from_millis(500))];
+            let steps = match hang_after {
+                _ if seen.target.starts_with("/actor") => return None,
+                None => due.iter().flat_map(drip).collect(),
+                Some(bytes) => vec![Step::Send(due[..bytes].to_vec()), Step::Hang],
+            };
+            Some(Reply::steps(steps))
+        });
+        let running = sidecar.start();
+        let line = running.wait_for("refresh failed");
+        assert!(line.contains("no whole answer from http://") && line.contains(" within 2s;"), "{line}");
+        assert!(!sidecar.path("balena.json").exists());
+    }
+}
+
+#[test]
+fn refreshes_are_counted_from_start_to_start() {
+    let cloud = Cloud::start(fleet(1));
+    cloud.intercept(|seen, due| {
+        let pause = if seen.target.starts_with("/actor") { 0 } else { 3 };
+        Some(Reply::steps(vec![Step::Pause(Duration::from_secs(pause)), Step::Send(due.to_vec())]))
+    });
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "4s");
+    let _running = sidecar.start();
+    let seen = cloud.wait_for_requests(4, PATIENCE);
+    for pair in seen[1..].windows(2) {
+        let apart = pair[1].at - pair[0].at;
+        // counted from the end it would be 7 s
+        assert!((3.9..6.0).contains(&apart.as_secs_f64()), "{apart:?}");
+    }
+}
+
+#[test]
+fn a_devices_own_key_is_warned_of_and_a_failing_whoami_is_not() {
+    let cloud = Cloud::start(recorded_devices());
+    cloud.add_device_key("0123456789abcdef0123456789abcdef", 1);
+    let output = sidecar(&cloud).env("API_KEY", "0123456789abcdef0123456789abcdef").command().arg("--oneshot").output();
+    let log = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(log.contains("WARN  the API key is a device's own") && log.contains("create a named API key"), "{log}");
+
+    cloud.intercept(|seen, _| seen.target.starts_with("/actor").then(|| Reply::status(500, &[], b"")));
+    let log = sidecar(&cloud).oneshot();
+    assert!(log.contains("updated balena.json: 30 targets") && !log.contains("WARN"), "{log}");
+    let asked = cloud.requests().iter().filter(|seen| seen.target == "/actor/v1/whoami").count();
+    assert_eq!(asked, 2, "once a run");
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_says_where_it_leads() {
+    let (cloud, other) = (Cloud::start(fleet(1)), Cloud::start(fleet(1)));
+    let location = format!("{}/v7/device", other.url());
+    let to = location.clone();
+    cloud.intercept(move |_, _| Some(Reply::status(301, &[("Location", &to)], b"Moved")));
+    let output = sidecar(&cloud).command().arg("--oneshot").output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (BALENA_API_URL)")), "{log}");
+    assert!(other.requests().is_empty(), "the key went to another host");
+}
