@@ -32,7 +32,7 @@ const RUN: &str = "Running";
 pub const OPTIONS: &[Opt] = &[
     opt("", &["API_KEY"], "KEY", "", API, "named API key, required; never a flag, since flags stand in the process list"),
     opt("api-key-file", &["API_KEY_FILE"], "PATH", "", API, "file that holds the key, instead of API_KEY"),
-    opt("api-url", &["BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, "https URL of the API; for openBalena https://api.<its domain>"),
+    opt("api-url", &["BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, "https URL of the API; for openBalena https://api.DOMAIN"),
     opt("ca-file", &["BALENA_CA_FILE"], "PATH", "", API, "file of further root certificates (PEM), for openBalena's own CA"),
     opt("timeout", &["API_TIMEOUT"], "DURATION", "60s", API, "for a whole answer of the API, its body included; 1s to 1h"),
     opt("fleet", &["FLEET", "APPLICATION"], "FLEET,…", "", CHOICE, "only these fleets: slug (organization/name), id (all digits) or name"),

@@ -1,0 +1,36 @@
+//! The README's tables say what the code says, and say it once.
+
+use baletheus::options::OPTIONS;
+use baletheus::target::{META, PLAIN, STEERED};
+
+const README: &str = include_str!("../README.md");
+
+/// The table behind a comment is exactly this one.
+fn check(comment: &str, table: &str) {
+    let start = README.find(comment).unwrap_or_else(|| panic!("no {comment}"));
+    let found = README[start..].split_once("-->").unwrap().1.trim_start();
+    let found = found.split("\n\n").next().unwrap().trim_end();
+    assert_eq!(found, table.trim_end(), "\nREADME.md, behind {comment}, has to be:\n\n{table}");
+}
+
+#[test]
+fn options() {
+    let mut table = String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
+    for opt in OPTIONS {
+        let code = |text: &str| if text.is_empty() { "–".to_owned() } else { format!("`{text}`") };
+        let flag = if opt.flag.is_empty() { String::new() } else { format!("--{}", opt.flag) };
+        let variables: Vec<_> = opt.vars.iter().map(|name| code(name)).collect();
+        table += &format!("| {} | {} | {} | {} |\n", code(&flag), variables.join(", "), code(opt.default), opt.help);
+    }
+    check("<!-- options", &table);
+}
+
+#[test]
+fn labels() {
+    let row = |name: &str, about: &str| format!("| `{name}` | {about} |\n");
+    let head = "| label | holds |\n| --- | --- |\n".to_owned();
+    let plain = PLAIN.iter().fold(head.clone(), |table, label| table + &row(label.name, label.about));
+    check("<!-- plain labels", &plain);
+    let meta = META.iter().map(|label| (label.name, label.about)).chain(STEERED);
+    check("<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
+}
