@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test uses some of it
 
 pub mod cloud;
+pub mod exporter;
+pub mod fleet;
 pub mod odata;
 pub mod prometheus;
 pub mod recording;

@@ -91,6 +91,17 @@ impl Prometheus {
         }
     }
 
+    /// The sum of a metric of its own.
+    pub fn own_metric(&self, name: &str) -> f64 {
+        let answer = self.client.get(format!("{}/metrics", self.url())).send().and_then(|answer| answer.text());
+        let text = answer.unwrap_or_else(|error| panic!("{error}\nlog:\n{}", self.server.log_tail()));
+        let samples =
+            text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        let values: Vec<f64> = samples.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(!values.is_empty(), "Prometheus has no metric {name}");
+        values.iter().sum()
+    }
+
     fn get(&self, url: &Url) -> Value {
         let answer = self.client.get(url.clone()).send().and_then(|answer| {
             let status = answer.status();
@@ -100,6 +111,14 @@ impl Prometheus {
         assert!(status.is_success(), "GET {url}: {status}: {body}");
         serde_json::from_str::<Value>(&body).unwrap_or_else(|error| panic!("GET {url}: {error}: {body}"))["data"].take()
     }
+}
+
+/// The project's `prometheus.yml` with another proxy.
+pub fn project_config(proxy_url: &str) -> String {
+    let config = include_str!("../../prometheus.yml");
+    let parts: Vec<_> = config.split("http://127.0.0.1:9798").collect();
+    assert_eq!(parts.len(), 2, "the proxy's URL stands once in prometheus.yml");
+    parts.join(proxy_url)
 }
 
 /// What `promtool check config` says of a configuration and of the target files it names.

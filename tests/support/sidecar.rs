@@ -1,7 +1,7 @@
 //! The real binary as a child process: its environment, its log, its end.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -79,19 +79,7 @@ impl Sidecar {
     }
 
     pub fn start(&self) -> Running {
-        let mut child = self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let reader = thread::spawn({
-            let log = log.clone();
-            move || {
-                for line in stderr.lines().map_while(Result::ok) {
-                    log.0.lock().unwrap().push(line);
-                    log.1.notify_all();
-                }
-            }
-        });
-        Running { child, log, reader: Some(reader) }
+        Running::spawn(self.command())
     }
 }
 
@@ -103,6 +91,25 @@ pub struct Running {
 }
 
 impl Running {
+    /// All that it says is its log.
+    pub fn spawn(mut command: Command) -> Self {
+        let (said, says) = io::pipe().expect("a pipe");
+        command.stdout(says.try_clone().expect("a pipe")).stderr(says);
+        let child = command.spawn().expect("it runs");
+        drop(command); // with its ends of the pipe
+        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || {
+                for line in BufReader::new(said).lines().map_while(Result::ok) {
+                    log.0.lock().unwrap().push(line);
+                    log.1.notify_all();
+                }
+            }
+        });
+        Running { child, log, reader: Some(reader) }
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }

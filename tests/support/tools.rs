@@ -11,17 +11,49 @@ pub struct Tool {
 }
 
 pub fn prometheus(major: u8) -> Tool {
-    let found = find(&format!("prometheus{major}"), &["prometheus"], |binary| {
+    find_prometheus(major).unwrap_or_else(|| missing(&format!("prometheus{major}")))
+}
+
+pub fn find_prometheus(major: u8) -> Option<Tool> {
+    let binary = find(&format!("prometheus{major}"), &["prometheus"], |binary| {
         binary.with_file_name("promtool").is_file() && version(binary).starts_with(&format!("{major}."))
-    });
-    Tool { promtool: found.with_file_name("promtool"), binary: found }
+    })?;
+    Some(Tool { promtool: binary.with_file_name("promtool"), binary })
 }
 
 pub fn node_exporter() -> PathBuf {
-    find("node_exporter", &["node_exporter", "prometheus-node-exporter"], |_| true)
+    let names = ["node_exporter", "prometheus-node-exporter"];
+    find(names[0], &names, |_| true).unwrap_or_else(|| missing(names[0]))
 }
 
-fn find(tool: &str, names: &[&str], fits: impl Fn(&Path) -> bool) -> PathBuf {
+/// The folder of what Cargo built with this profile, where the program that runs is a test or an example.
+pub fn built() -> PathBuf {
+    let program = env::current_exe().expect("the path of this program");
+    program.ancestors().nth(2).expect("…/debug/deps/ or …/debug/examples/").to_owned()
+}
+
+/// Cargo as from a shell, with the profile and the target folder of the program that runs.
+pub fn cargo(command: &str) -> Command {
+    let (built, mut cargo) = (built(), Command::new(env!("CARGO")));
+    // What Cargo tells the programs that it runs would have build scripts run again.
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|of| name.to_string_lossy().starts_with(of))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let profile = match built.file_name().and_then(|name| name.to_str()).expect("the name of a profile") {
+        "debug" => "dev",
+        name => name,
+    };
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([command, "--profile", profile, "--target-dir"]);
+    cargo.arg(built.parent().expect("the target folder"));
+    cargo
+}
+
+fn find(tool: &str, names: &[&str], fits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools").join(tool);
     let path = env::var_os("PATH").unwrap_or_default();
     [own]
@@ -29,14 +61,16 @@ fn find(tool: &str, names: &[&str], fits: impl Fn(&Path) -> bool) -> PathBuf {
         .chain(env::split_paths(&path))
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|file| file.is_file() && fits(file))
-        .unwrap_or_else(|| panic!("{tool} is neither in target/tools nor on the PATH: run `scripts/test tools`"))
 }
 
-/// Such as `2.42.0+ds`.
+fn missing(tool: &str) -> ! {
+    panic!("{tool} is neither in target/tools nor on the PATH: run `scripts/test tools`")
+}
+
+/// Such as `2.42.0+ds`; nothing if it does not run.
 fn version(binary: &Path) -> String {
     let output = Command::new(binary).arg("--version").output();
-    let output = output.unwrap_or_else(|error| panic!("{} --version: {error}", binary.display()));
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let version = text.split_once("version ").and_then(|(_, rest)| rest.split_whitespace().next());
     version.unwrap_or_default().to_owned()
 }

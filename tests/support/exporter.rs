@@ -1,0 +1,248 @@
+//! The devices' side: a proxy that answers `GET http://<uuid>.balena:<port>/<path>` as an exporter on the device would.
+
+use super::cloud::{Cloud, Reply, Seen, Step};
+use baletheus::exporter::{Exporter, parse_list};
+use reqwest::Url;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::f64::consts::TAU;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Longer than a real exporter takes, shorter than Prometheus waits.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Exporters with a real one behind them, by uuid.
+type Backends = Arc<Mutex<HashMap<String, SocketAddr>>>;
+
+/// Exporters of all devices of a simulated cloud; dropping it closes the listener and all connections.
+pub struct Exporters {
+    /// A second cloud has all that a server needs, and each of its answers is intercepted.
+    server: Cloud,
+    backends: Backends,
+}
+
+impl Exporters {
+    pub fn start(cloud: &Arc<Cloud>) -> Self {
+        let (server, backends) = (Cloud::start(Vec::new()), Backends::default());
+        let (cloud, behind, start) = (cloud.clone(), backends.clone(), SystemTime::now());
+        server.intercept(move |seen, _| {
+            let reply = reply(&cloud, &behind, start, seen);
+            Some(reply.unwrap_or_else(|(status, reason)| refuse(status, &reason)))
+        });
+        Self { server, backends }
+    }
+
+    /// Prometheus' `proxy_url`.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Whatever is asked of this device, a real exporter answers.
+    pub fn forward(&self, uuid: &str, backend: SocketAddr) {
+        self.backends.lock().expect("no thread has panicked in here").insert(uuid.to_owned(), backend);
+    }
+
+    /// Scrapes are kept as requests are: to be called now and then by what runs long.
+    pub fn clear_requests(&self) {
+        self.server.clear_requests();
+    }
+}
+
+type Refusal = (u16, String);
+
+fn reply(cloud: &Cloud, backends: &Backends, start: SystemTime, seen: &Seen) -> Result<Reply, Refusal> {
+    let url = Url::parse(&seen.target).ok().filter(|url| seen.method == "GET" && url.scheme() == "http");
+    let uuid = url.as_ref().and_then(|url| url.host_str()?.strip_suffix(".balena"));
+    let (Some(url), Some(uuid)) = (&url, uuid) else {
+        return Err((400, "This is a proxy for GET http://<uuid>.balena:<port>/<path>".to_owned()));
+    };
+    let short = uuid.get(..7).unwrap_or(uuid);
+    let device = cloud.change(|devices| devices.iter().find(|device| device["uuid"] == uuid).cloned());
+    let device = device.ok_or_else(|| (502, format!("there is no device {short}")))?;
+    if device["is_online"] != true {
+        return Err((502, format!("device {short} is offline")));
+    }
+    let backend = backends.lock().expect("no thread has panicked in here").get(uuid).copied();
+    if let Some(backend) = backend {
+        let answer = forward(backend, url.path(), seen);
+        let answer =
+            answer.map_err(|error| (502, format!("the exporter of device {short} does not answer: {error}")))?;
+        return Ok(Reply::steps([Step::Send(answer), Step::Close]));
+    }
+    let port = url.port_or_known_default().unwrap_or_default();
+    let exporters: Vec<_> = exporters(&device).into_iter().filter(|exporter| exporter.port == port).collect();
+    if exporters.is_empty() {
+        return Err((502, format!("nothing listens on port {port} of device {short}")));
+    }
+    let exporter = exporters.iter().find(|exporter| exporter.path.as_deref().unwrap_or("/metrics") == url.path());
+    let exporter = exporter.ok_or_else(|| (404, "Not Found".to_owned()))?;
+    let metrics = Metrics::new(&device, start);
+    let body = if exporter.name.as_deref() == Some("app") { metrics.app() } else { metrics.node() };
+    Ok(Reply::status(200, &[("Content-Type", TEXT_FORMAT)], body.as_bytes()))
+}
+
+/// What the tags say, or else a node_exporter on port 80.
+fn exporters(device: &Value) -> Vec<Exporter> {
+    let tags = |list: &Value| {
+        let tags = list.as_array()?.iter().find(|tag| tag["tag_key"] == "prometheus.io/exporters");
+        parse_list(tags?["value"].as_str()?).ok()
+    };
+    let fleet = || tags(&device["belongs_to__application"][0]["application_tag"]);
+    let default = || Exporter { name: None, port: 80, path: None };
+    tags(&device["device_tag"]).or_else(fleet).unwrap_or_else(|| vec![default()])
+}
+
+/// Prometheus shows the reason as the error of the target.
+fn refuse(status: u16, reason: &str) -> Reply {
+    let head = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
+    Reply::steps([Step::Send(format!("{head}Content-Length: {}\r\n\r\n{reason}\n", reason.len() + 1).into_bytes())])
+}
+
+/// The whole answer of a real exporter, which then closes the connection.
+fn forward(backend: SocketAddr, path: &str, seen: &Seen) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&backend, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut head = format!("GET {path} HTTP/1.1\r\nHost: {backend}\r\nConnection: close\r\n");
+    for (name, value) in seen.headers.iter().filter(|(name, _)| name.starts_with("accept") || name.starts_with("x-")) {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all((head + "\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// What a device measures: waves about a level of its own, and counters that are their integrals.
+struct Metrics<'a> {
+    device: &'a Value,
+    /// Unix time.
+    now: f64,
+    uptime: f64,
+    /// CPU time that each core has spent.
+    busy: f64,
+    /// The part of it that is being spent.
+    usage: f64,
+}
+
+const CORES: u32 = 4;
+
+impl<'a> Metrics<'a> {
+    fn new(device: &'a Value, start: SystemTime) -> Self {
+        let unix = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let now = unix(SystemTime::now());
+        // Three numbers from 0 to 1 of its own.
+        let digits =
+            |at: usize| device["uuid"].as_str().and_then(|uuid| u16::from_str_radix(uuid.get(at..at + 4)?, 16).ok());
+        let [level, tempo, age] = [0, 4, 8].map(|at| f64::from(digits(at).unwrap_or_default()) / f64::from(u16::MAX));
+        let uptime = now - unix(start) + 86_400.0 * (1.0 + 40.0 * age);
+        let (level, speed) = (0.05 + 0.4 * level, TAU / (120.0 + 600.0 * tempo));
+        let wave = 0.8 * level;
+        let usage = level + wave * (speed * uptime).sin();
+        let busy = level * uptime + wave * (1.0 - (speed * uptime).cos()) / speed;
+        Self { device, now, uptime, busy, usage }
+    }
+
+    fn text(&self, pointer: &str) -> &str {
+        self.device.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// A number of the API in MiB, in bytes.
+    fn bytes(&self, field: &str) -> f64 {
+        self.device[field].as_f64().unwrap_or(1024.0) * 1_048_576.0
+    }
+
+    fn node(&self) -> String {
+        let Self { now, uptime, busy, usage, .. } = *self;
+        let mut page = Page::default();
+        page.add("node_boot_time_seconds", "gauge", "Node boot time, in unixtime.", [("", (now - uptime).round())]);
+        let shares = [("idle", uptime - busy), ("iowait", busy * 0.05), ("system", busy * 0.25), ("user", busy * 0.7)];
+        let cores = (0..CORES).flat_map(|core| {
+            shares.map(|(mode, seconds)| {
+                (format!(r#"{{cpu="{core}",mode="{mode}"}}"#), (seconds * 100.0).round() / 100.0)
+            })
+        });
+        page.add("node_cpu_seconds_total", "counter", "Seconds the CPUs spent in each mode.", cores);
+        let data = r#"{device="/dev/mmcblk0p6",fstype="ext4",mountpoint="/mnt/data"}"#;
+        let size = self.bytes("storage_total");
+        let avail = size - self.bytes("storage_usage");
+        page.add(
+            "node_filesystem_avail_bytes",
+            "gauge",
+            "Filesystem space available to non-root users.",
+            [(data, avail)],
+        );
+        page.add("node_filesystem_size_bytes", "gauge", "Filesystem size in bytes.", [(data, size)]);
+        for (name, minutes) in [("node_load1", 1.0), ("node_load5", 5.0), ("node_load15", 15.0)] {
+            // The longer the mean, the flatter the wave.
+            let load = f64::from(CORES) * (busy / uptime + (usage - busy / uptime) / minutes);
+            page.add(name, "gauge", &format!("{minutes}m load average."), [("", (load * 100.0).round() / 100.0)]);
+        }
+        let total = self.bytes("memory_total");
+        let free = (total * (0.85 - 0.6 * usage)).round();
+        page.add(
+            "node_memory_MemAvailable_bytes",
+            "gauge",
+            "Memory information field MemAvailable_bytes.",
+            [("", free)],
+        );
+        page.add("node_memory_MemTotal_bytes", "gauge", "Memory information field MemTotal_bytes.", [("", total)]);
+        let eth0 = r#"{device="eth0"}"#;
+        for (way, rate) in [("receive", 18_000.0), ("transmit", 7_000.0)] {
+            let (name, help) =
+                (format!("node_network_{way}_bytes_total"), format!("Network device statistic {way}_bytes."));
+            page.add(&name, "counter", &help, [(eth0, (busy * rate).round())]);
+        }
+        let cpu = r#"{type="cpu-thermal",zone="0"}"#;
+        page.add(
+            "node_thermal_zone_temp",
+            "gauge",
+            "Zone temperature in Celsius",
+            [(cpu, (38.0 + 45.0 * usage).round())],
+        );
+        page.add("node_time_seconds", "gauge", "System time in seconds since epoch (1970).", [("", now)]);
+        let machine = match self.text("/is_of__device_type/0/slug") {
+            "raspberrypi3" => "armv7l",
+            "generic-amd64" => "x86_64",
+            _ => "aarch64",
+        };
+        let uname = format!(
+            r##"{{domainname="(none)",machine="{machine}",nodename="{:.7}",release="6.6.74",sysname="Linux",version="#1 SMP PREEMPT"}}"##,
+            self.text("/uuid")
+        );
+        page.add(
+            "node_uname_info",
+            "gauge",
+            "Labeled system information as provided by the uname system call.",
+            [(uname, 1.0)],
+        );
+        page.0
+    }
+
+    fn app(&self) -> String {
+        let mut page = Page::default();
+        let requests =
+            [(r#"{code="200"}"#, (self.busy * 12.0).round()), (r#"{code="500"}"#, (self.busy * 0.1).round())];
+        page.add("app_requests_total", "counter", "Requests answered.", requests);
+        page.add("app_queue_length", "gauge", "Jobs that wait.", [("", (self.usage * 40.0).round())]);
+        page.0
+    }
+}
+
+/// Metrics in Prometheus' text format.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn add<L: AsRef<str>>(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (L, f64)>) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "{name}{} {value}", labels.as_ref());
+        }
+    }
+}
