@@ -1,6 +1,7 @@
 //! A device as the API tells it: one page of answers, read with as little copying as JSON allows.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use serde::Deserialize;
@@ -115,7 +116,7 @@ pub struct Release<'a> {
 pub struct Tag<'a> {
     /// Up to 100 characters without white space.
     #[serde(rename = "tag_key")]
-    pub key: Text<'a>,
+    pub key: Option<Text<'a>>,
     /// Up to 60,158 characters on a device; may be empty.
     pub value: Option<Text<'a>>,
 }
@@ -173,14 +174,10 @@ pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
 }
 
 fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {
-    let value: serde_json::Value = serde_json::from_str(raw.get()).unwrap_or_default();
-    let text = |name: &str| Some(Text(value[name].as_str()?.to_owned().into()));
+    // Field by field: what one of them holds may be such that not even the whole can be read.
+    let fields: BTreeMap<&str, &RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
+    let text = |name| Some(Text(serde_json::from_str::<String>(fields.get(name)?.get()).ok()?.into()));
+    let id = fields.get("id").and_then(|raw| serde_json::from_str(raw.get()).ok());
     let broken = Some(error.to_string());
-    Device {
-        id: value["id"].as_u64(),
-        uuid: text("uuid"),
-        device_name: text("device_name"),
-        broken,
-        ..Device::default()
-    }
+    Device { id, uuid: text("uuid"), device_name: text("device_name"), broken, ..Device::default() }
 }

@@ -24,8 +24,8 @@ pub struct Journal {
     refused: bool,
 }
 
-/// Devices by rising id; those without one of their own by name.
-type Devices = BTreeMap<(u64, Option<Arc<str>>), Entry>;
+/// Devices by rising id; those without one of their own by name, and those of one name by number.
+type Devices = BTreeMap<(u64, Option<Arc<str>>, usize), Entry>;
 
 impl Journal {
     /// Nothing was told yet.
@@ -75,8 +75,15 @@ impl Journal {
 }
 
 fn keyed(entries: impl IntoIterator<Item = Entry>) -> Devices {
-    let key = |entry: &Entry| (entry.id, (entry.id == 0).then(|| entry.name.clone()));
-    entries.into_iter().map(|entry| (key(&entry), entry)).collect()
+    let mut devices = Devices::new();
+    for entry in entries {
+        let (id, name) = (entry.id, (entry.id == 0).then(|| entry.name.clone()));
+        let last = devices.range(..=(id, name.clone(), usize::MAX)).next_back();
+        let same = last.filter(|((other, named, _), _)| (other, named) == (&id, &name));
+        let number = same.map_or(0, |((.., number), _)| number + 1);
+        devices.insert((id, name, number), entry);
+    }
+    devices
 }
 
 /// How many devices were added, removed and changed, and a line for each whose state did.

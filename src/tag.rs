@@ -18,6 +18,8 @@ pub const INTERVAL: &str = "prometheus.io/interval";
 
 /// More exporters than this on one device are taken for an attempt to flood Prometheus.
 const MOST_EXPORTERS: usize = 16;
+/// Longer than any duration needs to be.
+const LONGEST_INTERVAL: usize = 64;
 
 /// What the tags of a device, or else of its fleet, ask for.
 #[derive(Debug, Default)]
@@ -72,7 +74,8 @@ fn scheme(text: &str) -> Result<&str, String> {
 
 /// The value of a tag; null counts as empty.
 pub fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
-    tags.iter().find(|tag| &*tag.key == key).map(|tag| tag.value.as_deref().unwrap_or_default())
+    let named = tags.iter().filter(|tag| tag.key.as_deref() == Some(key));
+    named.map(|tag| tag.value.as_deref().unwrap_or_default()).min() // a key that is there twice: in any order the same
 }
 
 /// Prometheus' grammar: `1h30m`, units falling, each at most once; humantime's is another one.
@@ -81,6 +84,9 @@ fn interval(text: &str) -> Result<(&str, u64), String> {
     const UNITS: [(&str, u64); 7] =
         [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     let bad = || "takes a duration of Prometheus such as 30s or 1m30s".to_owned();
+    if text.len() > LONGEST_INTERVAL {
+        return Err(bad()); // leading zeros make one of any length
+    }
     let (mut rest, mut units, mut millis) = (text, UNITS.iter(), 0_u64);
     while !rest.is_empty() {
         let number;

@@ -197,20 +197,21 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
     }
     for (kind, tags) in [("tag_", device.tags()), ("fleet_tag_", device.fleet_tags())] {
         // The API answers tags in any order, and the same devices always give the same bytes.
-        let mut tags: Vec<&Tag> = tags.iter().collect();
-        tags.sort_unstable_by_key(|tag| &tag.key);
+        let key_and_value = |tag: &'a Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
+        let mut tags: Vec<(&str, &str)> = tags.iter().filter_map(key_and_value).collect();
+        tags.sort_unstable();
         if tags.len() > MOST_TAGS {
             let (name, count) = (device.display_name(), tags.len());
             warnings.push(format!("{name} has {count} {kind}* labels; only the first {MOST_TAGS} are attached"));
             tags.truncate(MOST_TAGS);
         }
         let mut names = HashSet::new();
-        for tag in tags {
-            let name = label_name(kind, &tag.key);
+        for (key, value) in tags {
+            let name = label_name(kind, key);
             if names.insert(name.clone()) {
-                add(name.into(), tag.value.as_deref().unwrap_or_default().into());
+                add(name.into(), value.into());
             } else {
-                let (device, key) = (device.display_name(), &*tag.key);
+                let device = device.display_name();
                 warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
             }
         }

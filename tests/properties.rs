@@ -1,0 +1,546 @@
+//! Whatever devices the API may tell of, the list is one that Prometheus takes, and it is always the same one.
+//!
+//! What Prometheus takes is written down here a second time, as it was measured, and `promtool` has the last word.
+
+mod support;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use baletheus::discovery::{Failure, Published, Sink};
+use baletheus::exporter;
+use baletheus::inventory::{Answer, Inventory, Source};
+use baletheus::registry::{self, Registry};
+use baletheus::target::{Address, PLAIN, Rules};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use support::prometheus::promtool_check_config;
+
+const DOMAIN: &str = "balena-devices.com";
+
+/// A device and its place in the database, which its record may tell or not.
+type Row = (u64, Value);
+
+/// The API: rows by rising id, in answers that cannot hold more than so many of them.
+struct Pages<'a> {
+    rows: &'a [Row],
+    most: usize,
+}
+
+impl Source for Pages<'_> {
+    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        if top > self.most {
+            return Ok(Answer::TooLarge(None));
+        }
+        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
+        let rows: Vec<_> = rows.map(|(_, device)| device).collect();
+        Ok(Answer::Devices(None, json!({ "d": rows }).to_string().into_bytes()))
+    }
+
+    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
+        unreachable!("a page of one device is never too large here")
+    }
+}
+
+fn inventory(rows: &[Row], rules: &Rules, most: usize) -> Inventory {
+    let mut inventory = Inventory::default();
+    inventory.refresh(&mut Pages { rows, most }, rules).unwrap_or_else(|failure| panic!("{}", failure.message));
+    inventory
+}
+
+/// The file, from one page.
+fn list(rows: &[Row], rules: &Rules) -> String {
+    let inventory = inventory(rows, rules, usize::MAX);
+    String::from_utf8(registry::parts(&inventory).collect::<Vec<_>>().concat()).expect("UTF-8")
+}
+
+/// Any text that is JSON: proptest's characters like to be odd ones.
+fn text() -> impl Strategy<Value = String> {
+    const ODD: [&str; 8] = [
+        "\0",
+        "\u{1b}[2J\r\n",
+        "\"}},{\"targets\":[\"evil.com:80\"]",
+        "\\",
+        "\u{202e}\u{feff}",
+        "{{ . }}",
+        "device",
+        "__address__",
+    ];
+    prop_oneof![
+        6 => vec(any::<char>(), 0..10).prop_map(String::from_iter),
+        2 => select(&ODD[..]).prop_map(str::to_owned),
+        1 => (1000..1100_usize).prop_map(|length| "x".repeat(length)),
+    ]
+}
+
+fn exporters() -> impl Strategy<Value = String> {
+    let one = "([a-z]{0,2}:)?[0-9]{1,3}(/[a-z/.@:;]{0,6})?";
+    let odd = "[a-z.:/@?#% ]{0,8}:?[0-9]{0,6}(/[a-z/.@:%?# \u{e9}\n]{0,8})?";
+    prop_oneof![
+        4 => vec(one, 1..18).prop_map(|list| list.join(",")),
+        2 => vec(odd, 0..4).prop_map(|list| list.join(",")),
+        1 => (1000..1100_usize).prop_map(|length| format!("80/{}", "p".repeat(length))),
+        1 => text(),
+    ]
+}
+
+fn interval() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "[0-9]{1,2}(s|m|h)",
+        2 => "([0-9]{0,3}[ywdhmsµ ]{1,2}){0,4}",
+        1 => "[0-9]{1,20}(ms|s|m|h|d|w|y)",
+        1 => (1000..1100_usize).prop_map(|length| format!("{}9s", "0".repeat(length))),
+        1 => text(),
+    ]
+}
+
+/// Tags with keys that differ, as the API keeps them.
+fn tags() -> impl Strategy<Value = Value> {
+    let steering = |key: &'static str, values| (Just(key.to_owned()), values);
+    let values = |values: &'static [&str]| select(values).prop_map(str::to_owned).boxed();
+    let tag = prop_oneof![
+        6 => (text(), text().boxed()),
+        2 => ("[a-c._-]{1,2}", text().boxed()),
+        2 => steering("prometheus.io/scrape", values(&["true", "yes", "1", "false", "maybe", ""])),
+        4 => steering("prometheus.io/exporters", exporters().boxed()),
+        2 => steering("prometheus.io/scheme", values(&["http", "https", "ftp", "https://evil.com"])),
+        4 => steering("prometheus.io/interval", interval().boxed()),
+    ];
+    vec(tag, 0..8).prop_map(|tags| {
+        let tags: BTreeMap<_, _> = tags.into_iter().collect();
+        tags.into_iter().map(|(key, value)| json!({ "tag_key": key, "value": value })).collect()
+    })
+}
+
+/// Null or missing at times, and now and then of another type.
+fn field(valid: impl Strategy<Value = Value> + 'static) -> BoxedStrategy<Option<Value>> {
+    prop_oneof![
+        80 => valid.prop_map(Some),
+        6 => Just(Some(Value::Null)),
+        6 => Just(None),
+        1 => wrong().prop_map(Some),
+    ]
+    .boxed()
+}
+
+fn wrong() -> impl Strategy<Value = Value> {
+    select(vec![
+        json!(true),
+        json!(7),
+        json!(-1.5),
+        json!(""),
+        json!("x"),
+        json!([]),
+        json!([null]),
+        json!([[]]),
+        json!(["x"]),
+        json!([{}]),
+        json!({}),
+        json!({ "__id": 1 }),
+        json!([{ "__id": 1 }]),
+        json!([{ "tag_key": null }]),
+        json!([{ "slug": [] }]),
+    ])
+}
+
+fn object(fields: Vec<(&str, Option<Value>)>) -> Value {
+    let fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(fields.collect::<Map<_, _>>())
+}
+
+fn string(texts: impl Strategy<Value = String>) -> impl Strategy<Value = Value> {
+    texts.prop_map(Value::String)
+}
+
+/// None or one.
+fn expanded(row: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    prop_oneof![1 => Just(json!([])), 9 => row.prop_map(|row| json!([row]))]
+}
+
+fn device() -> impl Strategy<Value = Value> {
+    let uuid = prop_oneof![20 => "[0-9a-f]{32}", 10 => "[0-9a-f]{62}", 1 => "[0-9a-fA-Fg.:]{32}", 1 => text()];
+    let odd = ["127.0.0.1", "169.254.1.1", "fe80::1%eth0", "::ffff:127.0.0.1", "evil.com", "[::1]:80", "fd00::1"];
+    let address = prop_oneof![
+        4 => any::<IpAddr>().prop_map(|address| address.to_string()),
+        2 => select(odd.map(str::to_owned).to_vec()),
+        1 => text(),
+    ];
+    let addresses = vec(address, 0..5);
+    let device_type = field(string(text())).prop_map(|slug| object(vec![("slug", slug)]));
+    let organization = expanded(field(string(text())).prop_map(|handle| object(vec![("handle", handle)])));
+    let fleet = (
+        field(any::<u32>().prop_map(Value::from)),
+        field(string(text())),
+        field(string(text())),
+        field(organization),
+        field(tags()),
+    );
+    let fleet = fleet.prop_map(|(id, name, slug, organization, tags)| {
+        let tags = ("application_tag", tags);
+        object(vec![("id", id), ("app_name", name), ("slug", slug), ("organization", organization), tags])
+    });
+    let release = (field(string(text())), field(string(text())));
+    let release = release.prop_map(|(commit, version)| object(vec![("commit", commit), ("raw_version", version)]));
+    let fields = (
+        field(string(uuid)),
+        [(); 4].map(|()| field(string(text()))),
+        field(string(addresses.prop_map(|list| list.join(" ")))),
+        [(); 2].map(|()| field(prop::bool::weighted(0.8).prop_map(Value::Bool))),
+        field(expanded(device_type)),
+        field(expanded(fleet)),
+        field(expanded(release)),
+        field(tags()),
+    );
+    fields.prop_map(|(uuid, texts, addresses, [online, accessible], device_type, fleet, release, tags)| {
+        let names = ["device_name", "os_version", "os_variant", "supervisor_version"];
+        let mut fields: Vec<_> = names.into_iter().zip(texts).collect();
+        fields.extend([
+            ("uuid", uuid),
+            ("ip_address", addresses),
+            ("is_online", online),
+            ("is_web_accessible", accessible),
+            ("is_of__device_type", device_type),
+            ("belongs_to__application", fleet),
+            ("is_running__release", release),
+            ("device_tag", tags),
+        ]);
+        object(fields)
+    })
+}
+
+/// Devices with ids, which rise.
+fn rows(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Row>> {
+    vec(device(), count).prop_map(|devices| {
+        let number = |(id, mut device): (u64, Value)| {
+            device["id"] = id.into();
+            (id, device)
+        };
+        (7..).step_by(7).zip(devices).map(number).collect()
+    })
+}
+
+/// Among them some that cannot be read, or not even be told apart.
+fn wild_rows() -> impl Strategy<Value = Vec<Row>> {
+    let ids = vec![Value::Null, json!("7"), json!(-7), json!(7.5), json!([]), json!({ "__id": 7 })];
+    let broken = prop_oneof![
+        16 => Just(None),
+        2 => select(ids).prop_map(|id| Some(json!({ "id": id }))),
+        1 => wrong().prop_filter("an array may be read as a device", |value| !value.is_array()).prop_map(Some),
+    ];
+    (rows(0..7), vec(broken, 7)).prop_map(|(mut rows, broken)| {
+        for ((_, device), broken) in rows.iter_mut().zip(broken) {
+            match broken {
+                Some(Value::Object(fields)) if fields.contains_key("id") => device["id"] = fields["id"].clone(),
+                Some(other) => *device = other,
+                None => {}
+            }
+        }
+        rows
+    })
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let exporters = select(&["80", "node:9100,app:8080/internal/metrics", "a:80,b:80/x,65535"][..]);
+    let labels = subsequence(PLAIN.iter().map(|label| label.name).collect::<Vec<_>>(), 0..=PLAIN.len());
+    let address = select(&[Address::Vpn, Address::Public, Address::Lan][..]);
+    (address, exporters, labels, prop::bool::weighted(0.2)).prop_map(|(address, exporters, labels, online_only)| {
+        Rules {
+            address,
+            exporters: exporter::parse_list(exporters).expect("exporters"),
+            public_domain: DOMAIN.to_owned(),
+            labels,
+            online_only,
+            tags: Vec::new(),
+        }
+    })
+}
+
+/// All that an object holds, in its order; `serde_json`'s own map would keep the last of two equal keys.
+struct Pairs<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for All<T> {
+            type Value = Pairs<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(All(std::marker::PhantomData))
+    }
+}
+
+/// Prometheus' duration, `((y)(w)(d)(h)(m)(s)(ms))` with each part optional, in milliseconds.
+fn duration(text: &str) -> Option<u128> {
+    let units = [
+        ("y", 31_536_000_000),
+        ("w", 604_800_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ];
+    let (mut rest, mut sum) = (text, 0_u128);
+    for (unit, millis) in units {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, after) = rest.split_at(digits);
+        let Some(after) = after.strip_prefix(unit) else { continue };
+        // "5ms" is no minutes
+        if number.is_empty() || unit == "m" && after.starts_with('s') {
+            continue;
+        }
+        sum += number.parse::<u128>().ok()? * millis;
+        rest = after;
+    }
+    (rest.is_empty() && !text.is_empty() && sum <= i64::MAX as u128 / 1_000_000).then_some(sum)
+}
+
+fn is_label_name(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.chars().all(legal) && !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty()
+}
+
+/// The rules of `file_sd_configs`, and the project's own on top of them. Gives the number of groups.
+fn check(text: &str, rows: &[Row], rules: &Rules) -> Result<usize, TestCaseError> {
+    let groups: Vec<Pairs<Box<RawValue>>> = serde_json::from_str(text).expect("a list of objects");
+    let devices: BTreeMap<u64, &Value> = rows.iter().map(|(id, device)| (*id, device)).collect();
+    let (mut last, mut seen) = (0, HashSet::new());
+    for Pairs(group) in &groups {
+        let [(targets, target), (labels, pairs)] = group.as_slice() else { panic!("{} keys", group.len()) };
+        prop_assert_eq!([targets.as_str(), labels], ["targets", "labels"]);
+        let [target]: [String; 1] = serde_json::from_str(target.get()).expect("one target");
+        let Pairs(pairs): Pairs<String> = serde_json::from_str(pairs.get()).expect("labels of text");
+        let count = pairs.len();
+        let labels: BTreeMap<String, String> = pairs.into_iter().collect();
+        prop_assert_eq!(labels.len(), count, "a label twice");
+        for (name, value) in &labels {
+            prop_assert!(is_label_name(name), "label {:?}", name);
+            prop_assert!(value.len() <= 1024, "label {} has {} bytes", name, value.len());
+            // the scrape configuration and the exporters have these, and Prometheus the ones below
+            prop_assert!(!["device", "instance"].contains(&name.as_str()), "label {}", name);
+            let known = ["__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
+            let own = name.starts_with("__meta_balena_") || known.contains(&name.as_str());
+            prop_assert!(own || !name.starts_with("__"), "label {}", name);
+        }
+        let label = |name: &str| labels.get(name).map(String::as_str);
+
+        let id: u64 = label("__meta_balena_device_id").expect("an id").parse().expect("an id");
+        prop_assert!(last <= id, "{} after {}", id, last);
+        last = id;
+        let device = devices[&id];
+        let uuid = label("uuid").expect("a uuid");
+        let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+        prop_assert!(matches!(uuid.len(), 32 | 62) && uuid.chars().all(hex), "uuid {:?}", uuid);
+        prop_assert_eq!(&device["uuid"], uuid);
+        prop_assert!(seen.insert((id, label("job").map(str::to_owned), target.clone())), "{} twice", target);
+        prop_assert_eq!(label("job"), label("__meta_balena_exporter"));
+
+        let (host, port) = target.rsplit_once(':').expect("a port");
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        prop_assert!(digits && port.parse::<u16>().is_ok_and(|port| port > 0), "port {:?}", port);
+        match rules.address {
+            Address::Vpn => prop_assert_eq!(host, format!("{uuid}.balena")),
+            Address::Public => prop_assert_eq!(&target, &format!("{uuid}.{DOMAIN}:443")),
+            Address::Lan => {
+                let address: IpAddr = host.trim_matches(['[', ']']).parse().expect("an address");
+                prop_assert_eq!(host.starts_with('[') && host.ends_with(']'), address.is_ipv6());
+                let told = device["ip_address"].as_str().expect("addresses").split_whitespace();
+                // ::ffff:10.0.0.1 is 10.0.0.1
+                let mut told = told.filter_map(|text| text.parse().ok()).map(|told: IpAddr| told.to_canonical());
+                prop_assert!(told.any(|told| told == address), "{} was not told", address);
+                prop_assert!(!address.is_loopback() && !address.is_unspecified() && !address.is_multicast());
+            }
+        }
+        let scheme = label("__scheme__");
+        prop_assert!(matches!(scheme, None | Some("http" | "https")), "{:?}", scheme);
+        prop_assert!(rules.address != Address::Public || scheme == Some("https"));
+        prop_assert!(label("__metrics_path__").is_none_or(|path| path.starts_with('/')));
+        if let Some(text) = label("__scrape_interval__") {
+            let interval = duration(text);
+            prop_assert!(interval.is_some_and(|interval| interval >= 5000), "interval {:?}", text);
+            prop_assert_eq!(label("__scrape_timeout__"), interval.filter(|interval| *interval < 10_000).map(|_| text));
+        } else {
+            prop_assert_eq!(label("__scrape_timeout__"), None);
+        }
+        prop_assert!(!rules.online_only || device["is_online"] == true);
+        for plain in &PLAIN {
+            let chosen = plain.name == "uuid" || rules.labels.contains(&plain.name);
+            let other = if chosen { format!("__meta_balena_{}", plain.name) } else { plain.name.to_owned() };
+            prop_assert_eq!(label(&other), None, "{} is not where --labels puts it", plain.name);
+        }
+    }
+    Ok(groups.len())
+}
+
+/// The lines of a file that tell of devices, without the one that has this id.
+fn lines_without(list: &str, id: u64) -> Vec<&str> {
+    // what looks like this within a value would have its quotes escaped
+    let id = format!("\"__meta_balena_device_id\":\"{id}\"");
+    let lines = list.lines().map(|line| line.trim_end_matches(','));
+    lines.filter(|line| line.starts_with('{') && !line.contains(&id)).collect()
+}
+
+/// Each list of tags, wherever it stands, in another order.
+fn turn_tags(value: &mut Value, by: usize) {
+    match value {
+        Value::Array(rows) if rows.iter().all(|row| row.get("tag_key").is_some()) => {
+            let len = rows.len().max(1);
+            rows.rotate_left(by % len);
+            if by.is_multiple_of(2) {
+                rows.reverse();
+            }
+        }
+        Value::Array(rows) => rows.iter_mut().for_each(|row| turn_tags(row, by)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| turn_tags(field, by)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #[test]
+    fn prometheus_takes_any_list(rows in wild_rows(), rules in rules()) {
+        check(&list(&rows, &rules), &rows, &rules)?;
+    }
+
+    #[test]
+    fn equal_devices_give_equal_bytes(rows in rows(0..7), rules in rules(), most in 1..9_usize, by in 1..9_usize) {
+        let whole = list(&rows, &rules);
+        let paged: Vec<_> = registry::parts(&inventory(&rows, &rules, most)).collect::<Vec<_>>().concat();
+        prop_assert_eq!(&whole, &String::from_utf8_lossy(&paged), "in pages of {}", most);
+        let mut turned = rows;
+        turned.iter_mut().for_each(|(_, device)| turn_tags(device, by));
+        prop_assert_eq!(whole, list(&turned, &rules), "with tags in another order");
+    }
+
+    #[test]
+    fn a_device_never_changes_the_lines_of_others(rows in wild_rows(), rules in rules(), which in any::<prop::sample::Index>()) {
+        prop_assume!(!rows.is_empty());
+        let mut others = rows.clone();
+        let (id, _) = others.remove(which.index(rows.len()));
+        let (with, without) = (list(&rows, &rules), list(&others, &rules));
+        prop_assert_eq!(lines_without(&with, id), lines_without(&without, 0));
+    }
+}
+
+fn vpn() -> Rules {
+    Rules {
+        address: Address::Vpn,
+        exporters: exporter::parse_list("80").expect("an exporter"),
+        public_domain: DOMAIN.to_owned(),
+        labels: PLAIN.iter().map(|label| label.name).collect(),
+        online_only: false,
+        tags: Vec::new(),
+    }
+}
+
+#[test]
+fn a_key_twice_gives_equal_bytes_in_any_order() {
+    let tags = |key: &str| json!([{ "tag_key": key, "value": "20s" }, { "tag_key": key, "value": "10s" }]);
+    for key in ["site", "prometheus.io/interval"] {
+        let mut device = json!({ "id": 1, "uuid": "a".repeat(32), "device_tag": tags(key) });
+        let one = list(&[(1, device.clone())], &vpn());
+        turn_tags(&mut device, 1);
+        assert_eq!(one, list(&[(1, device)], &vpn()), "{key}");
+    }
+}
+
+/// Pages that shrink to what an answer can hold, more of them than the other tests have.
+#[test]
+fn pages_of_any_size_give_equal_bytes() {
+    let rows: Vec<Row> = (1..1200).map(|id| (id * 3, json!({ "id": id * 3, "uuid": format!("{id:032x}") }))).collect();
+    let whole = list(&rows, &vpn());
+    assert_eq!(check(&whole, &rows, &vpn()).unwrap(), 1199);
+    for most in [1000, 999, 499, 62, 6, 1] {
+        // of 1000 pages at most
+        let rows = &rows[..if most == 1 { 500 } else { rows.len() }];
+        let paged = registry::parts(&inventory(rows, &vpn(), most)).collect::<Vec<_>>().concat();
+        assert!(list(rows, &vpn()).into_bytes() == paged, "in pages of at most {most}");
+    }
+}
+
+#[test]
+fn the_rules_here_are_not_blind() {
+    let good = r#"{"targets":["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.balena:80"],"labels":{"uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","__meta_balena_device_id":"1"MORE}}"#;
+    let rows = [(1, json!({ "id": 1, "uuid": "a".repeat(32) }))];
+    let judge =
+        |list: String| std::panic::catch_unwind(|| check(&list, &rows, &vpn())).is_ok_and(|result| result.is_ok());
+    assert!(judge(format!("[{}]", good.replace("MORE", r#","__scrape_interval__":"1m30s""#))));
+    for more in [
+        r#","uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa""#,
+        r#","a-b":"""#,
+        r#","device":"x""#,
+        r#","x":1"#,
+        r#","x":null"#,
+        r#","__address__":"x""#,
+        r#","__scrape_interval__":"4s""#,
+        r#","__scrape_interval__":"1 m""#,
+        r#","__scrape_interval__":"7s""#,
+    ] {
+        assert!(!judge(format!("[{}]", good.replace("MORE", more))), "{more}");
+    }
+    let bare = good.replace("MORE", "");
+    for bad in [
+        bare.replace(":80", ":0"),
+        bare.replace(":80", ""),
+        bare.replace("a.balena", "a.balena.evil"),
+        bare.replace("\"labels\"", "\"x\""),
+        format!("{bare},{bare}"),
+        bare.replace('}', ""),
+    ] {
+        assert!(!judge(format!("[{bad}]")), "{bad}");
+    }
+}
+
+#[test]
+fn promtool_takes_the_most_hostile_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut runner = TestRunner::deterministic();
+    let device = device();
+    let rows: Vec<Row> = (1..=200)
+        .map(|id| {
+            let mut device = device.new_tree(&mut runner).unwrap().current();
+            device["id"] = id.into();
+            (id, device)
+        })
+        .collect();
+    for (name, address) in [("vpn", Address::Vpn), ("public", Address::Public), ("lan", Address::Lan)] {
+        let rules = Rules { address, exporters: exporter::parse_list("node:9100,app:8080/m").unwrap(), ..vpn() };
+        let mut registry = Registry::new(dir.path().join(format!("{name}.json")), 0o644, false);
+        assert_eq!(registry.publish(&inventory(&rows, &rules, usize::MAX)), Ok(Published::Written));
+        let text = std::fs::read_to_string(dir.path().join(format!("{name}.json"))).unwrap();
+        let groups = check(&text, &rows, &rules).unwrap();
+        assert!(groups > 100, "{name}: {groups} groups are no proof");
+    }
+    let config = dir.path().join("prometheus.yml");
+    let jobs =
+        "scrape_configs: [{ job_name: balena, file_sd_configs: [{ files: [vpn.json, public.json, lan.json] }] }]\n";
+    std::fs::write(&config, jobs).unwrap();
+    for major in [2, 3] {
+        promtool_check_config(major, &config).unwrap_or_else(|said| panic!("promtool {major}: {said}"));
+    }
+    // It has read them: one number among the labels of one group is enough.
+    let list = std::fs::read_to_string(dir.path().join("lan.json")).unwrap();
+    std::fs::write(dir.path().join("lan.json"), list.replacen("\"labels\":{", "\"labels\":{\"x\":1,", 1)).unwrap();
+    for major in [2, 3] {
+        promtool_check_config(major, &config).expect_err("a file that Prometheus would not take");
+    }
+}
