@@ -138,6 +138,9 @@ impl Balena {
             401 => ("unauthorized", "check API_KEY; or the API's database is down, which it tells in the same way"),
             403 => ("forbidden", "the API key may not do this: check API_KEY"),
             404 => ("not_found", "this server has no API v7: is it too old, or --api-url (BALENA_API_URL) wrong?"),
+            414 | 431 => {
+                ("bad_request", "the choice of fleets and tags is too long for a URL: name fewer, or fleets by id")
+            }
             429 => ("rate_limited", "the API asks for patience; a longer --refresh (REFRESH_RATE) helps"),
             500 => ("server_error", "the API is in trouble, or too old for a field that is asked for"),
             _ => ("server_error", "the API is in trouble"),

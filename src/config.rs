@@ -1,6 +1,6 @@
 //! Options → a checked [`Config`]. All errors come at once, before any work.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use reqwest::{Certificate, Url};
 
 use crate::exporter::{self, Exporter};
 use crate::options::{self, Values, boolean, items};
-use crate::query::{self, FleetRef};
+use crate::query::FleetRef;
 use crate::tag::TagFilter;
 use crate::target::{Address, PLAIN, Rules};
 
@@ -132,30 +132,21 @@ fn judge(from: &mut Values) -> Config {
         tags: from.all("tag", TagFilter::parse),
     };
     let fleets = from.list("fleet", fleets);
-    from.errors.extend(query::check(&fleets, &rules.tags).err());
-    let sd_file = from.one("sd-file", file_path);
-    let is_read = |end: &OsStr| ["json", "yml", "yaml"].iter().any(|known| end.eq_ignore_ascii_case(known));
-    if !sd_file.extension().is_some_and(is_read) {
-        let path = sd_file.display();
-        warnings.push(format!("{path}: Prometheus reads only files whose names end in .json, .yml or .yaml"));
-    }
-    let dry_run = from.one("dry-run", boolean);
-    let once = from.one("oneshot", boolean) || dry_run;
-    let hour = Duration::from_secs(3600);
+    let (once, dry_run) = (from.one("oneshot", boolean), from.one("dry-run", boolean));
     Config {
         api: Api {
             url: url.as_str().trim_end_matches('/').to_owned(),
             key,
             key_file,
             roots: from.list("ca-file", certificates),
-            timeout: from.one("timeout", |text| duration(text, hour)),
+            timeout: from.one("timeout", |text| duration(text, 3600)),
         },
         fleets,
         rules,
-        sd_file,
+        sd_file: from.one("sd-file", file_path),
         sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
-        refresh: Some(from.one("refresh", refresh)).filter(|_| !once),
+        refresh: Some(from.one("refresh", refresh)).filter(|_| !once && !dry_run),
         dry_run,
         log_level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
         log_filter: from.all("RUST_LOG", log_filter).pop(),
@@ -168,6 +159,7 @@ const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud'
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
 fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
+    let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
         (Some(_), Some((source, _))) => Err(format!("API_KEY and {source} are both set: set one of them")),
         (Some((source, values)), None) => {
@@ -175,25 +167,31 @@ fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
         }
         (None, Some((source, values))) => {
             let path = PathBuf::from(&values[0]);
-            let key = ApiKey::read(&path).map_err(|error| format!("{source} is {:?}: the file {error}", values[0]));
+            // it may be the key itself, in its file's place
+            let is_path = values[0].contains(['/', '.']) || path.exists();
+            let shown = if is_path { format!("{:?}", values[0]) } else { "not shown".into() };
+            let takes = "it takes the path of a file that holds the key";
+            let key = ApiKey::read(&path).map_err(|error| format!("{source} is {shown}: the file {error}; {takes}"));
             key.map(|key| (key, Some(path)))
         }
         (None, None) => Err(NO_KEY.into()),
     };
     key.unwrap_or_else(|error| {
-        from.errors.push(error);
+        if from.errors.len() == before {
+            from.errors.push(error);
+        }
         (ApiKey(String::new()), None)
     })
 }
 
 fn address(from: &mut Values) -> Address {
     let modes = [("vpn", Address::Vpn), ("public", Address::Public), ("lan", Address::Lan)];
-    let (chosen, address) = (from.given("address").is_some(), from.one("address", |text| one_of(text, modes)));
+    let (chosen, address) = (from.given("address"), from.one("address", |text| one_of(text, modes)));
     if !from.one("USE_PUBLIC_URLS", boolean) {
         return address;
     }
-    if chosen && address != Address::Public {
-        from.errors.push("USE_PUBLIC_URLS is true, but TARGET_ADDRESS is not public: set one of them".into());
+    if let Some((source, values)) = chosen.filter(|_| address != Address::Public) {
+        from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
     }
     Address::Public
 }
@@ -219,7 +217,7 @@ fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<
 }
 
 fn api_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text.trim()).map_err(|error| error.to_string())?;
+    let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
     let good = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
     good.then_some(url).ok_or("not a plain http or https URL".into())
@@ -267,27 +265,26 @@ fn file_path(text: &str) -> Result<PathBuf, String> {
 
 fn mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = u32::from_str_radix(digits, 8).map_err(|error| error.to_string())?;
-    if (0o400..=0o777).contains(&mode) && mode & 0o400 != 0 { Ok(mode) } else { Err("out of range".into()) }
+    let mode = u32::from_str_radix(digits, 8).map_err(|_| "not an octal number")?;
+    (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
 }
 
 fn refresh(text: &str) -> Result<Duration, String> {
-    let longest = Duration::from_secs(30 * 86400);
-    let text = text.trim();
-    if !text.bytes().all(|b| b.is_ascii_digit()) {
-        return duration(text, longest);
-    }
-    // the first baletheus had milliseconds without a unit
+    let (text, longest) = (text.trim(), 30 * 86400);
+    let is_bare = text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
+        // the first baletheus had milliseconds without a unit
         Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
-        _ => duration(&format!("{text}ms"), longest),
+        _ if is_bare => duration(&format!("{text}ms"), longest),
+        _ => duration(text, longest),
     }
 }
 
-fn duration(text: &str, longest: Duration) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text.trim()).map_err(|error| error.to_string())?;
-    let range = Duration::from_secs(1)..=longest;
-    if range.contains(&duration) { Ok(duration) } else { Err("out of range".into()) }
+/// From a second up to `longest` seconds.
+fn duration(text: &str, longest: u64) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(longest);
+    range.contains(&duration).then_some(duration).ok_or("out of range".into())
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

@@ -166,11 +166,8 @@ pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
         return Ok(page.d);
     }
     let page: Page<&RawValue> = serde_json::from_slice(body)?;
-    Ok(page
-        .d
-        .into_iter()
-        .map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error)))
-        .collect())
+    let devices = page.d.into_iter();
+    Ok(devices.map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))).collect())
 }
 
 fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {

@@ -91,23 +91,22 @@ impl<'a> Discovery<'a> {
         loop {
             let start = clock.now();
             let refreshed = self.refresh();
-            let stays = || format!("{} stays as it is", self.sink.name());
-            let Some(interval) = interval else {
-                if let Err(failure) = &refreshed {
-                    failure.tell(&stays());
+            let stays = format!("{} stays as it is", self.sink.name());
+            let next = match (refreshed, interval) {
+                (Ok(published), None) => return published != Published::Refused,
+                (Err(failure), None) => {
+                    failure.tell(&stays);
+                    return false;
                 }
-                return matches!(refreshed, Ok(Published::Written | Published::Unchanged));
-            };
-            let next = match refreshed {
-                Ok(_) => {
+                (Ok(_), Some(interval)) => {
                     failures = 0;
                     start + interval
                 }
-                Err(failure) => {
+                (Err(failure), Some(interval)) => {
                     let wait = failure.retry_after.unwrap_or_else(|| backoff(failures, interval));
                     failures += 1;
                     let shown = humantime::format_duration(Duration::from_secs(wait.as_secs()));
-                    failure.tell(&format!("{}, next try in {shown}", stays()));
+                    failure.tell(&format!("{stays}, next try in {shown}"));
                     clock.now() + wait
                 }
             };

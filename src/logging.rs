@@ -10,10 +10,11 @@ use serde::Serialize;
 /// Sets up the log. Libraries are heard only with `RUST_LOG`: what they have to say of an error is in our own line.
 pub fn init(level: LevelFilter, filter: Option<&str>, json: bool) {
     let mut builder = env_logger::Builder::new();
-    builder.filter_module(env!("CARGO_PKG_NAME"), level);
-    if let Some(filter) = filter {
-        builder.parse_filters(filter);
-    }
+    match filter {
+        // a filter for our own module would beat one for all beside it
+        Some(filter) => builder.parse_filters(filter),
+        None => builder.filter_module(env!("CARGO_PKG_NAME"), level),
+    };
     builder.format(move |out, record| {
         let (level, target, message) = (record.level(), record.target(), record.args().to_string());
         let time = humantime::format_rfc3339_millis(SystemTime::now());

@@ -35,7 +35,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("api-url", &["BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, "https URL of the API; for openBalena https://api.DOMAIN"),
     opt("ca-file", &["BALENA_CA_FILE"], "PATH", "", API, "file of further root certificates (PEM), for openBalena's own CA"),
     opt("timeout", &["API_TIMEOUT"], "DURATION", "60s", API, "for a whole answer of the API, its body included; 1s to 1h"),
-    opt("fleet", &["FLEET", "APPLICATION"], "FLEET,…", "", CHOICE, "only these fleets: slug (organization/name), id (all digits) or name"),
+    opt("fleet", &["FLEET", "APPLICATION"], "FLEET,…", "", CHOICE, "only these fleets, with commas: slug (organization/name), id (all digits) or name"),
     opt("tag", &["DEVICE_TAG"], "KEY[=VALUE],…", "", CHOICE, "only devices with this tag, key or key=value, of their own or their fleet's; repeated: with all of them"),
     opt("online-only", &["ONLINE_ONLY"], "", "false", CHOICE, "true or false: leave out devices that balenaCloud sees offline"),
     opt("address", &["TARGET_ADDRESS"], "MODE", "vpn", TARGETS, "vpn, public or lan: how Prometheus reaches a device"),
@@ -64,7 +64,8 @@ const fn opt(
 /// The command line.
 pub fn command() -> Command {
     let (flags, variables): (Vec<_>, Vec<_>) = OPTIONS.iter().partition(|opt| !opt.flag.is_empty());
-    let variables: Vec<_> = variables.iter().map(|opt| format!("  {:<16} {}", opt.vars[0], opt.help)).collect();
+    let variables: Vec<_> =
+        variables.iter().map(|opt| format!("  {:<16} {}{}", opt.vars[0], opt.help, default(opt))).collect();
     Command::new("baletheus")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Finds every device of a balena fleet and keeps Prometheus' list of targets true")
@@ -77,9 +78,12 @@ pub fn command() -> Command {
         .args(flags.into_iter().map(arg))
 }
 
+fn default(opt: &Opt) -> String {
+    if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default) }
+}
+
 fn arg(opt: &'static Opt) -> Arg {
-    let default = if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default) };
-    let help = format!("{} [env: {}]{default}", opt.help, opt.vars.join(", "));
+    let help = format!("{} [env: {}]{}", opt.help, opt.vars.join(", "), default(opt));
     let arg = Arg::new(opt.flag).long(opt.flag).help(help).help_heading(opt.group);
     match opt.value.trim_end_matches(",…") {
         "" => arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true"),
@@ -121,8 +125,9 @@ impl Values<'_> {
         let Some((source, values)) = self.given(name) else { return Vec::new() };
         let mut read_or_tell = |text: &String| {
             let tell = |error| {
-                // a URL with a password in it
-                let shown = if text.contains('@') { "not shown".into() } else { format!("{text:?}") };
+                // a URL may have a password or a key in it
+                let is_secret = text.contains("://") && text.contains(['@', '?']);
+                let shown = if is_secret { "not shown".into() } else { format!("{text:?}") };
                 self.errors.push(format!("{source} is {shown}: {error}; it takes: {}", option(name).help));
             };
             read(text).map_err(tell).ok()

@@ -25,7 +25,7 @@ impl FleetRef {
     /// With `/` a slug, all digits an id, else a name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
-            return text.parse().map(FleetRef::Id).map_err(|error| format!("{text}: {error}"));
+            return text.parse().map(FleetRef::Id).map_err(|_| format!("{text} is too large for an id"));
         }
         match *text.split('/').collect::<Vec<_>>() {
             [name] => Ok(FleetRef::Name(name.to_owned())),
@@ -87,13 +87,6 @@ impl Query {
 /// `$orderby=id` alone would mean descending.
 fn range(filter: &str, after: u64, top: usize) -> String {
     format!("$filter=(id%20gt%20{after}){filter}&$orderby=id%20asc&$top={top}")
-}
-
-/// Whether the choice of devices fits into a URL, of which the API takes 15,000 bytes.
-pub fn check(fleets: &[FleetRef], tags: &[TagFilter]) -> Result<(), String> {
-    let length = filter(fleets, tags).len();
-    let error = || format!("the fleets and tags make a query of {length} bytes, more than the API takes: name fewer");
-    (length <= 14_000).then_some(()).ok_or_else(error)
 }
 
 /// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.

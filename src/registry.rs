@@ -1,7 +1,7 @@
 //! The target file. What stands in it is replaced whole, atomically and durably, and only by something else.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use crate::discovery::{Failure, Published, Sink};
 use crate::inventory::{Entry, Inventory, fingerprint};
 use crate::target::{DEVICE_ID, META_PREFIX, UUID};
 
+/// Names of unfinished files begin with it.
+const PREFIX: &str = "new-";
+
 /// The target file, and the folder beside it where the next one is written.
 ///
 /// The folder is in the same volume, so that a rename is atomic, and not in the directory that Prometheus watches,
@@ -22,33 +25,53 @@ pub struct Registry {
     scratch: PathBuf,
     mode: u32,
     write_empty: bool,
+    /// Held while this is the one that writes.
+    lock: Option<File>,
     /// What the file looked like when it was last known to hold the list.
     seen: Option<Look>,
 }
 
-/// Device, inode, size and time of change: another process that replaces the file changes one of them.
+/// Device, inode, size and time of change: another process that replaces a file changes one of them.
 type Look = (u64, u64, u64, i64, i64);
+
+fn look(path: &Path) -> Option<Look> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+}
 
 impl Registry {
     /// Touches nothing yet.
     pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let scratch = directory(&path).join(format!(".{}.tmp", name.trim_start_matches('.')));
-        Registry { path, scratch, mode, write_empty, seen: None }
+        let scratch = directory(&path).join(format!(".{name}.tmp"));
+        Registry { path, scratch, mode, write_empty, lock: None, seen: None }
     }
 
-    fn look(&self) -> Option<Look> {
-        let look = fs::metadata(&self.path).ok()?;
-        Some((look.dev(), look.ino(), look.size(), look.mtime(), look.mtime_nsec()))
+    /// Makes the folder, and takes its lock, so that two sidecars do not write one file by mistake; what a run that was
+    /// killed left there is removed. An error of the kind `WouldBlock` means that another one writes this file.
+    pub fn lock(&mut self) -> io::Result<()> {
+        let path = self.scratch.join("lock");
+        let inode = |file: io::Result<Metadata>| file.ok().map(|file| (file.dev(), file.ino()));
+        if self.lock.as_ref().is_some_and(|lock| inode(lock.metadata()) == inode(fs::metadata(&path))) {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.scratch)?;
+        let lock = File::create(&path)?;
+        // A file system that knows no locks is no reason not to write.
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another baletheus writes it"));
+        }
+        let is_ours = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(PREFIX);
+        for left in fs::read_dir(&self.scratch)?.flatten().filter(is_ours) {
+            let _ = fs::remove_file(left.path()); // the next start tries again
+        }
+        self.lock = Some(lock);
+        Ok(())
     }
 
-    fn failed(&self, error: &io::Error) -> Failure {
-        let hint = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space",
-            io::ErrorKind::PermissionDenied => "let this user write there",
-            io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or set --sd-file (SD_FILE_PATH)",
-            _ => "is --sd-file (SD_FILE_PATH) right?",
-        };
+    /// What to tell of an error with the file.
+    pub fn failed(&self, error: &io::Error) -> Failure {
+        let hint = "make that possible, or set another --sd-file (SD_FILE_PATH)";
         Failure::new("write", format!("cannot write {}: {error}; {hint}", self.path.display()))
     }
 
@@ -76,9 +99,9 @@ impl Registry {
         Ok(file.read(&mut [0])? == 0)
     }
 
-    fn write(&self, list: &Inventory) -> io::Result<()> {
-        fs::create_dir_all(&self.scratch)?;
-        let file = tempfile::Builder::new().prefix("new-").tempfile_in(&self.scratch)?;
+    fn write(&mut self, list: &Inventory) -> io::Result<()> {
+        self.lock()?;
+        let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::new(file);
         parts(list).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;
@@ -103,7 +126,7 @@ impl Sink for Registry {
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
-        if !list.changed && self.seen.is_some() && self.seen == self.look() {
+        if !list.changed && self.seen.is_some() && self.seen == look(&self.path) {
             return Ok(Published::Unchanged);
         }
         // One that cannot be read is replaced, and so is one that ends too early.
@@ -116,7 +139,7 @@ impl Sink for Registry {
             }
             self.write(list).map_err(|error| self.failed(&error))?;
         }
-        self.seen = self.look();
+        self.seen = look(&self.path);
         Ok(if holds { Published::Unchanged } else { Published::Written })
     }
 }

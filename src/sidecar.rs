@@ -40,11 +40,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(config: Config) -> ExitCode {
     logging::init(config.log_level, config.log_filter.as_deref(), config.log_json);
-    let mut sink: Box<dyn Sink> = if config.dry_run {
-        Box::new(StandardOutput)
-    } else {
-        Box::new(Registry::new(config.sd_file, config.sd_file_mode, config.write_empty))
-    };
+    let mut registry = Registry::new(config.sd_file, config.sd_file_mode, config.write_empty);
+    if let Err(error) = if config.dry_run { Ok(()) } else { registry.lock() } {
+        // anything else may pass, and is told at each refresh
+        if error.kind() == io::ErrorKind::WouldBlock {
+            log::error!("{}", registry.failed(&error).message);
+            return ExitCode::from(2);
+        }
+    }
+    let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut registry };
     let (version, api, name) = (env!("CARGO_PKG_VERSION"), &config.api.url, sink.name());
     let address = format!("{:?}", config.rules.address).to_lowercase();
     let every = |interval| format!("every {}", humantime::format_duration(interval));
@@ -73,7 +77,7 @@ fn run(config: Config) -> ExitCode {
         Ok(false) => {}
         Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
     }
-    let discovery = Discovery::new(&mut balena, sink.as_mut(), config.rules, config.fleets);
+    let discovery = Discovery::new(&mut balena, sink, config.rules, config.fleets);
     let succeeded = discovery.run(config.refresh, &mut clock);
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -90,9 +94,12 @@ impl Wakeups {
         let (sender, signals) = channel();
         thread::spawn(move || {
             for signal in &mut from {
+                if signal != SIGHUP {
+                    // first, since whoever is told may end the program at once
+                    log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));
+                }
                 let _ = sender.send(signal); // nobody listens: the program is about to end
                 if signal != SIGHUP {
-                    log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));
                     thread::sleep(GRACE);
                     process::exit(i32::from(once));
                 }

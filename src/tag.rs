@@ -1,8 +1,6 @@
 //! Tags steer a device, as annotations steer a pod in Kubernetes. A device may write its own, so they are
 //! not trusted: none of them can name another host, and one that cannot be understood counts as absent.
 
-use std::fmt;
-
 use crate::device::{Device, Tag, one};
 use crate::exporter::{self, Exporter};
 use crate::options::boolean;
@@ -123,7 +121,7 @@ impl TagFilter {
             None => (text, None),
         };
         if !(1..=100).contains(&key.chars().count()) || key.contains(char::is_whitespace) {
-            return Err(format!("{key:?} is no key"));
+            return Err(format!("{key:?} is no key: it has 1 to 100 characters and no white space"));
         }
         Ok(TagFilter { key: key.to_owned(), value })
     }
@@ -132,14 +130,5 @@ impl TagFilter {
     pub fn matches(&self, device: &Device) -> bool {
         let found = value(device.tags(), &self.key).or_else(|| value(device.fleet_tags(), &self.key));
         found.is_some_and(|found| self.value.as_ref().is_none_or(|wanted| wanted == found))
-    }
-}
-
-impl fmt::Display for TagFilter {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match &self.value {
-            Some(value) => write!(f, "{}={value}", self.key),
-            None => f.write_str(&self.key),
-        }
     }
 }

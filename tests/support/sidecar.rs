@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,14 +66,11 @@ impl Sidecar {
         command
     }
 
-    /// Runs it to its end, which must come by itself.
-    pub fn output(&self) -> Output {
-        self.command().output().expect("the binary runs")
-    }
-
     /// Runs it once and expects success; gives its log.
     pub fn oneshot(&self) -> String {
-        let output = self.command().arg("--oneshot").output().expect("the binary runs");
+        let mut command = self.command();
+        command.arg("--oneshot");
+        let output = finish(command);
         let log = String::from_utf8(output.stderr).expect("UTF-8");
         assert!(output.status.success(), "{}\n{log}", output.status);
         log
@@ -81,6 +79,18 @@ impl Sidecar {
     pub fn start(&self) -> Running {
         Running::spawn(self.command())
     }
+}
+
+/// Runs it to its end, which must come by itself.
+pub fn finish(mut command: Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let (id, (sender, receiver)) = (child.id().to_string(), channel());
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let ended = receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let _ = Command::new("kill").args(["-s", "KILL", &id]).status();
+        panic!("it does not end: {command:?}")
+    });
+    ended.expect("its output")
 }
 
 /// The binary while it runs; killed when dropped.
