@@ -4,7 +4,8 @@ use std::error::Error;
 use std::io::Read;
 use std::iter;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{
@@ -17,6 +18,7 @@ use serde_json::Value;
 use crate::config::{Api, ApiKey};
 use crate::discovery::Failure;
 use crate::inventory::{Answer, Source};
+use crate::pulse::Pulse;
 use crate::query::Query;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
@@ -27,6 +29,7 @@ const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// A client of the balena API, version 7.
+#[derive(Clone)]
 pub struct Balena {
     http: Client,
     url: String,
@@ -34,11 +37,12 @@ pub struct Balena {
     key_file: Option<PathBuf>,
     timeout: Duration,
     query: Query,
+    pulse: Arc<Pulse>,
 }
 
 impl Balena {
     /// Makes a client; no request is sent. An error means that the platform's root certificates cannot be used.
-    pub fn new(api: Api, query: Query) -> Result<Self, String> {
+    pub fn new(api: Api, query: Query, pulse: Arc<Pulse>) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is there already
         let http = Client::builder()
             .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
@@ -50,7 +54,13 @@ impl Balena {
             .tls_certs_merge(api.roots)
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query })
+        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query, pulse })
+    }
+
+    /// A second client for requests beside the loop.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Balena { pulse: Arc::new(self.pulse.beside()), ..self.clone() }
     }
 
     /// Whether the key is a device's own, which sees that one device only, without any warning of the API's.
@@ -62,7 +72,13 @@ impl Balena {
         Ok(actor["actorType"] == "device")
     }
 
+    /// Asks for this much of up to `top` devices with ids above `after`.
+    pub fn ask(&mut self, what: &str, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.get(&self.query.ask(what, after, top), etag, self.timeout)
+    }
+
     fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
+        self.pulse.expect(Instant::now() + timeout);
         let mut response = self.send(path, etag, timeout)?;
         if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
             response = self.send(path, etag, timeout)?;
@@ -87,7 +103,9 @@ impl Balena {
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        request.send().map_err(|error| self.broken(error))
+        let answer = request.send();
+        self.pulse.count(answer.as_ref().ok().map(|response| response.status().as_u16()));
+        answer.map_err(|error| self.broken(error))
     }
 
     /// The body, or nothing if it is too large.
@@ -169,7 +187,7 @@ impl Source for Balena {
     }
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        self.get(&self.query.identity(after), None, self.timeout)
+        self.ask("$select=id,uuid,device_name", after, 1, None)
     }
 }
 

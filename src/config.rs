@@ -7,12 +7,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ArgMatches;
 use log::LevelFilter;
 use reqwest::{Certificate, Url};
 
 use crate::exporter::{self, Exporter};
-use crate::options::{self, Values, boolean, items};
+use crate::options::{Values, boolean, items};
 use crate::query::FleetRef;
+use crate::status;
 use crate::tag::TagFilter;
 use crate::target::{Address, PLAIN, Rules};
 
@@ -41,6 +43,8 @@ pub struct Config {
     pub log_filter: Option<String>,
     /// One JSON object a line instead of text.
     pub log_json: bool,
+    /// The status endpoint.
+    pub status: status::Settings,
     /// What is allowed but looks like a mistake; told once at the start.
     pub warnings: Vec<String>,
 }
@@ -95,22 +99,12 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why there is no configuration.
-#[derive(Debug)]
-pub enum Told {
-    /// Help, version, or a command line that clap cannot read: its own text and exit code.
-    ByClap(clap::Error),
-    /// What is wrong with the configuration, for the user, one line a mistake.
-    Errors(Vec<String>),
-}
-
-/// Reads flags (the first is the program's name) and variables.
-pub fn read(args: impl IntoIterator<Item = OsString>, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Told> {
-    let matches = options::command().try_get_matches_from(args).map_err(Told::ByClap)?;
+/// Reads flags and variables; errors are for the user, one a mistake.
+pub fn read(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Vec<String>> {
     let mut from = Values { matches, var, errors: Vec::new() };
     let config = judge(&mut from);
     from.errors.dedup(); // an option may be looked at twice
-    if from.errors.is_empty() { Ok(config) } else { Err(Told::Errors(from.errors)) }
+    if from.errors.is_empty() { Ok(config) } else { Err(from.errors) }
 }
 
 fn judge(from: &mut Values) -> Config {
@@ -151,6 +145,7 @@ fn judge(from: &mut Values) -> Config {
         log_level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
         log_filter: from.all("RUST_LOG", log_filter).pop(),
         log_json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
+        status: status::Settings::read(from),
         warnings,
     }
 }
@@ -269,7 +264,8 @@ fn mode(text: &str) -> Result<u32, String> {
     (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
 }
 
-fn refresh(text: &str) -> Result<Duration, String> {
+/// An interval: a duration, or a bare number of milliseconds.
+pub fn refresh(text: &str) -> Result<Duration, String> {
     let (text, longest) = (text.trim(), 30 * 86400);
     let is_bare = text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {

@@ -61,6 +61,9 @@ pub enum Published {
     Refused,
 }
 
+/// Who is told of each refresh: how long it took, and how it ended.
+pub type Observer<'a> = &'a mut dyn FnMut(Duration, &Result<Published, Failure>, &Inventory);
+
 /// The passing of time.
 pub trait Clock {
     /// The time now, on a clock that nobody sets.
@@ -73,6 +76,7 @@ pub trait Clock {
 pub struct Discovery<'a> {
     source: &'a mut dyn Source,
     sink: &'a mut dyn Sink,
+    observer: Observer<'a>,
     rules: Rules,
     inventory: Inventory,
     journal: Journal,
@@ -80,8 +84,11 @@ pub struct Discovery<'a> {
 
 impl<'a> Discovery<'a> {
     /// Nothing is fetched yet.
-    pub fn new(source: &'a mut dyn Source, sink: &'a mut dyn Sink, rules: Rules, fleets: Vec<FleetRef>) -> Self {
-        Discovery { source, sink, rules, inventory: Inventory::default(), journal: Journal::new(fleets) }
+    pub fn new(
+        source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: Observer<'a>, rules: Rules, fleets: Vec<FleetRef>,
+    ) -> Self {
+        let (inventory, journal) = (Inventory::default(), Journal::new(fleets));
+        Discovery { source, sink, observer, rules, inventory, journal }
     }
 
     /// Refreshes at this interval, counted from start to start, until the clock says so; without one, once. Tells
@@ -91,6 +98,7 @@ impl<'a> Discovery<'a> {
         loop {
             let start = clock.now();
             let refreshed = self.refresh();
+            (self.observer)(clock.now() - start, &refreshed, &self.inventory);
             let stays = format!("{} stays as it is", self.sink.name());
             let next = match (refreshed, interval) {
                 (Ok(published), None) => return published != Published::Refused,
@@ -122,14 +130,13 @@ impl<'a> Discovery<'a> {
         self.journal.begin(|| self.sink.held().unwrap_or_default());
         let published = self.sink.publish(&self.inventory)?;
         self.journal.tell(&self.inventory, published, &self.sink.name());
-        self.inventory.changed = false;
         Ok(published)
     }
 }
 
 /// The wait after that many failures before: doubling, and at random in its upper half, so that many sidecars do not
 /// come back at once.
-fn backoff(failures: u32, interval: Duration) -> Duration {
+pub fn backoff(failures: u32, interval: Duration) -> Duration {
     let doubled = FIRST_WAIT.min(interval).saturating_mul(2_u32.saturating_pow(failures));
     doubled.min(LONGEST_WAIT.max(interval)).mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -31,14 +31,9 @@ pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
 }
 
 fn parse(text: &str) -> Result<Exporter, String> {
-    let (address, path) = match text.find('/') {
-        Some(slash) => (&text[..slash], Some(&text[slash..])),
-        None => (text, None),
-    };
-    let (name, port) = match address.split_once(':') {
-        Some((name, port)) => (Some(name), port),
-        None => (None, address),
-    };
+    let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let path = Some(path).filter(|path| !path.is_empty());
+    let (name, port) = address.split_once(':').map_or((None, address), |(name, port)| (Some(name), port));
     // from_str would take "+80" as well
     let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten();
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;

@@ -57,7 +57,7 @@ struct Page {
     end: Option<u64>,
     etag: Option<String>,
     /// Target groups, one a line, with `,\n` between.
-    text: Vec<u8>,
+    text: Arc<Vec<u8>>,
     entries: Vec<Entry>,
     warnings: Vec<String>,
     /// Fleets of its devices: id, name, slug.
@@ -68,8 +68,8 @@ struct Page {
 #[derive(Default)]
 pub struct Inventory {
     pages: Vec<Page>,
-    /// Whether a page came that was not published yet; cleared by whoever publishes.
-    pub changed: bool,
+    /// Rises with each page that is not what it was.
+    pub version: u64,
 }
 
 impl Inventory {
@@ -83,7 +83,7 @@ impl Inventory {
                 let within = |old: &Page| page.end.is_none_or(|end| old.after < end);
                 let replaced = self.pages[index..].iter().take_while(|old| within(old)).count();
                 self.pages.splice(index..index + replaced, [page]);
-                self.changed = true;
+                self.version += 1;
             }
             match self.pages[index].end {
                 Some(end) if index + 1 < MOST_PAGES => (index, after) = (index + 1, end),
@@ -111,8 +111,8 @@ impl Inventory {
     }
 
     /// The target groups of each page that has some: with `,\n` between them they make the list.
-    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
-        self.pages.iter().map(|page| &*page.text).filter(|text| !text.is_empty())
+    pub fn texts(&self) -> impl Iterator<Item = &Arc<Vec<u8>>> {
+        self.pages.iter().map(|page| &page.text).filter(|text| !text.is_empty())
     }
 
     /// All devices by rising id; those without an id stand where they came.
@@ -167,7 +167,7 @@ impl Page {
             last = device.id.or(last);
             page.add(&device, rules);
         }
-        page.text.shrink_to_fit();
+        Arc::make_mut(&mut page.text).shrink_to_fit();
         page.entries.shrink_to_fit();
         Ok(page)
     }
@@ -185,17 +185,18 @@ impl Page {
     }
 
     fn add(&mut self, device: &Device, rules: &Rules) {
-        let before = self.text.len();
+        let text = Arc::make_mut(&mut self.text);
+        let before = text.len();
         if before > 0 {
-            self.text.extend_from_slice(b",\n");
+            text.extend_from_slice(b",\n");
         }
-        let start = self.text.len();
+        let start = text.len();
         let mut entry =
             Entry { id: device.id.unwrap_or_default(), name: device.display_name().into(), ..Entry::default() };
-        match target::map(device, rules, &mut self.text, &mut self.warnings) {
-            Ok(targets) => (entry.targets, entry.print) = (targets, fingerprint(&self.text[start..])),
+        match target::map(device, rules, text, &mut self.warnings) {
+            Ok(targets) => (entry.targets, entry.print) = (targets, fingerprint(&text[start..])),
             Err(left_out) => {
-                self.text.truncate(before);
+                text.truncate(before);
                 entry.left_out = Some(Arc::new(left_out));
             }
         }

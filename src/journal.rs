@@ -18,8 +18,8 @@ pub struct Journal {
     fleets: Vec<FleetRef>,
     /// The devices as they were told of.
     devices: Option<Devices>,
-    /// Whether the list that stands was never told of.
-    is_first: bool,
+    /// The version of the list that was told of last.
+    told: Option<u64>,
     warnings: BTreeSet<String>,
     refused: bool,
 }
@@ -30,7 +30,7 @@ type Devices = BTreeMap<(u64, Option<Arc<str>>, usize), Entry>;
 impl Journal {
     /// Nothing was told yet.
     pub fn new(fleets: Vec<FleetRef>) -> Self {
-        Journal { fleets, devices: None, is_first: true, warnings: BTreeSet::new(), refused: false }
+        Journal { fleets, devices: None, told: None, warnings: BTreeSet::new(), refused: false }
     }
 
     /// Takes note, the first time, of the devices that were listed before.
@@ -41,7 +41,7 @@ impl Journal {
     /// Tells what is new of a list that was published.
     pub fn tell(&mut self, list: &Inventory, published: Published, name: &str) {
         let before = self.devices.take().unwrap_or_default();
-        if !list.changed && published != Published::Written && !self.is_first {
+        if self.told == Some(list.version) && published != Published::Written {
             log::debug!("{name} is unchanged");
             self.devices = Some(before);
             return;
@@ -57,7 +57,9 @@ impl Journal {
         );
         match published {
             Published::Written => log::info!("updated {name}: {summary}"),
-            Published::Unchanged if self.is_first || !lines.is_empty() => log::info!("{name} is up to date: {summary}"),
+            Published::Unchanged if self.told.is_none() || !lines.is_empty() => {
+                log::info!("{name} is up to date: {summary}");
+            }
             Published::Unchanged => log::debug!("{name} is up to date: {summary}"),
             Published::Refused if self.refused => {}
             Published::Refused => log::warn!(
@@ -70,7 +72,7 @@ impl Journal {
         let warnings = warnings(list, &self.fleets);
         tell(Level::Warn, &warnings.difference(&self.warnings).collect::<Vec<_>>());
         (self.devices, self.warnings) = (Some(now), warnings);
-        (self.is_first, self.refused) = (false, published == Published::Refused);
+        (self.told, self.refused) = (Some(list.version), published == Published::Refused);
     }
 }
 

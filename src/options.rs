@@ -26,6 +26,7 @@ const CHOICE: &str = "Which devices";
 const TARGETS: &str = "Targets";
 const FILE: &str = "Target file";
 const RUN: &str = "Running";
+const STATUS: &str = "Status";
 
 #[rustfmt::skip] // a table
 /// Every option. The table in the README is checked against it.
@@ -52,6 +53,9 @@ pub const OPTIONS: &[Opt] = &[
     opt("log-level", &["LOG_LEVEL"], "LEVEL", "info", RUN, "off, error, warn, info, debug or trace"),
     opt("", &["RUST_LOG"], "FILTER", "", RUN, "beats the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
     opt("log-format", &["LOG_FORMAT"], "FORMAT", "text", RUN, "text, or json: one object a line"),
+    opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
+    opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, "from one request for the state of the devices to the next, where --listen is on; 1s to 30d"),
+    opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well"),
 ];
 
 const fn opt(
@@ -76,6 +80,11 @@ pub fn command() -> Command {
             variables.join("\n")
         ))
         .args(flags.into_iter().map(arg))
+        .subcommand(
+            Command::new("health")
+                .about("Asks a running sidecar whether it is healthy: exit code 0 if so, for a container's HEALTHCHECK")
+                .arg(Arg::new("url").value_name("URL").help("of its status endpoint [default: from LISTEN_ADDRESS]")),
+        )
 }
 
 fn default(opt: &Opt) -> String {

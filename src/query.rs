@@ -45,7 +45,7 @@ impl fmt::Display for FleetRef {
 }
 
 /// What is asked of each page; only its beginning and its size differ from page to page.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Query {
     fields: String,
     filter: String,
@@ -72,21 +72,16 @@ impl Query {
         Query { fields, filter: filter(fleets, &rules.tags) }
     }
 
-    /// Path and query of up to `top` devices with ids above `after`, by rising id.
+    /// Path and query of a page for discovery.
     pub fn page(&self, after: u64, top: usize) -> String {
-        let Query { fields, filter } = self;
-        format!("/v7/device?$select={fields}&$expand={EXPAND}&{}", range(filter, after, top))
+        self.ask(&format!("$select={}&$expand={EXPAND}", self.fields), after, top)
     }
 
-    /// Path and query of what names the next device, where all of it is too much.
-    pub fn identity(&self, after: u64) -> String {
-        format!("/v7/device?$select=id,uuid,device_name&{}", range(&self.filter, after, 1))
+    /// Path and query of this much of up to `top` devices with ids above `after`, by rising id: `$orderby=id` alone
+    /// would mean descending.
+    pub fn ask(&self, what: &str, after: u64, top: usize) -> String {
+        format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={top}", self.filter)
     }
-}
-
-/// `$orderby=id` alone would mean descending.
-fn range(filter: &str, after: u64, top: usize) -> String {
-    format!("$filter=(id%20gt%20{after}){filter}&$orderby=id%20asc&$top={top}")
 }
 
 /// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::iter;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -12,6 +14,9 @@ use crate::device::display_name;
 use crate::discovery::{Failure, Published, Sink};
 use crate::inventory::{Entry, Inventory, fingerprint};
 use crate::target::{DEVICE_ID, META_PREFIX, UUID};
+
+/// The reason of a failure to write, for metrics.
+pub const WRITE_FAILURE: &str = "write";
 
 /// Names of unfinished files begin with it.
 const PREFIX: &str = "new-";
@@ -27,8 +32,8 @@ pub struct Registry {
     write_empty: bool,
     /// Held while this is the one that writes.
     lock: Option<File>,
-    /// What the file looked like when it was last known to hold the list.
-    seen: Option<Look>,
+    /// What the file looked like when it was last known to hold the list, and the list's version.
+    seen: Option<(Look, u64)>,
 }
 
 /// Device, inode, size and time of change: another process that replaces a file changes one of them.
@@ -72,7 +77,7 @@ impl Registry {
     /// What to tell of an error with the file.
     pub fn failed(&self, error: &io::Error) -> Failure {
         let hint = "make that possible, or set another --sd-file (SD_FILE_PATH)";
-        Failure::new("write", format!("cannot write {}: {error}; {hint}", self.path.display()))
+        Failure::new(WRITE_FAILURE, format!("cannot write {}: {error}; {hint}", self.path.display()))
     }
 
     /// The file, if it is one: a pipe would block.
@@ -89,7 +94,7 @@ impl Registry {
             return Ok(false);
         }
         let (mut file, mut buffer) = (BufReader::new(file), Vec::new());
-        for part in parts(list) {
+        for part in parts(list.texts()) {
             buffer.resize(part.len(), 0);
             file.read_exact(&mut buffer)?;
             if buffer != part {
@@ -103,7 +108,7 @@ impl Registry {
         self.lock()?;
         let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::new(file);
-        parts(list).try_for_each(|part| writer.write_all(part))?;
+        parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
         file.as_file().set_permissions(Permissions::from_mode(self.mode))?;
@@ -126,7 +131,7 @@ impl Sink for Registry {
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
-        if !list.changed && self.seen.is_some() && self.seen == look(&self.path) {
+        if self.seen.is_some() && self.seen == look(&self.path).map(|look| (look, list.version)) {
             return Ok(Published::Unchanged);
         }
         // One that cannot be read is replaced, and so is one that ends too early.
@@ -139,20 +144,17 @@ impl Sink for Registry {
             }
             self.write(list).map_err(|error| self.failed(&error))?;
         }
-        self.seen = look(&self.path);
+        self.seen = look(&self.path).map(|look| (look, list.version));
         Ok(if holds { Published::Unchanged } else { Published::Written })
     }
 }
 
 /// The list as it stands in a file: JSON with a target group a line.
-pub fn parts(list: &Inventory) -> impl Iterator<Item = &[u8]> {
-    let mut first = true;
-    let groups = list.texts().flat_map(move |text| {
-        let before: &[u8] = if std::mem::take(&mut first) { b"[\n" } else { b",\n" };
-        [before, text]
-    });
-    let end: &[u8] = if list.texts().next().is_some() { b"\n]\n" } else { b"[]\n" };
-    groups.chain([end])
+pub fn parts<'l>(texts: impl Iterator<Item = &'l Arc<Vec<u8>>> + 'l) -> impl Iterator<Item = &'l [u8]> {
+    let mut texts = texts.peekable();
+    let [start, end]: [&[u8]; 2] = if texts.peek().is_some() { [b"[\n", b"\n]\n"] } else { [b"[]", b"\n"] };
+    let groups = texts.enumerate().flat_map(|(nth, text)| [if nth == 0 { &b""[..] } else { b",\n" }, text]);
+    iter::once(start).chain(groups).chain([end])
 }
 
 fn directory(path: &Path) -> &Path {

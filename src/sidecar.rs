@@ -3,6 +3,7 @@
 use std::ffi::{OsString, c_int};
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,25 +13,37 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::balena::Balena;
-use crate::config::{self, Config, Told};
+use crate::config::{self, Config};
 use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
+use crate::health;
 use crate::inventory::{Entry, Inventory};
 use crate::logging;
+use crate::options;
+use crate::pulse::Pulse;
 use crate::query::Query;
 use crate::registry::{self, Registry};
+use crate::status::{self, Status};
+use crate::vitals;
 
 /// How long a refresh may go on after a signal to stop, before it is cut short.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match config::read(args, &|name| std::env::var_os(name)) {
-        Ok(config) => run(config),
-        Err(Told::ByClap(told)) => {
+    let matches = match options::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(told) => {
             let _ = told.print(); // standard output may be closed
-            ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2))
+            return ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2));
         }
-        Err(Told::Errors(errors)) => {
+    };
+    let var = |name: &str| std::env::var_os(name);
+    if let Some(("health", matches)) = matches.subcommand() {
+        return health::ask(matches.get_one::<String>("url").cloned(), var("LISTEN_ADDRESS"));
+    }
+    match config::read(matches, &var) {
+        Ok(config) => run(config),
+        Err(errors) => {
             let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
             eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
             ExitCode::from(2)
@@ -57,40 +70,58 @@ fn run(config: Config) -> ExitCode {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
+    let pulse = Arc::new(Pulse::start());
     let query = Query::new(&config.fleets, &config.rules);
-    let started = Balena::new(config.api, query).and_then(|balena| {
+    let started = Balena::new(config.api, query, pulse.clone()).and_then(|balena| {
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
-        Ok((balena, Wakeups::listen(signals, config.refresh.is_none())))
+        Ok((balena, Wakeups::listen(signals, config.refresh.is_none(), pulse.clone())))
     });
     let (mut balena, mut clock) = match started {
         Ok(started) => started,
-        Err(error) => {
-            log::error!("cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return cannot_start(&error),
+    };
+    let (looping, listening) = (config.refresh.is_some(), !config.status.listen.is_empty());
+    let status = match (looping && listening).then(|| Status::listen(&config.status.listen, pulse)).transpose() {
+        Ok(status) => status,
+        Err(error) => return cannot_start(&format!("{error}; set another --listen (LISTEN_ADDRESS)")),
     };
     match balena.key_is_a_devices() {
         Ok(true) => log::warn!(
-            "the API key is a device's own and shows that one device only: create a named API key (balenaCloud's \
-             dashboard, Preferences, Access tokens) and set API_KEY to it"
+            "the API key is a device's own and shows that one device only, or none: create a named API key \
+             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
         ),
         Ok(false) => {}
         Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
     }
-    let discovery = Discovery::new(&mut balena, sink, config.rules, config.fleets);
-    let succeeded = discovery.run(config.refresh, &mut clock);
+    let succeeded = if let Some(status) = status {
+        let shown = status.clone();
+        let hand_over = move |vitals| shown.set_vitals(vitals);
+        vitals::watch(balena.beside(), config.status.device_metrics, config.status.device_refresh, hand_over);
+        let (mut source, mut recorder) = status::around(&mut balena, status);
+        let mut observer = |took, outcome: &_, list: &_| recorder.refreshed(took, outcome, list);
+        Discovery::new(&mut source, sink, &mut observer, config.rules, config.fleets).run(config.refresh, &mut clock)
+    } else {
+        let mut nobody = |_, _: &_, _: &_| ();
+        Discovery::new(&mut balena, sink, &mut nobody, config.rules, config.fleets).run(config.refresh, &mut clock)
+    };
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cannot_start(why: &str) -> ExitCode {
+    log::error!("cannot start: {why}");
+    ExitCode::from(2)
 }
 
 /// Time that passes, and signals that cut it short.
 struct Wakeups {
     signals: Receiver<c_int>,
+    pulse: Arc<Pulse>,
 }
 
 impl Wakeups {
     /// Signals have a thread of their own, so that one to stop is heard in the midst of a request too: what goes on
     /// has a moment to end, and is then cut short. The target file is whole at every moment.
-    fn listen(mut from: Signals, once: bool) -> Self {
+    fn listen(mut from: Signals, once: bool, pulse: Arc<Pulse>) -> Self {
         let (sender, signals) = channel();
         thread::spawn(move || {
             for signal in &mut from {
@@ -105,7 +136,7 @@ impl Wakeups {
                 }
             }
         });
-        Wakeups { signals }
+        Wakeups { signals, pulse }
     }
 }
 
@@ -115,6 +146,7 @@ impl Clock for Wakeups {
     }
 
     fn wait(&mut self, until: Instant) -> bool {
+        self.pulse.expect(until);
         match self.signals.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(signal) => signal == SIGHUP,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => true,
@@ -136,7 +168,7 @@ impl Sink for StandardOutput {
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
         let mut out = io::stdout().lock();
-        let written = registry::parts(list).try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
+        let written = registry::parts(list.texts()).try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
         written.map_err(|error| Failure::new("write", format!("cannot write the list to standard output: {error}")))?;
         Ok(Published::Written)
     }

@@ -57,7 +57,7 @@ fn rules() -> Rules {
 }
 
 fn text(inventory: &Inventory) -> String {
-    String::from_utf8(registry::parts(inventory).collect::<Vec<_>>().concat()).expect("UTF-8")
+    String::from_utf8(registry::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
 }
 
 #[derive(Clone, Debug)]

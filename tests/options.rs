@@ -49,6 +49,9 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("log-level", &["LOG_LEVEL"], "info"),
     ("", &["RUST_LOG"], ""),
     ("log-format", &["LOG_FORMAT"], "text"),
+    ("listen", &["LISTEN_ADDRESS"], ""),
+    ("device-refresh", &["DEVICE_REFRESH_RATE"], "60s"),
+    ("device-metrics", &["DEVICE_METRICS"], "false"),
 ];
 
 /// Two fleets of one name, and a third; tags on both sides; one device offline, one without an address.
@@ -240,7 +243,19 @@ const ROWS: &[Row] = &[
 ];
 
 /// Flags whose tests need more than a run that ends by itself.
-const ELSEWHERE: &[&str] = &["api-key-file", "api-url", "ca-file", "refresh", "timeout", "write-empty", "oneshot"];
+const ELSEWHERE: &[&str] = &[
+    "api-key-file",
+    "api-url",
+    "ca-file",
+    "refresh",
+    "timeout",
+    "write-empty",
+    "oneshot",
+    // tests/status.rs
+    "listen",
+    "device-refresh",
+    "device-metrics",
+];
 
 #[test]
 fn an_option_is_a_flag_and_a_variable_and_the_flag_wins() {
@@ -738,6 +753,11 @@ const MISTAKES: &[Mistake] = &[
     ("log-level", "LOG_LEVEL", "loud", &["off, error, warn, info, debug or trace"]),
     ("", "RUST_LOG", "baletheus=loud", &["baletheus=debug"]),
     ("log-format", "LOG_FORMAT", "xml", &["text", "json"]),
+    ("listen", "LISTEN_ADDRESS", "9797", &["host:port", ":PORT"]),
+    ("listen", "LISTEN_ADDRESS", ":http", &["host:port"]),
+    ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
+    ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
+    ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
 ];
 
 /// What parsers say to programmers, and what does not read as a sentence.

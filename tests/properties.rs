@@ -59,7 +59,7 @@ fn inventory(rows: &[Row], rules: &Rules, most: usize) -> Inventory {
 /// The file, from one page.
 fn list(rows: &[Row], rules: &Rules) -> String {
     let inventory = inventory(rows, rules, usize::MAX);
-    String::from_utf8(registry::parts(&inventory).collect::<Vec<_>>().concat()).expect("UTF-8")
+    String::from_utf8(registry::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
 }
 
 /// Any text that is JSON: proptest's characters like to be odd ones.
@@ -424,7 +424,7 @@ proptest! {
     #[test]
     fn equal_devices_give_equal_bytes(rows in rows(0..7), rules in rules(), most in 1..9_usize, by in 1..9_usize) {
         let whole = list(&rows, &rules);
-        let paged: Vec<_> = registry::parts(&inventory(&rows, &rules, most)).collect::<Vec<_>>().concat();
+        let paged: Vec<_> = registry::parts(inventory(&rows, &rules, most).texts()).collect::<Vec<_>>().concat();
         prop_assert_eq!(&whole, &String::from_utf8_lossy(&paged), "in pages of {}", most);
         let mut turned = rows;
         turned.iter_mut().for_each(|(_, device)| turn_tags(device, by));
@@ -472,7 +472,7 @@ fn pages_of_any_size_give_equal_bytes() {
     for most in [1000, 999, 499, 62, 6, 1] {
         // of 1000 pages at most
         let rows = &rows[..if most == 1 { 500 } else { rows.len() }];
-        let paged = registry::parts(&inventory(rows, &vpn(), most)).collect::<Vec<_>>().concat();
+        let paged = registry::parts(inventory(rows, &vpn(), most).texts()).collect::<Vec<_>>().concat();
         assert!(list(rows, &vpn()).into_bytes() == paged, "in pages of at most {most}");
     }
 }

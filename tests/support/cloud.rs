@@ -54,7 +54,7 @@ const APPLICATION: Resource = Resource {
 const ORGANIZATION: Resource = Resource { fields: "handle", links: &[], users_only: true };
 const DEVICE_TYPE: Resource = Resource { fields: "slug", links: &[], users_only: false };
 const RELEASE: Resource =
-    Resource { fields: "commit semver raw_version release_version", links: &[], users_only: false };
+    Resource { fields: "id commit semver raw_version release_version", links: &[], users_only: false };
 const TAG: Resource = Resource { fields: "tag_key value", links: &[], users_only: false };
 
 /// The devices of the recordings, each with all that any of them tells about it.
@@ -71,7 +71,19 @@ pub fn recorded_devices() -> Vec<Value> {
         let device = merged.iter_mut().find(|device| device["id"] == more["id"]);
         merge(device.expect("a device of v7-discovery"), more);
     }
+    for device in &mut merged {
+        for reference in ["is_running__release", "should_be_running__release"] {
+            for release in device[reference].as_array_mut().into_iter().flatten() {
+                release["id"] = release_id(release["commit"].as_str().expect("a commit")).into();
+            }
+        }
+    }
     merged
+}
+
+/// The recordings do not tell the ids of releases: each commit has one of its own.
+pub fn release_id(commit: &str) -> u64 {
+    u64::from_str_radix(&commit[..6], 16).expect("a commit of hex digits")
 }
 
 /// Adds what is missing; what is there stays, and so does the order of its tags.

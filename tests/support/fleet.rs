@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
+use super::cloud::release_id;
+
 struct Fleet {
     id: u64,
     slug: &'static str,
@@ -87,6 +89,7 @@ pub fn demo_fleet() -> Vec<Value> {
     let mut edit = |name: &str, field: &str, value: Value| find(&mut devices, name)[field] = value;
     for name in ["fridge-03", "gw-narvik", "lamp-0006"] {
         edit(name, "is_online", json!(false));
+        edit(name, "api_heartbeat_state", json!("offline"));
     }
     for name in ["fridge-02", "freezer-01", "gw-bergen", "lamp-0005", "gateway-south"] {
         edit(name, "is_web_accessible", json!(false));
@@ -129,7 +132,8 @@ pub fn sibling(of: &Value, id: u64, name: &str) -> Value {
 /// What the device runs from now on, and should.
 pub fn set_release(device: &mut Value, version: &str) {
     let slug = device["belongs_to__application"][0]["slug"].as_str().unwrap_or_default();
-    let release = json!([{ "commit": &hex(&format!("{slug} {version}"))[..32], "raw_version": version }]);
+    let commit = &hex(&format!("{slug} {version}"))[..32];
+    let release = json!([{ "id": release_id(commit), "commit": commit, "raw_version": version }]);
     (device["is_running__release"], device["should_be_running__release"]) = (release.clone(), release);
 }
 
@@ -173,6 +177,8 @@ fn device(fleet: &Fleet, number: u64, id: u64, name: &str) -> Value {
         "cpu_usage": 7,
         "cpu_temp": 51,
         "is_undervolted": false,
+        "api_heartbeat_state": "online",
+        "last_connectivity_event": "2026-11-22T06:59:32.104Z",
     });
     set_release(&mut device, fleet.version);
     device

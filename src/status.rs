@@ -1,0 +1,466 @@
+//! What the sidecar tells of itself and of the fleet over HTTP: `/metrics`, `/-/healthy`, `/-/ready`, `/targets` and a
+//! page for people. It has a thread of its own, which only reads what the loop has put down: nobody waits for anybody.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use html_escape::encode_text;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use tokio::task::JoinHandle;
+
+use crate::config;
+use crate::device::{self, Device, one};
+use crate::discovery::{Failure, Published};
+use crate::inventory::{Answer, Entry, Inventory, Source};
+use crate::options::{Values, boolean};
+use crate::pulse::Pulse;
+use crate::registry;
+use crate::vitals::{self, escape};
+
+/// Connections beyond this push out the oldest: each answer is made at once, so the oldest is an idle one.
+const MOST_CONNECTIONS: usize = 32;
+/// For the head of a request, and again for the whole of it and its answer.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The largest head of a request, in bytes.
+const LARGEST_HEAD: usize = 16 << 10;
+
+/// What the endpoint is told from outside.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where it listens: the first that can be had; none: nowhere.
+    pub listen: Vec<SocketAddr>,
+    /// From one request for the state of the devices to the next.
+    pub device_refresh: Duration,
+    /// Whether what the supervisors report is asked for as well.
+    pub device_metrics: bool,
+}
+
+impl Settings {
+    /// Reads its options.
+    pub fn read(from: &mut Values) -> Self {
+        Settings {
+            listen: from.list("listen", addresses),
+            device_refresh: from.one("device-refresh", config::refresh),
+            device_metrics: from.one("device-metrics", boolean),
+        }
+    }
+}
+
+fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    // where there is no IPv6, the second
+    let all = text.strip_prefix(':').map(|port| ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}")));
+    let found: Result<Vec<_>, _> = match &all {
+        Some(all) => all.iter().map(|text| text.parse()).collect(),
+        None => return text.to_socket_addrs().map(Iterator::collect).map_err(|_| "not host:port or :port".into()),
+    };
+    found.map_err(|_| "not host:port or :port".into())
+}
+
+/// What is shown.
+pub struct Status {
+    pulse: Arc<Pulse>,
+    metrics: Metrics,
+    shown: Mutex<Shown>,
+}
+
+#[derive(Clone, Default)]
+struct Shown {
+    /// The last list that was good.
+    list: Option<Arc<List>>,
+    vitals: Vec<Arc<vitals::Page>>,
+    /// When the last refresh that succeeded ended.
+    refreshed: Option<SystemTime>,
+    /// Why the last one failed, if it did.
+    failure: Option<String>,
+}
+
+/// A list as it was published.
+#[derive(Default)]
+struct List {
+    version: u64,
+    texts: Vec<Arc<Vec<u8>>>,
+    entries: Vec<Entry>,
+    /// By id.
+    facts: BTreeMap<u64, Fact>,
+    /// The list as JSON, once it was asked for, and packed.
+    json: OnceLock<Bytes>,
+    packed: OnceLock<Bytes>,
+}
+
+/// What stays in mind of a device, whether it is listed or not.
+#[derive(Clone)]
+struct Fact {
+    uuid: Arc<str>,
+    /// Its `balena_device_info`.
+    info: Arc<str>,
+}
+
+struct Metrics {
+    registry: Registry,
+    refreshes: IntCounter,
+    failures: IntCounterVec,
+    duration: Histogram,
+    last: Gauge,
+    writes: IntCounter,
+    write_failures: IntCounter,
+    devices: IntGauge,
+    targets: IntGauge,
+    left_out: IntGaugeVec,
+    requests: IntCounterVec,
+}
+
+impl Metrics {
+    fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        macro_rules! register {
+            ($metric:expr) => {{
+                let metric = $metric?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            }};
+        }
+        let build =
+            register!(IntGaugeVec::new(Opts::new("baletheus_build_info", "Version of baletheus."), &["version"]));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+        let duration = HistogramOpts::new("baletheus_refresh_duration_seconds", "How long a refresh took.");
+        Ok(Metrics {
+            refreshes: register!(IntCounter::new("baletheus_refreshes_total", "Refreshes, successful or not.")),
+            failures: register!(IntCounterVec::new(
+                Opts::new("baletheus_refresh_failures_total", "Refreshes that failed, by reason."),
+                &["reason"]
+            )),
+            duration: register!(Histogram::with_opts(duration.buckets(buckets))),
+            last: register!(Gauge::new(
+                "baletheus_last_refresh_timestamp_seconds",
+                "When the last successful refresh ended."
+            )),
+            writes: register!(IntCounter::new(
+                "baletheus_file_writes_total",
+                "Times that the target file was replaced."
+            )),
+            write_failures: register!(IntCounter::new(
+                "baletheus_file_write_failures_total",
+                "Times that the target file could not be replaced."
+            )),
+            devices: register!(IntGauge::new("baletheus_devices", "Devices that the API lists, left out or not.")),
+            targets: register!(IntGauge::new("baletheus_targets", "Targets in the list.")),
+            left_out: register!(IntGaugeVec::new(
+                Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
+                &["reason"]
+            )),
+            requests: register!(IntCounterVec::new(
+                Opts::new("baletheus_api_requests_total", "Requests to the API, by status; none: without an answer."),
+                &["code"]
+            )),
+            registry,
+        })
+    }
+}
+
+impl Status {
+    /// Answers at the first of these addresses that can be had, on a thread of its own; nothing is known yet.
+    pub fn listen(addresses: &[SocketAddr], pulse: Arc<Pulse>) -> Result<Arc<Self>, String> {
+        let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
+        let status = Arc::new(Status { pulse, metrics, shown: Mutex::default() });
+        let start = || -> io::Result<()> {
+            let listener = TcpListener::bind(addresses)?;
+            listener.set_nonblocking(true)?;
+            log::info!("status on http://{}", listener.local_addr()?);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let status = status.clone();
+            thread::Builder::new().name("status".into()).spawn(move || runtime.block_on(serve(listener, status)))?;
+            Ok(())
+        };
+        start().map_err(|error| format!("cannot listen on {addresses:?}: {error}"))?;
+        Ok(status)
+    }
+
+    /// What is known of the devices' state.
+    pub fn set_vitals(&self, vitals: Vec<Arc<vitals::Page>>) {
+        self.shown().vitals = vitals;
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the two sides of the loop share: its source notes devices as they pass, and its observer puts them down.
+type Facts = Rc<RefCell<BTreeMap<u64, Fact>>>;
+
+/// A source whose devices are noted on their way to the inventory.
+pub struct Noting<'s>(&'s mut dyn Source, Facts);
+
+/// Puts down what became of each refresh.
+pub struct Recorder(Arc<Status>, Facts);
+
+/// Both sides of the loop.
+pub fn around(source: &mut dyn Source, status: Arc<Status>) -> (Noting<'_>, Recorder) {
+    let facts = Facts::default();
+    (Noting(source, facts.clone()), Recorder(status, facts))
+}
+
+impl Source for Noting<'_> {
+    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        let answer = self.0.page(after, top, etag)?;
+        if let Answer::Devices(_, body) = &answer {
+            let mut facts = self.1.borrow_mut();
+            for device in device::parse_page(body).unwrap_or_default() {
+                if let (Some(id), Some(uuid)) = (device.id, device.uuid()) {
+                    facts.insert(id, Fact { uuid: uuid.into(), info: info(uuid, &device).into() });
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
+        self.0.identity(after)
+    }
+}
+
+/// The name and the meaning of the metric whose value is its labels.
+pub const INFO: (&str, &str) = ("balena_device_info", "What the device is, for joining into other series");
+
+fn info(uuid: &str, device: &Device) -> String {
+    let (fleet, release) = (one(&device.fleet), one(&device.release));
+    let labels = [
+        ("uuid", Some(uuid)),
+        ("device_name", device.device_name.as_deref()),
+        ("fleet", fleet.and_then(|fleet| fleet.slug.as_deref())),
+        ("device_type", one(&device.device_type).and_then(|device_type| device_type.slug.as_deref())),
+        ("commit", release.and_then(|release| release.commit.as_deref())),
+        ("release", release.and_then(|release| release.raw_version.as_deref())),
+        ("os_version", device.os_version.as_deref()),
+        ("os_variant", device.os_variant.as_deref()),
+        ("supervisor_version", device.supervisor_version.as_deref()),
+    ];
+    let labels = labels.map(|(name, value)| format!("{name}=\"{}\"", escape(value.unwrap_or_default())));
+    format!("{}{{{}}} 1\n", INFO.0, labels.join(","))
+}
+
+impl Recorder {
+    /// Takes down how a refresh ended.
+    pub fn refreshed(&mut self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
+        let metrics = &self.0.metrics;
+        metrics.refreshes.inc();
+        metrics.duration.observe(took.as_secs_f64());
+        match outcome {
+            Ok(Published::Written) => metrics.writes.inc(),
+            Ok(Published::Unchanged | Published::Refused) => {}
+            Err(failure) => {
+                metrics.failures.with_label_values(&[failure.reason]).inc();
+                metrics.write_failures.inc_by(u64::from(failure.reason == registry::WRITE_FAILURE));
+                self.0.shown().failure = Some(failure.message.clone());
+                return;
+            }
+        }
+        let now = SystemTime::now();
+        metrics.last.set(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        let known = self.0.shown().list.as_ref().map(|known| known.version);
+        let list = (known != Some(list.version)).then(|| self.list(list));
+        let mut shown = self.0.shown();
+        (shown.refreshed, shown.failure) = (Some(now), None);
+        if *outcome == Ok(Published::Refused) {
+            shown.failure = Some("the API lists no device that makes a target; the list stays as it was".into());
+        } else if let Some(list) = list {
+            shown.list = Some(Arc::new(list));
+        }
+    }
+
+    fn list(&self, list: &Inventory) -> List {
+        let entries: Vec<Entry> = list.entries().cloned().collect();
+        let metrics = &self.0.metrics;
+        metrics.devices.set(number(entries.len()));
+        metrics.targets.set(number(entries.iter().map(|entry| entry.targets).sum()));
+        metrics.left_out.reset();
+        for left_out in entries.iter().filter_map(|entry| entry.left_out.as_ref()) {
+            metrics.left_out.with_label_values(&[left_out.reason]).inc();
+        }
+        let mut facts = self.1.borrow_mut();
+        let ids: BTreeSet<u64> = entries.iter().map(|entry| entry.id).collect();
+        facts.retain(|id, _| ids.contains(id));
+        List {
+            version: list.version,
+            texts: list.texts().cloned().collect(),
+            entries,
+            facts: facts.clone(),
+            ..List::default()
+        }
+    }
+}
+
+fn number(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+async fn serve(listener: TcpListener, status: Arc<Status>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // out of file descriptors, most likely
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let status = status.clone();
+        connections.push_back(tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let answer = status.answer(&request);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(LARGEST_HEAD)
+                .keep_alive(false);
+            // An error is the other side's: it went away, was too slow, or did not speak HTTP.
+            let _ = tokio::time::timeout(ANSWER_TIMEOUT, http.serve_connection(TokioIo::new(stream), answer)).await;
+        }));
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// What Prometheus 3 insists on.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+impl Status {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        let shown = self.shown().clone();
+        match request.uri().path() {
+            "/metrics" => reply(StatusCode::OK, METRICS, self.metrics(&shown)),
+            "/-/healthy" => match self.pulse.overdue() {
+                None => reply(StatusCode::OK, TEXT, "healthy\n"),
+                Some(late) => {
+                    let text = format!("the loop should have moved {} s ago\n", late.as_secs());
+                    reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+                }
+            },
+            "/-/ready" | "/targets" if shown.list.is_none() => {
+                let why = shown.failure.unwrap_or_else(|| "the first refresh goes on".into());
+                reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("there is no list yet: {why}\n"))
+            }
+            "/-/ready" => reply(StatusCode::OK, TEXT, "ready\n"),
+            "/targets" => shown.list.unwrap_or_default().answer(request),
+            "/" => reply(StatusCode::OK, "text/html; charset=utf-8", self.page(&shown)),
+            _ => reply(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
+        }
+    }
+
+    fn metrics(&self, shown: &Shown) -> String {
+        for (status, count) in self.pulse.answers() {
+            let code = status.map_or("none".into(), |status| status.to_string());
+            let counter = self.metrics.requests.with_label_values(&[&code]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        let mut text = TextEncoder::new().encode_to_string(&self.metrics.registry.gather()).unwrap_or_default();
+        if let Some(list) = &shown.list {
+            let (name, about) = INFO;
+            let _ = write!(text, "# HELP {name} {about}.\n# TYPE {name} gauge\n");
+            text.extend(list.facts.values().map(|fact| &*fact.info));
+            vitals::write(&mut text, &shown.vitals, |id| list.facts.get(&id).map(|fact| &*fact.uuid));
+        }
+        text
+    }
+
+    /// For people, in plain HTML.
+    fn page(&self, shown: &Shown) -> String {
+        let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+        let state = match (&shown.failure, self.pulse.overdue(), &shown.list) {
+            (_, Some(_), _) => "stuck",
+            (Some(_), _, _) => "failing",
+            (None, None, None) => "starting",
+            (None, None, Some(_)) => "well",
+        };
+        let list = shown.list.clone().unwrap_or_default();
+        let (listed, left_out): (Vec<_>, Vec<_>) = list.entries.iter().partition(|entry| entry.targets > 0);
+        let targets: usize = listed.iter().map(|entry| entry.targets).sum();
+        let mut page = format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>baletheus: {state}</title>\n\
+             <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\n<h1>Baletheus</h1>\n<table>\n\
+             <tr><th>State<td>{state}\n<tr><th>Last refresh<td>{}\n<tr><th>Last error<td>{}\n\
+             <tr><th>Devices<td>{}\n<tr><th>Targets<td>{targets}\n<tr><th>Left out<td>{}\n<tr><th>Version<td>{}\n</table>\n\
+             <p><a href=\"/metrics\">metrics</a> <a href=\"/targets\">targets as JSON</a></p>\n",
+            shown.refreshed.map_or("none yet".into(), time),
+            encode_text(shown.failure.as_deref().unwrap_or("none")),
+            list.entries.len(),
+            left_out.len(),
+            env!("CARGO_PKG_VERSION"),
+        );
+        let tables = [("Left out", "Why", left_out), ("Listed", "Targets", listed)];
+        for (title, column, entries) in tables.into_iter().filter(|(.., entries)| !entries.is_empty()) {
+            let _ = write!(page, "<h2>{title}</h2>\n<table>\n<tr><th>Device<th>{column}\n");
+            for entry in entries {
+                let what = entry.left_out.as_ref().map_or_else(|| entry.targets.to_string(), |why| why.why.to_string());
+                let _ = writeln!(page, "<tr><td>{}<td>{}", encode_text(&entry.name), encode_text(&what));
+            }
+            page.push_str("</table>\n");
+        }
+        page + "</html>\n"
+    }
+}
+
+const STYLE: &str = "body{font:16px sans-serif;margin:2em;max-width:60em}table{border-collapse:collapse}\
+    th,td{border-bottom:1px solid #ccc;padding:.3em 1em .3em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}";
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+impl List {
+    /// Made once, whoever asks and how often; with gzip if that is taken.
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let json = self.json.get_or_init(|| registry::parts(self.texts.iter()).collect::<Vec<_>>().concat().into());
+        let packed = self.packed.get_or_init(|| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            // into memory: it cannot fail
+            encoder.write_all(json).and_then(|()| encoder.finish()).unwrap_or_default().into()
+        });
+        let takes = request.headers().get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+        let packs = takes.is_some_and(|takes| takes.contains("gzip"));
+        let mut answer = reply(StatusCode::OK, "application/json", if packs { packed.clone() } else { json.clone() });
+        answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        if packs {
+            answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        answer
+    }
+}
