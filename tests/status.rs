@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::cloud::{Cloud, Reply, Step, recorded_devices};
+use support::cloud::{Cloud, KEY, Reply, Step, recorded_devices};
 use support::fleet::{demo_fleet, find};
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use support::tools;
@@ -301,6 +301,34 @@ fn it_answers_while_a_refresh_hangs_and_bad_requests_disturb_nothing() {
     assert_eq!(status.send(&format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(100_000))).0, 431);
     assert_eq!(status.send("nonsense\r\n\r\n").0, 400);
     assert_eq!(status.text("/-/healthy"), "healthy\n");
+}
+
+/// Takes a minute: that is how late the loop may be.
+#[test]
+fn a_loop_that_hangs_is_unhealthy_and_still_ends_at_a_signal() {
+    let cloud = Cloud::start(demo_fleet());
+    // A key file that is a pipe gives the key once; who reads it again, because the API refuses the key, hangs.
+    let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", "./pipe").env("API_TIMEOUT", "1s");
+    let pipe = sidecar.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is there").success());
+    let writer = std::thread::spawn(move || fs::write(pipe, KEY));
+    let status = Status::start(&sidecar);
+    writer.join().unwrap().expect("it was read");
+    status.running.wait_for("updated balena.json");
+    assert_eq!(status.text("/-/healthy"), "healthy\n");
+    cloud.set_key("another");
+    let deadline = Instant::now() + Duration::from_secs(90);
+    let told = loop {
+        let (code, _, body) = status.get("/-/healthy");
+        if code == 503 {
+            break String::from_utf8(body).unwrap();
+        }
+        assert!(Instant::now() < deadline, "it is healthy for ever");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    assert!(told.starts_with("the loop should have moved 6"), "{told}");
+    status.running.signal("TERM");
+    assert!(status.running.wait().0.success());
 }
 
 #[test]
