@@ -13,7 +13,6 @@ use reqwest::header::{
 };
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
-use serde_json::Value;
 
 use crate::config::{Api, ApiKey};
 use crate::discovery::Failure;
@@ -23,8 +22,6 @@ use crate::query::Query;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
 const LARGEST_ANSWER: u64 = 64 << 20;
-/// Whose key it is must not hold up the first list for long.
-const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that a `Retry-After` is followed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -63,21 +60,13 @@ impl Balena {
         Balena { pulse: Arc::new(self.pulse.beside()), ..self.clone() }
     }
 
-    /// Whether the key is a device's own, which sees that one device only, without any warning of the API's.
-    pub fn key_is_a_devices(&mut self) -> Result<bool, Failure> {
-        let Answer::Devices(_, body) = self.get("/actor/v1/whoami", None, self.timeout.min(WHOAMI_TIMEOUT))? else {
-            return Err(Failure::new("bad_answer", "the API does not say whose key this is"));
-        };
-        let actor: Value = serde_json::from_slice(&body).map_err(|error| Failure::new("bad_answer", error))?;
-        Ok(actor["actorType"] == "device")
-    }
-
     /// Asks for this much of up to `top` devices with ids above `after`.
     pub fn ask(&mut self, what: &str, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         self.get(&self.query.ask(what, after, top), etag, self.timeout)
     }
 
-    fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
+    /// Asks for a path, unless what is there still has this `ETag`.
+    pub fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
         self.pulse.expect(Instant::now() + timeout);
         let mut response = self.send(path, etag, timeout)?;
         if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ArgMatches;
-use log::LevelFilter;
 use reqwest::{Certificate, Url};
 
 use crate::exporter::{self, Exporter};
+use crate::logging;
 use crate::options::{Values, boolean, items};
 use crate::query::FleetRef;
 use crate::status;
@@ -37,12 +37,8 @@ pub struct Config {
     pub refresh: Option<Duration>,
     /// Whether the list goes to standard output, and no file is touched.
     pub dry_run: bool,
-    /// How much the program itself tells.
-    pub log_level: LevelFilter,
-    /// `RUST_LOG`, checked, if it is set.
-    pub log_filter: Option<String>,
-    /// One JSON object a line instead of text.
-    pub log_json: bool,
+    /// What it tells.
+    pub log: logging::Settings,
     /// The status endpoint.
     pub status: status::Settings,
     /// What is allowed but looks like a mistake; told once at the start.
@@ -142,9 +138,7 @@ fn judge(from: &mut Values) -> Config {
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", refresh)).filter(|_| !once && !dry_run),
         dry_run,
-        log_level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
-        log_filter: from.all("RUST_LOG", log_filter).pop(),
-        log_json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
+        log: logging::Settings::read(from),
         status: status::Settings::read(from),
         warnings,
     }
@@ -207,7 +201,8 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     }
 }
 
-fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
+/// One of a few words.
+pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
     known.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value).ok_or_else(|| "no such choice".into())
 }
 
@@ -281,9 +276,4 @@ fn duration(text: &str, longest: u64) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
     let range = Duration::from_secs(1)..=Duration::from_secs(longest);
     range.contains(&duration).then_some(duration).ok_or("out of range".into())
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
 }

@@ -7,14 +7,45 @@ use std::time::SystemTime;
 use log::LevelFilter;
 use serde::Serialize;
 
+use crate::config::one_of;
+use crate::options::Values;
+
+/// What the log holds, and in which form.
+#[derive(Debug)]
+pub struct Settings {
+    /// How much the program itself tells.
+    pub level: LevelFilter,
+    /// `RUST_LOG`, checked, if it is set: it beats the level.
+    pub filter: Option<String>,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
+
+impl Settings {
+    /// Reads its options.
+    pub fn read(from: &mut Values) -> Self {
+        Settings {
+            level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
+            filter: from.all("RUST_LOG", filter).pop(),
+            json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
+        }
+    }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 /// Sets up the log. Libraries are heard only with `RUST_LOG`: what they have to say of an error is in our own line.
-pub fn init(level: LevelFilter, filter: Option<&str>, json: bool) {
+pub fn init(settings: &Settings) {
     let mut builder = env_logger::Builder::new();
-    match filter {
+    match &settings.filter {
         // a filter for our own module would beat one for all beside it
         Some(filter) => builder.parse_filters(filter),
-        None => builder.filter_module(env!("CARGO_PKG_NAME"), level),
+        None => builder.filter_module(env!("CARGO_PKG_NAME"), settings.level),
     };
+    let json = settings.json;
     builder.format(move |out, record| {
         let (level, target, message) = (record.level(), record.target(), record.args().to_string());
         let time = humantime::format_rfc3339_millis(SystemTime::now());

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
@@ -16,7 +17,7 @@ use crate::balena::Balena;
 use crate::config::{self, Config};
 use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
 use crate::health;
-use crate::inventory::{Entry, Inventory};
+use crate::inventory::{Answer, Entry, Inventory};
 use crate::logging;
 use crate::options;
 use crate::pulse::Pulse;
@@ -25,6 +26,8 @@ use crate::registry::{self, Registry};
 use crate::status::{self, Status};
 use crate::vitals;
 
+/// Whose key it is must not hold up the first list for long.
+const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a refresh may go on after a signal to stop, before it is cut short.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -52,7 +55,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(config: Config) -> ExitCode {
-    logging::init(config.log_level, config.log_filter.as_deref(), config.log_json);
+    logging::init(&config.log);
     let mut registry = Registry::new(config.sd_file, config.sd_file_mode, config.write_empty);
     if let Err(error) = if config.dry_run { Ok(()) } else { registry.lock() } {
         // anything else may pass, and is told at each refresh
@@ -85,14 +88,7 @@ fn run(config: Config) -> ExitCode {
         Ok(status) => status,
         Err(error) => return cannot_start(&format!("{error}; set another --listen (LISTEN_ADDRESS)")),
     };
-    match balena.key_is_a_devices() {
-        Ok(true) => log::warn!(
-            "the API key is a device's own and shows that one device only, or none: create a named API key \
-             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
-        ),
-        Ok(false) => {}
-        Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
-    }
+    warn_of_a_devices_key(&mut balena);
     let succeeded = if let Some(status) = status {
         let shown = status.clone();
         let hand_over = move |vitals| shown.set_vitals(vitals);
@@ -105,6 +101,22 @@ fn run(config: Config) -> ExitCode {
         Discovery::new(&mut balena, sink, &mut nobody, config.rules, config.fleets).run(config.refresh, &mut clock)
     };
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A device's own key sees that one device only, or nothing at all, without any warning of the API's.
+fn warn_of_a_devices_key(balena: &mut Balena) {
+    let body = match balena.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT) {
+        Ok(Answer::Devices(_, body)) => body,
+        Ok(_) => return,
+        Err(failure) => return log::debug!("cannot tell whose key this is: {}", failure.message),
+    };
+    let actor: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if actor["actorType"] == "device" {
+        log::warn!(
+            "the API key is a device's own and shows that one device only, or none: create a named API key \
+             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
+        );
+    }
 }
 
 fn cannot_start(why: &str) -> ExitCode {

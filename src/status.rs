@@ -26,6 +26,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use crate::config;
@@ -35,6 +36,7 @@ use crate::inventory::{Answer, Entry, Inventory, Source};
 use crate::options::{Values, boolean};
 use crate::pulse::Pulse;
 use crate::registry;
+use crate::target::DEVICE_ID;
 use crate::vitals::{self, escape};
 
 /// Connections beyond this push out the oldest: each answer is made at once, so the oldest is an idle one.
@@ -422,11 +424,15 @@ impl Status {
             left_out.len(),
             env!("CARGO_PKG_VERSION"),
         );
+        let addresses = list.addresses();
         let tables = [("Left out", "Why", left_out), ("Listed", "Targets", listed)];
         for (title, column, entries) in tables.into_iter().filter(|(.., entries)| !entries.is_empty()) {
             let _ = write!(page, "<h2>{title}</h2>\n<table>\n<tr><th>Device<th>{column}\n");
             for entry in entries {
-                let what = entry.left_out.as_ref().map_or_else(|| entry.targets.to_string(), |why| why.why.to_string());
+                let what = match &entry.left_out {
+                    Some(left_out) => left_out.why.to_string(),
+                    None => addresses.get(&entry.id).map(|all| all.join(" ")).unwrap_or_default(),
+                };
                 let _ = writeln!(page, "<tr><td>{}<td>{}", encode_text(&entry.name), encode_text(&what));
             }
             page.push_str("</table>\n");
@@ -446,6 +452,23 @@ fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Resp
 }
 
 impl List {
+    /// The addresses of the targets of each device.
+    fn addresses(&self) -> BTreeMap<u64, Vec<String>> {
+        #[derive(Deserialize)]
+        struct Group {
+            targets: Vec<String>,
+            labels: BTreeMap<String, String>,
+        }
+        let mut addresses: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        let lines = self.texts.iter().flat_map(|text| text.split(|byte| *byte == b'\n'));
+        for line in lines.map(|line| line.strip_suffix(b",").unwrap_or(line)) {
+            let Ok(Group { targets, labels }) = serde_json::from_slice(line) else { continue };
+            let id = labels.get(DEVICE_ID).and_then(|id| id.parse().ok());
+            addresses.entry(id.unwrap_or_default()).or_default().extend(targets);
+        }
+        addresses
+    }
+
     /// Made once, whoever asks and how often; with gzip if that is taken.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let json = self.json.get_or_init(|| registry::parts(self.texts.iter()).collect::<Vec<_>>().concat().into());

@@ -340,9 +340,13 @@ fn the_page_for_people_shows_what_devices_call_themselves_as_text() {
     status.wait_until("a list", |metrics| metrics["baletheus_devices"] > 0.0);
     let page = status.text("/");
     assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(1)"), "{page}");
-    for text in
-        ["<title>baletheus: well</title>", "Last refresh<td>20", "Last error<td>none", "balenaCloud sees it offline"]
-    {
+    for text in [
+        "<title>baletheus: well</title>",
+        "Last refresh<td>20",
+        "Last error<td>none",
+        "balenaCloud sees it offline",
+        "<td>gw-0001 (cea099a)<td>cea099a8f5ac3e289e317d461beb9261.balena:80",
+    ] {
         assert!(page.contains(text), "{text} is not in {page}");
     }
 }
