@@ -140,7 +140,7 @@ impl Balena {
         let (status, url) = (response.status(), &self.url);
         let headers = response.headers().clone();
         let (reason, hint) = match status.as_u16() {
-            300..=399 => ("redirect", "set --api-url (BALENA_API_URL) to where it leads, if that is right"),
+            301..=303 | 307 | 308 => ("redirect", "set --api-url (BALENA_API_URL) to where it leads, if that is right"),
             400 => ("bad_request", "the API cannot read the request; please report it"),
             401 => ("unauthorized", "check API_KEY; or the API's database is down, which it tells in the same way"),
             403 => ("forbidden", "the API key may not do this: check API_KEY"),
@@ -157,20 +157,24 @@ impl Balena {
         Failure { retry_after, ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}")) }
     }
 
-    /// What the answer says of itself, without the key if it is echoed.
+    /// What the answer says of itself: up to the key, if it is echoed, and never so far that it may be cut in two.
     fn excerpt(&self, response: Response) -> String {
         let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
         let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
         let mut body = Vec::new();
-        let read = response.take(1024).read_to_end(&mut body);
+        let read = response.take(800 + self.key.secret().len() as u64).read_to_end(&mut body);
         let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-        let said = location.as_deref().unwrap_or(said.trim());
-        let said: String = said.replace(self.key.secret(), "…").chars().take(200).collect();
-        if said.is_empty() { said } else { format!(", {said}") }
+        let said = location.as_deref().unwrap_or(&said).split(self.key.secret()).next().unwrap_or_default();
+        let said: String = said.chars().take(200).collect();
+        if said.trim().is_empty() { String::new() } else { format!(", {}", said.trim()) }
     }
 }
 
 impl Source for Balena {
+    fn name(&self) -> &str {
+        &self.url
+    }
+
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         self.get(&self.query.page(after, top), etag, self.timeout)
     }
@@ -191,7 +195,7 @@ fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 
 /// Seconds, or a date, which is taken against the answer's own: this device's clock may be wrong.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = text_of(headers, &RETRY_AFTER)?;
+    let text = text_of(headers, &RETRY_AFTER).filter(|text| !text.is_empty())?;
     let wait = if text.bytes().all(|b| b.is_ascii_digit()) {
         text.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
     } else {

@@ -147,11 +147,11 @@ impl Device<'_> {
 
 /// A name with the beginning of the uuid, as balena's own tools show it.
 pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> String {
-    let name = name.unwrap_or("a device without a name");
+    let name: String = name.unwrap_or("a device without a name").chars().take(255).collect(); // balena's own limit
     match (uuid, id) {
         (Some(uuid), _) => format!("{name} ({})", uuid.chars().take(7).collect::<String>()),
         (None, Some(id)) => format!("{name} (id {id})"),
-        (None, None) => name.to_owned(),
+        (None, None) => name,
     }
 }
 
@@ -170,11 +170,20 @@ pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
     Ok(devices.map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))).collect())
 }
 
+/// What is wrong, without the text that serde quotes: it may be long, and it may be a secret.
+pub fn told(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.split_once('"').zip(text.rsplit_once('"')) {
+        Some(((before, _), (_, after))) => format!("{before}…{after}"),
+        None => text,
+    }
+}
+
 fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {
     // Field by field: what one of them holds may be such that not even the whole can be read.
     let fields: BTreeMap<&str, &RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
     let text = |name| Some(Text(serde_json::from_str::<String>(fields.get(name)?.get()).ok()?.into()));
     let id = fields.get("id").and_then(|raw| serde_json::from_str(raw.get()).ok());
-    let broken = Some(error.to_string());
+    let broken = Some(told(error));
     Device { id, uuid: text("uuid"), device_name: text("device_name"), broken, ..Device::default() }
 }

@@ -1,6 +1,7 @@
 //! The fleet as it was last told, page by page: a page that did not change costs no body, no parsing, no mapping.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ const MOST_PAGES: usize = 1000;
 
 /// Where pages of devices come from.
 pub trait Source {
+    /// What people know it by.
+    fn name(&self) -> &str;
     /// Up to `top` devices with ids above `after`, by rising id, unless that page still has this `ETag`.
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure>;
     /// The next device after `after`, its id, uuid and name only.
@@ -87,7 +90,7 @@ impl Inventory {
             }
             match self.pages[index].end {
                 Some(end) if index + 1 < MOST_PAGES => (index, after) = (index + 1, end),
-                Some(_) => return Err(Failure::new("bad_answer", "the API sends devices without end")),
+                Some(_) => return Err(bad(source, "it goes on without end")),
                 None => return Ok(()),
             }
         }
@@ -102,7 +105,8 @@ impl Inventory {
                 Answer::Unchanged => return Ok(None),
                 Answer::Devices(etag, body) => {
                     let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
-                    return Page::read(after, top, etag, &body, next, rules).map(Some);
+                    let page = Page::read(after, top, etag, &body, next, rules);
+                    return page.map(Some).map_err(|what| bad(source, what));
                 }
                 Answer::TooLarge(_) if top > 1 => (top, etag) = (top / 2, None),
                 Answer::TooLarge(etag) => return Page::too_large(after, etag, source, rules).map(Some),
@@ -142,16 +146,15 @@ impl Page {
     /// ends there again, if it is still worth its request.
     fn read(
         after: u64, top: usize, etag: Option<String>, body: &[u8], next: Option<u64>, rules: &Rules,
-    ) -> Result<Self, Failure> {
-        let bad = |what: &str| Failure::new("bad_answer", format!("the API's answer is no page of devices: {what}"));
-        let mut devices = device::parse_page(body).map_err(|error| bad(&error.to_string()))?;
+    ) -> Result<Self, String> {
+        let mut devices = device::parse_page(body).map_err(|error| device::told(&error))?;
         let ids: Vec<u64> = devices.iter().filter_map(|device| device.id).collect();
         if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
-            return Err(bad("the ids do not rise"));
+            return Err("the ids do not rise".into());
         }
         let mut page = Page { after, top, etag, ..Page::default() };
         if devices.len() >= top {
-            page.end = Some(*ids.last().ok_or_else(|| bad("no device has an id"))?);
+            page.end = Some(*ids.last().ok_or("no device has an id")?);
             let kept = ids.iter().take_while(|id| next.is_none_or(|next| **id <= next)).count();
             if kept < ids.len() && kept >= top / 2 {
                 page.end = next;
@@ -174,8 +177,9 @@ impl Page {
 
     /// The page of one device that is too large to be read: it is left out, and named.
     fn too_large(after: u64, etag: Option<String>, source: &mut dyn Source, rules: &Rules) -> Result<Self, Failure> {
-        let bad = || Failure::new("bad_answer", format!("the device after id {after} is too large, and has no name"));
-        let Answer::Devices(_, body) = source.identity(after)? else { return Err(bad()) };
+        let identity = source.identity(after)?;
+        let bad = || bad(source, format!("the device after id {after} is too large, and has no name"));
+        let Answer::Devices(_, body) = identity else { return Err(bad()) };
         let mut device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop()).ok_or_else(bad)?;
         device.broken = Some("it is too large; remove long tags".into());
         let end = Some(device.id.filter(|id| *id > after).ok_or_else(bad)?);
@@ -206,6 +210,12 @@ impl Page {
             self.fleets.insert((fleet.id, text(&fleet.app_name), text(&fleet.slug)));
         }
     }
+}
+
+/// An answer that cannot be used.
+fn bad(source: &dyn Source, what: impl Display) -> Failure {
+    let hint = "is --api-url (BALENA_API_URL) right?";
+    Failure::new("bad_answer", format!("the answer of {} is no page of devices: {what}; {hint}", source.name()))
 }
 
 /// Equal texts have equal fingerprints, within one run of the program.

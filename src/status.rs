@@ -227,6 +227,10 @@ pub fn around(source: &mut dyn Source, status: Arc<Status>) -> (Noting<'_>, Reco
 }
 
 impl Source for Noting<'_> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         let answer = self.0.page(after, top, etag)?;
         if let Answer::Devices(_, body) = &answer {

@@ -50,7 +50,7 @@ fn read<'a, T>(
         let Some(value) = value(tags, key) else { continue };
         let error = match parse(value.trim()) {
             Ok(parsed) => return Some(parsed),
-            Err(error) => error,
+            Err(error) => error.chars().take(200).collect::<String>(), // it may quote all of the value
         };
         let fleet = one(&device.fleet).and_then(|fleet| fleet.slug.as_deref());
         let owner = if is_own { device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };

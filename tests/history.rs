@@ -22,6 +22,10 @@ struct Api<'a> {
 }
 
 impl Source for Api<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         if top > self.most {
             return Ok(Answer::TooLarge(None));

@@ -36,6 +36,10 @@ struct Pages<'a> {
 }
 
 impl Source for Pages<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
     fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
         if top > self.most {
             return Ok(Answer::TooLarge(None));

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test uses some of it
 
 pub mod cloud;
+pub mod doc;
 pub mod exporter;
 pub mod fleet;
 pub mod odata;

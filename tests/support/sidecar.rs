@@ -131,10 +131,14 @@ impl Running {
     /// Waits until `count` lines hold this text, and gives the last of them.
     pub fn wait_for_lines(&self, text: &str, count: usize) -> String {
         let deadline = Instant::now() + PATIENCE;
+        let (mut read, mut found) = (0, 0);
         let mut lines = self.log.0.lock().unwrap();
         loop {
-            if let Some(line) = lines.iter().filter(|line| line.contains(text)).nth(count - 1) {
-                return line.clone();
+            while let Some(line) = lines.get(read) {
+                (read, found) = (read + 1, found + usize::from(line.contains(text)));
+                if found == count {
+                    return line.clone();
+                }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no {count} lines with {text:?} in the log:\n{}", lines.join("\n"));
