@@ -4,8 +4,7 @@ use std::error::Error;
 use std::io::Read;
 use std::iter;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{
@@ -17,7 +16,6 @@ use reqwest::{StatusCode, Url};
 use crate::config::{Api, ApiKey};
 use crate::discovery::Failure;
 use crate::inventory::{Answer, Source};
-use crate::pulse::Pulse;
 use crate::query::Query;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
@@ -32,14 +30,14 @@ pub struct Balena {
     url: String,
     key: ApiKey,
     key_file: Option<PathBuf>,
-    timeout: Duration,
+    /// For a whole answer, its body included.
+    pub timeout: Duration,
     query: Query,
-    pulse: Arc<Pulse>,
 }
 
 impl Balena {
     /// Makes a client; no request is sent. An error means that the platform's root certificates cannot be used.
-    pub fn new(api: Api, query: Query, pulse: Arc<Pulse>) -> Result<Self, String> {
+    pub fn new(api: Api, query: Query) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is there already
         let http = Client::builder()
             .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
@@ -51,13 +49,7 @@ impl Balena {
             .tls_certs_merge(api.roots)
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query, pulse })
-    }
-
-    /// A second client for requests beside the loop.
-    #[must_use]
-    pub fn beside(&self) -> Self {
-        Balena { pulse: Arc::new(self.pulse.beside()), ..self.clone() }
+        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query })
     }
 
     /// Asks for this much of up to `top` devices with ids above `after`.
@@ -67,7 +59,6 @@ impl Balena {
 
     /// Asks for a path, unless what is there still has this `ETag`.
     pub fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
-        self.pulse.expect(Instant::now() + timeout);
         let mut response = self.send(path, etag, timeout)?;
         if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
             response = self.send(path, etag, timeout)?;
@@ -92,9 +83,7 @@ impl Balena {
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        let answer = request.send();
-        self.pulse.count(answer.as_ref().ok().map(|response| response.status().as_u16()));
-        answer.map_err(|error| self.broken(error))
+        request.send().map_err(|error| self.broken(error))
     }
 
     /// The body, or nothing if it is too large.
@@ -154,7 +143,11 @@ impl Balena {
         };
         let retry_after = retry_after(&headers);
         let said = self.excerpt(response);
-        Failure { retry_after, ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}")) }
+        Failure {
+            retry_after,
+            code: Some(status.as_u16()),
+            ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}"))
+        }
     }
 
     /// What the answer says of itself: up to the key, if it is echoed, and never so far that it may be cut in two.

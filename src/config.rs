@@ -159,9 +159,8 @@ fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
             // it may be the key itself, in its file's place
             let is_path = values[0].contains(['/', '.']) || path.exists();
             let shown = if is_path { format!("{:?}", values[0]) } else { "not shown".into() };
-            let takes = "it takes the path of a file that holds the key";
-            let key = ApiKey::read(&path).map_err(|error| format!("{source} is {shown}: the file {error}; {takes}"));
-            key.map(|key| (key, Some(path)))
+            let told = |error| format!("{source} is {shown}: the file {error}; it takes the path of one with the key");
+            ApiKey::read(&path).map(|key| (key, Some(path))).map_err(told)
         }
         (None, None) => Err(NO_KEY.into()),
     };
@@ -191,8 +190,8 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     for (index, exporter) in list.iter().enumerate() {
         let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
         if let Some(other) = list[..index].iter().find(same) {
-            let what = "are the same target to Prometheus: give each a name of its own";
-            errors.push(format!("exporters (--exporter, EXPORTERS) {other} and {exporter} {what}"));
+            let same = "are the same target to Prometheus: give each a name of its own";
+            errors.push(format!("exporters (--exporter, EXPORTERS) {other} and {exporter} {same}"));
         }
         if public && exporter.port != 80 {
             let port = exporter.port;

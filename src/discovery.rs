@@ -22,6 +22,8 @@ pub struct Failure {
     pub message: String,
     /// The chain of causes, if there is more to tell.
     pub detail: String,
+    /// The status of the answer, if there was one.
+    pub code: Option<u16>,
     /// How long the other side asks to be left alone.
     pub retry_after: Option<Duration>,
 }

@@ -37,20 +37,18 @@ fn parse(text: &str) -> Result<Exporter, String> {
     // from_str would take "+80" as well
     let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten();
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
-    if name.is_some_and(|name| !is_name(name)) {
+    let is_name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|b| is_one_of(b, b"_.-"));
+    if !name.is_none_or(is_name) {
         return Err(format!("the name in {text:?} is not 1 to 64 of a-z A-Z 0-9 _ . -"));
     }
     // `?`, `#` and `%` would not reach the device as they stand here: Prometheus escapes them.
-    if path.is_some_and(|path| path.len() > 1024 || !path.bytes().all(is_path_byte)) {
+    let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));
+    if !path.is_none_or(is_path) {
         return Err(format!("the path in {text:?} is not a plain path"));
     }
     Ok(Exporter { name: name.map(str::to_owned), port, path: path.map(str::to_owned) })
 }
 
-fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-}
-
-fn is_path_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+;=:@".contains(&byte)
+fn is_one_of(byte: u8, others: &[u8]) -> bool {
+    byte.is_ascii_alphanumeric() || others.contains(&byte)
 }

@@ -4,11 +4,19 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{Arg, Command};
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 
 /// A health check that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Its command line.
+pub fn command() -> Command {
+    Command::new("health")
+        .about("Asks a running sidecar whether it is healthy: exit code 0 if so, for a container's HEALTHCHECK")
+        .arg(Arg::new("url").value_name("URL").help("of its status endpoint [default: from LISTEN_ADDRESS]"))
+}
 
 /// Asks the sidecar at this URL, or at the address where one with this environment listens.
 pub fn ask(url: Option<String>, listen: Option<OsString>) -> ExitCode {

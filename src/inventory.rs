@@ -15,6 +15,9 @@ const TOP: usize = 1000;
 /// Pages that a server may make us keep: a million devices.
 const MOST_PAGES: usize = 1000;
 
+/// Bytes that a server may make us keep.
+const LARGEST_LIST: usize = 1 << 30;
+
 /// Where pages of devices come from.
 pub trait Source {
     /// What people know it by.
@@ -88,8 +91,9 @@ impl Inventory {
                 self.pages.splice(index..index + replaced, [page]);
                 self.version += 1;
             }
+            let size: usize = self.texts().map(|text| text.len()).sum();
             match self.pages[index].end {
-                Some(end) if index + 1 < MOST_PAGES => (index, after) = (index + 1, end),
+                Some(end) if index + 1 < MOST_PAGES && size < LARGEST_LIST => (index, after) = (index + 1, end),
                 Some(_) => return Err(bad(source, "it goes on without end")),
                 None => return Ok(()),
             }

@@ -80,11 +80,6 @@ pub fn command() -> Command {
             variables.join("\n")
         ))
         .args(flags.into_iter().map(arg))
-        .subcommand(
-            Command::new("health")
-                .about("Asks a running sidecar whether it is healthy: exit code 0 if so, for a container's HEALTHCHECK")
-                .arg(Arg::new("url").value_name("URL").help("of its status endpoint [default: from LISTEN_ADDRESS]")),
-        )
 }
 
 fn default(opt: &Opt) -> String {

@@ -2,8 +2,11 @@
 //! wants to know whether it still does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::discovery::Failure;
+use crate::inventory::Answer;
 
 /// Later than this it is not late but stuck.
 const OVERDUE: Duration = Duration::from_secs(60);
@@ -11,7 +14,7 @@ const OVERDUE: Duration = Duration::from_secs(60);
 /// The pulse of the loop.
 pub struct Pulse {
     next: Mutex<Instant>,
-    answers: Arc<Mutex<Answers>>,
+    answers: Mutex<Answers>,
 }
 
 /// How many requests had which status, or no answer.
@@ -20,13 +23,7 @@ type Answers = BTreeMap<Option<u16>, u64>;
 impl Pulse {
     /// It is expected to move now.
     pub fn start() -> Self {
-        Pulse { next: Mutex::new(Instant::now()), answers: Arc::default() }
-    }
-
-    /// Of something beside the loop, whose requests count, but whose moves do not.
-    #[must_use]
-    pub fn beside(&self) -> Self {
-        Pulse { next: Mutex::new(Instant::now()), answers: self.answers.clone() }
+        Pulse { next: Mutex::new(Instant::now()), answers: Mutex::default() }
     }
 
     /// It will move at this moment at the latest.
@@ -34,9 +31,14 @@ impl Pulse {
         *lock(&self.next) = next;
     }
 
-    /// A request was answered with this status, or not at all.
-    pub fn count(&self, status: Option<u16>) {
-        *lock(&self.answers).entry(status).or_default() += 1;
+    /// Takes note of how a request was answered.
+    pub fn count(&self, answer: &Result<Answer, Failure>) {
+        let code = match answer {
+            Ok(Answer::Unchanged) => Some(304),
+            Ok(Answer::Devices(..) | Answer::TooLarge(_)) => Some(200),
+            Err(failure) => failure.code,
+        };
+        *lock(&self.answers).entry(code).or_default() += 1;
     }
 
     /// How long ago it should have moved, if that is too long.

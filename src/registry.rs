@@ -82,10 +82,8 @@ impl Registry {
 
     /// The file, if it is one: a pipe would block.
     fn open(&self) -> io::Result<File> {
-        if !fs::metadata(&self.path)?.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        File::open(&self.path)
+        let is_file = fs::metadata(&self.path)?.is_file();
+        if is_file { File::open(&self.path) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     fn holds(&self, list: &Inventory) -> io::Result<bool> {

@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = match options::command().try_get_matches_from(args) {
+    let matches = match options::command().subcommand(health::command()).try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(told) => {
             let _ = told.print(); // standard output may be closed
@@ -75,7 +75,7 @@ fn run(config: Config) -> ExitCode {
     }
     let pulse = Arc::new(Pulse::start());
     let query = Query::new(&config.fleets, &config.rules);
-    let started = Balena::new(config.api, query, pulse.clone()).and_then(|balena| {
+    let started = Balena::new(config.api, query).and_then(|balena| {
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
         Ok((balena, Wakeups::listen(signals, config.refresh.is_none(), pulse.clone())))
     });
@@ -90,9 +90,7 @@ fn run(config: Config) -> ExitCode {
     };
     warn_of_a_devices_key(&mut balena);
     let succeeded = if let Some(status) = status {
-        let shown = status.clone();
-        let hand_over = move |vitals| shown.set_vitals(vitals);
-        vitals::watch(balena.beside(), config.status.device_metrics, config.status.device_refresh, hand_over);
+        vitals::watch(balena.clone(), &config.status, status.clone());
         let (mut source, mut recorder) = status::around(&mut balena, status);
         let mut observer = |took, outcome: &_, list: &_| recorder.refreshed(took, outcome, list);
         Discovery::new(&mut source, sink, &mut observer, config.rules, config.fleets).run(config.refresh, &mut clock)

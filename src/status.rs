@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -29,6 +29,7 @@ use prometheus::{
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 
+use crate::balena::Balena;
 use crate::config;
 use crate::device::{self, Device, one};
 use crate::discovery::{Failure, Published};
@@ -201,6 +202,11 @@ impl Status {
         Ok(status)
     }
 
+    /// The pulse of the loop.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     /// What is known of the devices' state.
     pub fn set_vitals(&self, vitals: Vec<Arc<vitals::Page>>) {
         self.shown().vitals = vitals;
@@ -215,26 +221,39 @@ impl Status {
 type Facts = Rc<RefCell<BTreeMap<u64, Fact>>>;
 
 /// A source whose devices are noted on their way to the inventory.
-pub struct Noting<'s>(&'s mut dyn Source, Facts);
+pub struct Noting<'s> {
+    source: &'s mut Balena,
+    pulse: Arc<Pulse>,
+    facts: Facts,
+}
 
 /// Puts down what became of each refresh.
 pub struct Recorder(Arc<Status>, Facts);
 
 /// Both sides of the loop.
-pub fn around(source: &mut dyn Source, status: Arc<Status>) -> (Noting<'_>, Recorder) {
+pub fn around(source: &mut Balena, status: Arc<Status>) -> (Noting<'_>, Recorder) {
     let facts = Facts::default();
-    (Noting(source, facts.clone()), Recorder(status, facts))
+    (Noting { source, pulse: status.pulse.clone(), facts: facts.clone() }, Recorder(status, facts))
+}
+
+impl Noting<'_> {
+    fn ask(&mut self, ask: impl FnOnce(&mut Balena) -> Result<Answer, Failure>) -> Result<Answer, Failure> {
+        self.pulse.expect(Instant::now() + self.source.timeout);
+        let answer = ask(self.source);
+        self.pulse.count(&answer);
+        answer
+    }
 }
 
 impl Source for Noting<'_> {
     fn name(&self) -> &str {
-        self.0.name()
+        self.source.name()
     }
 
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        let answer = self.0.page(after, top, etag)?;
+        let answer = self.ask(|source| source.page(after, top, etag))?;
         if let Answer::Devices(_, body) = &answer {
-            let mut facts = self.1.borrow_mut();
+            let mut facts = self.facts.borrow_mut();
             for device in device::parse_page(body).unwrap_or_default() {
                 if let (Some(id), Some(uuid)) = (device.id, device.uuid()) {
                     facts.insert(id, Fact { uuid: uuid.into(), info: info(uuid, &device).into() });
@@ -245,7 +264,7 @@ impl Source for Noting<'_> {
     }
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        self.0.identity(after)
+        self.ask(|source| source.identity(after))
     }
 }
 

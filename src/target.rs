@@ -179,20 +179,16 @@ type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// What all exporters of a device have in common, each fact once.
 fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> Vec<Pair<'a>> {
-    let mut labels = Vec::with_capacity(PLAIN.len() + META.len() + device.tags().len() + device.fleet_tags().len());
-    let mut add = |name: Cow<'a, str>, value: Cow<'a, str>| {
-        if value.len() <= LONGEST_VALUE {
-            labels.push((name, value));
-        }
-    };
+    let mut labels: Vec<Pair> =
+        Vec::with_capacity(PLAIN.len() + META.len() + device.tags().len() + device.fleet_tags().len());
     for label in &PLAIN {
         let Some(value) = (label.value)(device) else { continue };
         let chosen = label.name == UUID || rules.labels.contains(&label.name);
-        add(if chosen { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() }, value);
+        labels.push((if chosen { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() }, value));
     }
     for label in &META {
         if let Some(value) = (label.value)(device) {
-            add(label.name.into(), value);
+            labels.push((label.name.into(), value));
         }
     }
     for (kind, tags) in [("tag_", device.tags()), ("fleet_tag_", device.fleet_tags())] {
@@ -209,13 +205,14 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
         for (key, value) in tags {
             let name = label_name(kind, key);
             if names.insert(name.clone()) {
-                add(name.into(), value.into());
+                labels.push((name.into(), value.into()));
             } else {
                 let device = device.display_name();
                 warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
             }
         }
     }
+    labels.retain(|(_, value)| value.len() <= LONGEST_VALUE);
     labels
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -15,6 +15,7 @@ use crate::balena::Balena;
 use crate::device::{One, Text, one};
 use crate::discovery::{Failure, backoff};
 use crate::inventory::Answer;
+use crate::status::{Settings, Status};
 
 const STATE: &str = "$select=id,is_online,api_heartbeat_state,last_connectivity_event";
 const REPORTED: &str = ",memory_usage,memory_total,storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted";
@@ -87,21 +88,25 @@ pub struct Vital {
     pub values: Vec<Option<f64>>,
 }
 
-/// Asks for the vitals of all devices at this interval, for ever, on a thread of its own, and hands them over.
-pub fn watch(
-    mut balena: Balena, reported: bool, interval: Duration, mut hand_over: impl FnMut(Vec<Arc<Page>>) + Send + 'static,
-) {
-    let what = [STATE, if reported { REPORTED } else { "" }, RELEASES].concat();
+/// Asks for the vitals of all devices, for ever, on a thread of its own, and hands them to the status.
+pub fn watch(mut balena: Balena, settings: &Settings, status: Arc<Status>) {
+    let what = [STATE, if settings.device_metrics { REPORTED } else { "" }, RELEASES].concat();
+    let interval = settings.device_refresh;
     thread::spawn(move || {
         let (mut pages, mut failures) = (Vec::new(), 0);
         loop {
-            let wait = match refresh(&mut pages, |after, etag| balena.ask(&what, after, TOP, etag)) {
+            let ask = |after, etag: Option<&str>| {
+                let answer = balena.ask(&what, after, TOP, etag);
+                status.pulse().count(&answer);
+                answer
+            };
+            let wait = match refresh(&mut pages, ask) {
                 Ok(()) => {
                     if failures > 0 {
                         log::info!("the state of the devices is known again");
                     }
                     failures = 0;
-                    hand_over(pages.clone());
+                    status.set_vitals(pages.clone());
                     interval
                 }
                 Err(failure) => {

@@ -496,22 +496,6 @@ fn the_start_line_tells_what_it_does_and_how_often() {
 }
 
 #[test]
-fn a_refresh_is_counted_from_start_to_start() {
-    let cloud = cloud();
-    // Answers that take 0.7 s must not make it every 1.7 s.
-    cloud.intercept(|seen, answer| {
-        let slow = Reply::steps([Step::Pause(Duration::from_millis(700)), Step::Send(answer.to_vec())]);
-        seen.target.starts_with("/v7/device").then_some(slow)
-    });
-    let (_dir, running) = start(&cloud, &["REFRESH_RATE=1h", "--refresh=1s"]);
-    let requests = cloud.wait_for_requests(5, PATIENCE);
-    assert_eq!(stop(running, "TERM").code, Some(0));
-    let at: Vec<_> = requests.iter().filter(|seen| seen.target.starts_with("/v7/device")).map(|seen| seen.at).collect();
-    let three = at[3] - at[0];
-    assert!((2900..4300).contains(&three.as_millis()), "three intervals of 1 s took {three:?}");
-}
-
-#[test]
 fn a_oneshot_ends_and_its_false_beats_a_true_variable() {
     let cloud = cloud();
     for words in [&["--oneshot"][..], &["ONESHOT=true"], &["ONESHOT=false", "--oneshot"]] {
