@@ -12,7 +12,7 @@ use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
-use reqwest::{StatusCode, Url};
+use reqwest::{Certificate, StatusCode, Url};
 use serde_json::Value;
 
 use crate::config::{Api, ApiKey};
@@ -51,7 +51,7 @@ impl Balena {
             // the server closes idle connections after 5 s
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
-            .tls_certs_merge(api.roots)
+            .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
         Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query, pulse })

@@ -27,6 +27,7 @@ const TARGETS: &str = "Targets";
 const FILE: &str = "Target file";
 const RUN: &str = "Running";
 const STATUS: &str = "Status";
+const TUNNEL: &str = "Tunnel";
 
 #[rustfmt::skip] // a table
 /// Every option. The table in the README is checked against it.
@@ -56,6 +57,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
     opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, "from one request for the state of the devices to the next, where --listen is on; 1s to 30d"),
     opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well"),
+    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, "URL of balena's VPN proxy, by which check tries vpn targets; for openBalena https://tunnel.DOMAIN, or http:// inside one's own network"),
 ];
 
 const fn opt(
@@ -79,7 +81,16 @@ pub fn command() -> Command {
              Exit codes: 0 ended by a signal or done, 1 a single refresh failed, 2 configuration.\n",
             variables.join("\n")
         ))
-        .args(flags.into_iter().map(arg))
+        .args(flags.iter().copied().map(arg))
+        .args_conflicts_with_subcommands(true)
+        .subcommand(
+            Command::new("check")
+                .about("Tries each target as Prometheus would and tells what is the matter: for a device that does not show up")
+                .after_help("Exit codes: 0 every target that should answer does, 1 one does not or the API fails, 2 configuration.\n")
+                .next_line_help(true)
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("one JSON array of objects instead of a table"))
+                .args(flags.iter().copied().map(arg)),
+        )
         .subcommand(
             Command::new("health")
                 .about("Asks a running sidecar whether it is healthy: exit code 0 if so, for a container's HEALTHCHECK")

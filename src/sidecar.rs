@@ -13,6 +13,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::balena::Balena;
+use crate::check;
 use crate::config::{self, Config};
 use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
 use crate::health;
@@ -41,8 +42,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(("health", matches)) = matches.subcommand() {
         return health::ask(matches.get_one::<String>("url").cloned(), var("LISTEN_ADDRESS"));
     }
+    let (matches, check) = match matches.subcommand() {
+        Some(("check", matches)) => (matches.clone(), Some(matches.get_flag("json"))),
+        _ => (matches, None),
+    };
     match config::read(matches, &var) {
-        Ok(config) => run(config),
+        Ok(config) => match check {
+            None => run(config),
+            Some(json) => check::run(config, json),
+        },
         Err(errors) => {
             let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
             eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
@@ -85,14 +93,7 @@ fn run(config: Config) -> ExitCode {
         Ok(status) => status,
         Err(error) => return cannot_start(&format!("{error}; set another --listen (LISTEN_ADDRESS)")),
     };
-    match balena.key_is_a_devices() {
-        Ok(true) => log::warn!(
-            "the API key is a device's own and shows that one device only, or none: create a named API key \
-             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
-        ),
-        Ok(false) => {}
-        Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
-    }
+    tell_whose_key(&mut balena);
     let succeeded = if let Some(status) = status {
         let shown = status.clone();
         let hand_over = move |vitals| shown.set_vitals(vitals);
@@ -107,7 +108,20 @@ fn run(config: Config) -> ExitCode {
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn cannot_start(why: &str) -> ExitCode {
+/// Warns of a key that does not show what a user's would.
+pub fn tell_whose_key(balena: &mut Balena) {
+    match balena.key_is_a_devices() {
+        Ok(true) => log::warn!(
+            "the API key is a device's own and shows that one device only, or none: create a named API key \
+             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
+        ),
+        Ok(false) => {}
+        Err(failure) => log::debug!("cannot tell whose key this is: {}", failure.message),
+    }
+}
+
+/// The last line before an end for want of something in the configuration or around the program.
+pub fn cannot_start(why: &str) -> ExitCode {
     log::error!("cannot start: {why}");
     ExitCode::from(2)
 }
