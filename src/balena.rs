@@ -11,7 +11,7 @@ use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
-use reqwest::{StatusCode, Url};
+use reqwest::{Certificate, StatusCode, Url};
 
 use crate::config::{Api, ApiKey};
 use crate::discovery::Failure;
@@ -46,7 +46,7 @@ impl Balena {
             // the server closes idle connections after 5 s
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
-            .tls_certs_merge(api.roots)
+            .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
         Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query })

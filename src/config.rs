@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ArgMatches;
-use reqwest::{Certificate, Url};
+use reqwest::Url;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::exporter::{self, Exporter};
 use crate::logging;
@@ -41,6 +43,8 @@ pub struct Config {
     pub log: logging::Settings,
     /// The status endpoint.
     pub status: status::Settings,
+    /// balena's VPN proxy.
+    pub tunnel: Url,
     /// What is allowed but looks like a mistake; told once at the start.
     pub warnings: Vec<String>,
 }
@@ -55,7 +59,7 @@ pub struct Api {
     /// The file that held it, if it was one.
     pub key_file: Option<PathBuf>,
     /// Roots beside the platform's.
-    pub roots: Vec<Certificate>,
+    pub roots: Vec<CertificateDer<'static>>,
     /// For a whole answer, its body included.
     pub timeout: Duration,
 }
@@ -107,9 +111,7 @@ fn judge(from: &mut Values) -> Config {
     let mut warnings = Vec::new();
     let (key, key_file) = key(from);
     let url = from.one("api-url", api_url);
-    if url.scheme() == "http" && !is_loopback(&url) {
-        warnings.push(format!("the API key travels unencrypted to {url}: use https"));
-    }
+    warnings.extend(unencrypted(&url));
     let address = address(from);
     let exporters = from.list("exporter", exporter::parse_list);
     check_exporters(&exporters, address, &mut from.errors, &mut warnings);
@@ -140,6 +142,7 @@ fn judge(from: &mut Values) -> Config {
         dry_run,
         log: logging::Settings::read(from),
         status: status::Settings::read(from),
+        tunnel: from.one("tunnel-url", api_url),
         warnings,
     }
 }
@@ -212,15 +215,19 @@ fn api_url(text: &str) -> Result<Url, String> {
     good.then_some(url).ok_or("not a plain http or https URL".into())
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// A warning, if the key would go over the network in clear.
+pub fn unencrypted(url: &Url) -> Option<String> {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    let is_loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    let clear = url.scheme() == "http" && !is_loopback;
+    clear.then(|| format!("the API key travels unencrypted to {url}: use https"))
 }
 
-fn certificates(path: &str) -> Result<Vec<Certificate>, String> {
+fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
-    let roots = Certificate::from_pem_bundle(&pem).map_err(|_| "the file is not PEM")?;
+    let roots: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
     if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }
 }
 

@@ -117,7 +117,7 @@ fn changes(before: &Devices, now: &Devices) -> ([usize; 3], Vec<String>) {
 }
 
 /// What is amiss with devices that are listed all the same, and with the fleets that were asked for.
-fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
+pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     let fleets = fleets.iter().filter_map(|fleet| {
         let named: Vec<_> = list.fleets_named(fleet).into_iter().collect();
         match (fleet, &*named) {
@@ -145,6 +145,7 @@ fn tell(level: Level, lines: &[impl std::fmt::Display]) {
     }
 }
 
-fn count(number: usize, what: &str) -> String {
+/// `1 device`, `2 devices`.
+pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -10,12 +10,17 @@
 //! 5. [`registry`] replaces the target file, atomically, durably, and only when the list changed.
 //! 6. [`discovery`] is the loop around it: fetch, map, write, wait. It knows nothing of HTTP, files
 //!    or clocks; [`sidecar`] hands them in.
+//!
+//! Beside it, [`check`] walks the same road and then tries each target: [`connect`] opens the way, [`scrape`] asks for
+//! the metrics.
 
 #![warn(missing_docs, clippy::pedantic)]
 #![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // errors are told in the text
 
 pub mod balena;
+pub mod check;
 pub mod config;
+pub mod connect;
 pub mod device;
 pub mod discovery;
 pub mod exporter;
@@ -27,6 +32,7 @@ pub mod options;
 pub mod pulse;
 pub mod query;
 pub mod registry;
+pub mod scrape;
 pub mod sidecar;
 pub mod status;
 pub mod tag;

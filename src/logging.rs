@@ -70,7 +70,7 @@ struct Line<'a> {
 
 /// A device may name itself as it likes: what would start a new line, move a terminal's cursor or turn the direction
 /// of writing is shown as an escape.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         let turns =
             matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -27,6 +27,7 @@ const TARGETS: &str = "Targets";
 const FILE: &str = "Target file";
 const RUN: &str = "Running";
 const STATUS: &str = "Status";
+const TUNNEL: &str = "Tunnel";
 
 #[rustfmt::skip] // a table
 /// Every option. The table in the README is checked against it.
@@ -56,6 +57,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
     opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, "from one request for the state of the devices to the next, where --listen is on; 1s to 30d"),
     opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well"),
+    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, "URL of balena's VPN proxy, by which check tries vpn targets; for openBalena https://tunnel.DOMAIN, or http:// inside one's own network"),
 ];
 
 const fn opt(
@@ -80,13 +82,15 @@ pub fn command() -> Command {
             variables.join("\n")
         ))
         .args(flags.into_iter().map(arg))
+        .args_conflicts_with_subcommands(true)
 }
 
 fn default(opt: &Opt) -> String {
     if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default) }
 }
 
-fn arg(opt: &'static Opt) -> Arg {
+/// The flag of an option.
+pub fn arg(opt: &'static Opt) -> Arg {
     let help = format!("{} [env: {}]{}", opt.help, opt.vars.join(", "), default(opt));
     let arg = Arg::new(opt.flag).long(opt.flag).help(help).help_heading(opt.group);
     match opt.value.trim_end_matches(",…") {

@@ -14,6 +14,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::balena::Balena;
+use crate::check;
 use crate::config::{self, Config};
 use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
 use crate::health;
@@ -33,7 +34,8 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = match options::command().subcommand(health::command()).try_get_matches_from(args) {
+    let command = options::command().subcommands([check::command(), health::command()]);
+    let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(told) => {
             let _ = told.print(); // standard output may be closed
@@ -44,8 +46,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(("health", matches)) = matches.subcommand() {
         return health::ask(matches.get_one::<String>("url").cloned(), var("LISTEN_ADDRESS"));
     }
+    let (matches, check) = match matches.subcommand() {
+        Some(("check", matches)) => (matches.clone(), Some(matches.get_flag("json"))),
+        _ => (matches, None),
+    };
     match config::read(matches, &var) {
-        Ok(config) => run(config),
+        Ok(config) => match check {
+            None => run(config),
+            Some(json) => check::run(config, json),
+        },
         Err(errors) => {
             let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
             eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
@@ -102,7 +111,7 @@ fn run(config: Config) -> ExitCode {
 }
 
 /// A device's own key sees that one device only, or nothing at all, without any warning of the API's.
-fn warn_of_a_devices_key(balena: &mut Balena) {
+pub fn warn_of_a_devices_key(balena: &mut Balena) {
     let body = match balena.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT) {
         Ok(Answer::Devices(_, body)) => body,
         Ok(_) => return,
@@ -117,7 +126,8 @@ fn warn_of_a_devices_key(balena: &mut Balena) {
     }
 }
 
-fn cannot_start(why: &str) -> ExitCode {
+/// The last line before an end for want of something in the configuration or around the program.
+pub fn cannot_start(why: &str) -> ExitCode {
     log::error!("cannot start: {why}");
     ExitCode::from(2)
 }

@@ -90,10 +90,13 @@ pub const UUID: &str = "uuid";
 pub const DEVICE_ID: &str = "__meta_balena_device_id";
 /// What stands before the name of a label for relabelling.
 pub const META_PREFIX: &str = "__meta_balena_";
-const JOB: &str = "job";
+/// The label with the name of the exporter.
+pub const JOB: &str = "job";
 const EXPORTER: &str = "__meta_balena_exporter";
-const SCHEME: &str = "__scheme__";
-const METRICS_PATH: &str = "__metrics_path__";
+/// The label that says https where Prometheus would take http.
+pub const SCHEME: &str = "__scheme__";
+/// The label with a path that is not `/metrics`.
+pub const METRICS_PATH: &str = "__metrics_path__";
 const INTERVAL: &str = "__scrape_interval__";
 const TIMEOUT: &str = "__scrape_timeout__";
 

@@ -52,6 +52,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("listen", &["LISTEN_ADDRESS"], ""),
     ("device-refresh", &["DEVICE_REFRESH_RATE"], "60s"),
     ("device-metrics", &["DEVICE_METRICS"], "false"),
+    ("tunnel-url", &["TUNNEL_URL"], "https://tunnel.balena-cloud.com"),
 ];
 
 /// Two fleets of one name, and a third; tags on both sides; one device offline, one without an address.
@@ -255,6 +256,8 @@ const ELSEWHERE: &[&str] = &[
     "listen",
     "device-refresh",
     "device-metrics",
+    // tests/check.rs
+    "tunnel-url",
 ];
 
 #[test]
@@ -742,6 +745,7 @@ const MISTAKES: &[Mistake] = &[
     ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
     ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
+    ("tunnel-url", "TUNNEL_URL", "tunnel.balena-cloud.com", &["whole URL"]),
 ];
 
 /// What parsers say to programmers, and what does not read as a sentence.

@@ -9,4 +9,6 @@ pub mod odata;
 pub mod prometheus;
 pub mod recording;
 pub mod sidecar;
+pub mod tls;
 pub mod tools;
+pub mod vpn;

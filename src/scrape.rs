@@ -1,0 +1,215 @@
+//! A target tried as Prometheus would, with bounds in time and size; nothing of the answer is kept.
+
+use std::io::{self, Write};
+use std::str;
+use std::time::Duration;
+
+use flate2::write::MultiGzDecoder;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, LOCATION, USER_AGENT};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use reqwest::Url;
+use tokio::time::{Instant, timeout};
+
+use crate::connect::{Connector, Refused, Tunnel};
+
+/// Prometheus' own, where nothing else is configured.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// As Go's client, which Prometheus uses, follows them.
+const MOST_REDIRECTS: usize = 10;
+/// The largest answer, unpacked, in bytes. A `node_exporter`'s has 60 KB.
+const LARGEST_ANSWER: usize = 16 << 20;
+/// As Prometheus 2.42 sends it.
+const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+
+/// Tries targets.
+pub struct Scraper {
+    /// Opens connections.
+    pub connector: Connector,
+    /// The way to all of them, if it is not the direct one.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// What a target answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// Samples in it.
+    pub samples: u64,
+    /// From the first step to the last byte.
+    pub took: Duration,
+}
+
+impl Scraper {
+    /// Asks for the metrics at this URL.
+    pub async fn scrape(&self, url: &str) -> Result<Answer, Refused> {
+        let start = Instant::now();
+        let late = |_| Refused::new("timeout", format!("timed out after {} s", TIMEOUT.as_secs()));
+        let samples = timeout(TIMEOUT, self.follow(url)).await.map_err(late)??;
+        Ok(Answer { samples, took: start.elapsed() })
+    }
+
+    /// Follows redirects to wherever they lead, as Prometheus does.
+    async fn follow(&self, url: &str) -> Result<u64, Refused> {
+        let not_http = |what: &str| Refused::new("http", format!("leads to {what:?}, which is no URL"));
+        let mut url = Url::parse(url).map_err(|_| not_http(url))?;
+        for _ in 0..=MOST_REDIRECTS {
+            let answer = self.get(&url).await?;
+            let location = text_of(&answer, &LOCATION).filter(|_| answer.status().is_redirection());
+            let Some(location) = location else { return count(answer).await };
+            url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| not_http(location))?;
+        }
+        Err(Refused::new("http", "redirects without end"))
+    }
+
+    async fn get(&self, url: &Url) -> Result<Response<Incoming>, Refused> {
+        let host = url.host_str().unwrap_or_default();
+        let authority = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
+        let uri: Uri = url.as_str().parse().map_err(|_| Refused::new("http", format!("{url} is no URL")))?;
+        let stream = match &self.tunnel {
+            None => self.connector.open(&uri).await?,
+            Some(tunnel) if url.scheme() == "https" => {
+                self.connector.secure(tunnel.open(&authority).await?, host).await?
+            }
+            Some(tunnel) => tunnel.open(&authority).await?,
+        };
+        let request = Request::get(uri.path_and_query().map_or("/", PathAndQuery::as_str))
+            .header(HOST, authority)
+            .header(USER_AGENT, concat!("baletheus/", env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT, FORMATS)
+            .header(ACCEPT_ENCODING, "gzip")
+            .header("X-Prometheus-Scrape-Timeout-Seconds", TIMEOUT.as_secs())
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| Refused::new("http", format!("{url} is no URL")))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        // it ends with the answer, or when nobody waits for that any more
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| broken(&error))
+    }
+}
+
+fn broken(error: &hyper::Error) -> Refused {
+    if error.is_parse() {
+        Refused::new("not_http", format!("not HTTP: {error}"))
+    } else {
+        Refused::new("broke_off", format!("broke off: {error}"))
+    }
+}
+
+fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str> {
+    answer.headers().get(name)?.to_str().ok()
+}
+
+/// Reads an answer to its end and counts its samples.
+async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
+    if answer.status() != StatusCode::OK {
+        let message = format!("HTTP {}", answer.status());
+        return Err(Refused { status: Some(answer.status().as_u16()), ..Refused::new("http", message) });
+    }
+    // Prometheus 3 refuses other types, and an answer without one.
+    let format = text_of(&answer, &CONTENT_TYPE).unwrap_or_default();
+    let format = format.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let open_metrics = match &*format {
+        "text/plain" => false,
+        "application/openmetrics-text" => true,
+        "" => return Err(Refused::new("not_metrics", "no Content-Type, which Prometheus 3 insists on")),
+        other => return Err(Refused::new("not_metrics", format!("not metrics, but {other}"))),
+    };
+    let not_metrics = |error: io::Error| Refused::new("not_metrics", error.to_string());
+    let mut metrics = Metrics::default();
+    let packed = text_of(&answer, &CONTENT_ENCODING) == Some("gzip");
+    {
+        let mut sink: Box<dyn Write + Send> =
+            if packed { Box::new(MultiGzDecoder::new(&mut metrics)) } else { Box::new(&mut metrics) };
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| broken(&error))?;
+            frame.data_ref().map_or(Ok(()), |data| sink.write_all(data)).map_err(not_metrics)?;
+        }
+        sink.flush().map_err(not_metrics)?;
+    }
+    metrics.end().map_err(not_metrics)?; // the last line need not end
+    if open_metrics && metrics.last != b"# EOF" {
+        return Err(Refused::new("not_metrics", "OpenMetrics without # EOF at its end"));
+    }
+    Ok(metrics.samples)
+}
+
+/// What is remembered of metrics as they come.
+#[derive(Default)]
+struct Metrics {
+    bytes: usize,
+    samples: u64,
+    lines: u64,
+    /// The beginning of the line that goes on.
+    line: Vec<u8>,
+    /// The last line that was not empty, if it was a comment.
+    last: Vec<u8>,
+}
+
+impl Metrics {
+    /// The line is whole.
+    fn end(&mut self) -> io::Result<()> {
+        self.lines += 1;
+        let line = self.line.trim_ascii();
+        if line.starts_with(b"#") {
+            self.last = line.to_vec();
+        } else if is_sample(line) {
+            self.samples += 1;
+            self.last.clear();
+        } else if !line.is_empty() {
+            let shown: String = String::from_utf8_lossy(line).chars().take(40).collect();
+            return Err(io::Error::other(format!("not metrics: line {} is {shown:?}", self.lines)));
+        }
+        self.line.clear();
+        Ok(())
+    }
+}
+
+impl Write for Metrics {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes += bytes.len();
+        if self.bytes > LARGEST_ANSWER {
+            return Err(io::Error::other(format!("not metrics: more than {} MiB", LARGEST_ANSWER >> 20)));
+        }
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.end()?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `name{label="value"} 1.5` with more behind it, or without labels.
+fn is_sample(line: &[u8]) -> bool {
+    let Ok(line) = str::from_utf8(line) else { return false };
+    let starts = |c: char| c.is_ascii_alphabetic() || "_:{".contains(c); // {"name"} since Prometheus 3
+    let after = match line.find(['{', ' ', '\t']) {
+        Some(at) if line[at..].starts_with('{') => labels(&line[at..]).map(|length| &line[at + length..]),
+        Some(at) => Some(&line[at..]),
+        None => None,
+    };
+    let value = after.and_then(|after| after.split_whitespace().next());
+    line.starts_with(starts) && value.is_some_and(|value| value.parse::<f64>().is_ok())
+}
+
+/// The length of `{…}`, whose quoted values may hold anything.
+fn labels(text: &str) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    let end = text.bytes().position(|byte| {
+        let is_end = byte == b'}' && !quoted;
+        quoted ^= byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        is_end
+    });
+    end.map(|end| end + 1)
+}

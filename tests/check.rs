@@ -1,0 +1,453 @@
+//! `baletheus check`: every way to a device, every kind of answer, and what is said of it.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::process::Output;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+use support::cloud::{Cloud, KEY, Reply, Step};
+use support::fleet::{demo_fleet, find, set_tag, sibling};
+use support::sidecar::{Sidecar, finish};
+use support::tls::Authority;
+use support::vpn::Vpn;
+
+const METRICS: &str = "# HELP up A.\nup{a=\"} 1\\\" \"} 1 1795330772104\nb_total 1.5e3\n\nc NaN\n";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN: &str = "application/openmetrics-text; version=1.0.0";
+
+/// What listens on the devices: each path another kind of answer.
+fn exporters(cloud: &Cloud) {
+    cloud.intercept(|seen, _| {
+        let gzip = |text: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(text).unwrap();
+            let (kind, packed) = (("Content-Type", TEXT), ("Content-Encoding", "gzip"));
+            Reply::status(200, &[kind, packed], &encoder.finish().unwrap())
+        };
+        let typed = |kind, body: &str| Reply::status(200, &[("Content-Type", kind)], body.as_bytes());
+        Some(match &*seen.target {
+            "/metrics" => typed(TEXT, METRICS),
+            "/gzip" => {
+                assert_eq!(seen.header("accept-encoding"), Some("gzip"));
+                assert!(seen.header("accept").unwrap().starts_with("application/openmetrics-text;version=1.0.0"));
+                assert_eq!(seen.header("authorization"), None);
+                gzip("many{le=\"+Inf\"} 1\n".repeat(12_345).as_bytes())
+            }
+            "/moved" => Reply::status(302, &[("Location", "metrics")], b""),
+            "/circle" => Reply::status(302, &[("Location", "/circle")], b""),
+            "/open" => typed(OPEN, "up 1\n# EOF\n"),
+            "/open-half" => typed(OPEN, "up 1\n"),
+            "/html" => typed("text/html; charset=utf-8", "<html>"),
+            "/prose" => typed(TEXT, "up 1\nHello\u{1b}[2J, who is there?\n"),
+            "/untyped" => Reply::status(200, &[], METRICS.as_bytes()),
+            "/bomb" => gzip(&b"# nothing\n".repeat(2 << 20)),
+            "/endless" => typed(TEXT, &"# nothing\n".repeat(2 << 20)),
+            "/hang" => Reply::steps([Step::Hang]),
+            "/close" => Reply::steps([Step::Close]),
+            "/half" => Reply::steps([
+                Step::Send(
+                    format!("HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: 99\r\n\r\nup 1\n").into(),
+                ),
+                Step::Close,
+            ]),
+            "/ssh" => Reply::steps([Step::Send(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), Step::Close]),
+            _ => Reply::status(404, &[("Content-Type", "text/plain")], b"nothing here"),
+        })
+    });
+}
+
+fn secure(config: Arc<ServerConfig>) -> Cloud {
+    let cloud = Cloud::start_over((Ipv4Addr::LOCALHOST, 0).into(), Vec::new(), move |stream| {
+        let connection = ServerConnection::new(config.clone()).map_err(std::io::Error::other)?;
+        Ok(StreamOwned::new(connection, stream))
+    });
+    exporters(&cloud);
+    cloud
+}
+
+/// Devices that are all alike but for their names and exporters.
+fn devices(rows: &[(&str, &str)]) -> Vec<Value> {
+    let model = find(&mut demo_fleet(), "fridge-02").clone();
+    let device = |(id, (name, exporters)): (u64, &(&str, &str))| {
+        let mut device = sibling(&model, id, name);
+        if !exporters.is_empty() {
+            set_tag(&mut device, "prometheus.io/exporters", exporters);
+        }
+        device
+    };
+    (1..).zip(rows).map(device).collect()
+}
+
+fn uuid(device: &Value) -> &str {
+    device["uuid"].as_str().unwrap()
+}
+
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
+}
+
+fn check(sidecar: &Sidecar, args: &[&str]) -> Output {
+    let mut command = sidecar.command();
+    command.arg("check").args(args);
+    let output = finish(command);
+    for text in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8(text.clone()).expect("UTF-8");
+        assert!(!text.contains(KEY) && !text.contains('\u{1b}') && !text.contains('\r'), "{text}");
+    }
+    assert!(!sidecar.path("balena.json").exists());
+    output
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).unwrap()
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:#?}"))
+}
+
+/// Each row as the end of its name, how it ended, why, and what is said of it.
+fn compare(output: &Output, expected: &[(&str, &str, &str, &str)]) {
+    let rows = rows(output);
+    let wrong: Vec<_> = (rows.iter().zip(expected))
+        .filter(|(row, (name, result, reason, answer))| {
+            let said = row["answer"].as_str().unwrap();
+            !(row["device"].as_str().unwrap().starts_with(name)
+                && row["result"] == *result
+                && reason.split('|').any(|reason| row["reason"].as_str().unwrap_or_default() == reason)
+                && answer.split('…').all(|part| said.contains(part))
+                && (*result == "answers") == (row["hint"] == ""))
+        })
+        .collect();
+    assert!(rows.len() == expected.len() && wrong.is_empty(), "{wrong:#?}\n{}", text(&output.stdout));
+}
+
+#[test]
+fn through_the_vpn() {
+    let authority = Authority::new();
+    let vpn = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
+    let backend = Cloud::start(Vec::new());
+    exporters(&backend);
+    let mut fleet = devices(&[
+        ("well", ""),
+        ("gzip", "app:9100/gzip"),
+        ("moved", "9100/moved"),
+        ("open", "9100/open"),
+        ("two", "9100,app:9199"),
+        ("missing", "9100/nowhere"),
+        ("circle", "9100/circle"),
+        ("html", "9100/html"),
+        ("prose", "9100/prose"),
+        ("untyped", "9100/untyped"),
+        ("open-half", "9100/open-half"),
+        ("bomb", "9100/bomb"),
+        ("endless", "9100/endless"),
+        ("hangs", "9100/hang"),
+        ("closes", "9100/close"),
+        ("half", "9100/half"),
+        ("ssh", "9100/ssh"),
+        ("secure", ""),
+        ("not-tls", ""),
+        ("silent", ""),
+        ("gone", ""),
+        ("offline", ""),
+        ("unknown", ""),
+        ("switched-off", ""),
+        ("bad-tag", "node:eighty"),
+        ("evil\u{1b}[31m\u{202e}", ""),
+    ]);
+    for device in &fleet {
+        vpn.device(uuid(device), |device| _ = device.ports.insert(9100, backend.addr()));
+    }
+    let secure_uuid = uuid(find(&mut fleet, "secure")).to_owned();
+    let inner = secure(authority.server(&[&format!("{}.balena", secure_uuid)]));
+    vpn.device(&secure_uuid, |device| _ = device.ports.insert(9100, inner.addr()));
+    vpn.device(uuid(find(&mut fleet, "silent")), |device| device.silent = true);
+    vpn.device(uuid(find(&mut fleet, "gone")), |device| device.offline = true);
+    vpn.device(uuid(find(&mut fleet, "offline")), |device| device.offline = true);
+    for name in ["secure", "not-tls"] {
+        set_tag(find(&mut fleet, name), "prometheus.io/scheme", "https");
+    }
+    find(&mut fleet, "offline")["is_online"] = json!(false);
+    find(&mut fleet, "gone")["is_online"] = Value::Null;
+    set_tag(find(&mut fleet, "switched-off"), "prometheus.io/scrape", "false");
+    find(&mut fleet, "unknown")["uuid"] = json!("0123456789abcdef".repeat(2));
+
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud)
+        .env("TUNNEL_URL", format!("https://{}", vpn.addr))
+        .env("BALENA_CA_FILE", "ca.pem")
+        .env("EXPORTERS", "9100")
+        .env("ONESHOT", "true")
+        .env("SD_FILE_PATH", "/nowhere/to/be/found.json");
+    fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
+    let output = check(&sidecar, &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    compare(
+        &output,
+        &[
+            ("well (", "answers", "", "3 samples in 0."),
+            ("gzip (", "answers", "", "12,345 samples in "),
+            ("moved (", "answers", "", "3 samples"),
+            ("open (", "answers", "", "1 sample in "),
+            ("two (", "answers", "", "3 samples"),
+            ("two (", "fails", "port_closed", "port 9199 closed or device unreachable (500)"),
+            ("missing (", "fails", "http", "HTTP 404 Not Found"),
+            ("circle (", "fails", "http", "redirects without end"),
+            ("html (", "fails", "not_metrics", "not metrics, but text/html"),
+            ("prose (", "fails", "not_metrics", "not metrics: line 2 is \"Hello"),
+            ("untyped (", "fails", "not_metrics", "no Content-Type, which Prometheus 3 insists on"),
+            ("open-half (", "fails", "not_metrics", "OpenMetrics without # EOF"),
+            ("bomb (", "fails", "not_metrics", "more than 16 MiB"),
+            ("endless (", "fails", "not_metrics", "more than 16 MiB"),
+            ("hangs (", "fails", "timeout", "timed out after 10 s"),
+            ("closes (", "fails", "broke_off", "broke off"),
+            ("half (", "fails", "broke_off", "broke off"),
+            ("ssh (", "fails", "not_http", "not HTTP"),
+            ("secure (", "answers", "", "3 samples"),
+            ("not-tls (", "fails", "tls", "TLS: "),
+            ("silent (", "fails", "timeout", "no answer in 9 s"),
+            ("gone (", "fails", "not_connected", "device not connected to the VPN (503)"),
+            ("offline (", "offline", "not_connected", "device not connected to the VPN (503)"),
+            ("unknown (", "fails", "no_access", "refused: no access, unknown device, or balena's API busy (407)"),
+            ("switched-off (", "left_out", "switched_off", "left out: the tag prometheus.io/scrape"),
+            ("bad-tag (", "answers", "", "3 samples"),
+            ("evil", "answers", "", "3 samples"),
+        ],
+    );
+    let row = &rows(&output)[1];
+    assert_eq!(row["url"], format!("http://{}.balena:9100/gzip", row["uuid"].as_str().unwrap()));
+    assert_eq!((&row["fleet"], &row["job"]), (&json!("polar-foods/cold-chain"), &json!("app")));
+    assert_eq!((&row["online"], &row["samples"], &row["status"]), (&json!(true), &json!(12_345), &Value::Null));
+    assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
+    assert_eq!(rows(&output)[5]["status"], 500);
+    assert_eq!(rows(&output)[15]["hint"], "the exporter's own log may tell more");
+    assert_eq!(rows(&output)[18]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
+    let log = text(&output.stderr);
+    assert!(log.lines().count() == 1 && log.contains("tag prometheus.io/exporters of bad-tag"), "{log}");
+    // the tunnel's host has the key, and nobody else
+    let head = vpn.requests().into_iter().next().unwrap();
+    let user = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, format!("baletheus:{KEY}"));
+    assert!(head.starts_with("CONNECT ") && head.contains(&format!("Proxy-Authorization: Basic {user}\r\n")), "{head}");
+    assert!(backend.requests().iter().chain(&inner.requests()).all(|seen| seen.header("authorization").is_none()));
+
+    // for people: one line each, whatever is in it
+    let output = check(&sidecar, &[]);
+    let table = text(&output.stdout);
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 1 + 27 + 2, "{table}");
+    assert!(lines[0].starts_with("DEVICE ") && lines[0].ends_with("WHAT TO DO"), "{table}");
+    assert!(lines[1].contains(".balena:9100  ") && !lines[1].contains("/metrics"), "{table}");
+    assert!(lines[22].contains(" unknown ") && lines[23].contains(" offline "), "{table}");
+    assert!(lines[27].starts_with("evil\\u{1b}[31m\\u{202e}"), "{table}");
+    assert!(lines[2].contains(".balena:9100/gzip  "), "{table}");
+    assert!(lines[10].contains("line 2 is \"Hello"), "{table}");
+    assert_eq!(lines[29], "26 targets: 8 answer, 17 fail, 1 offline; 1 device left out");
+}
+
+#[test]
+fn exit_code_0_if_all_that_should_answer_do() {
+    let vpn = Vpn::start(KEY, None);
+    let backend = Cloud::start(Vec::new());
+    exporters(&backend);
+    let mut fleet = devices(&[("well", ""), ("offline", ""), ("switched-off", "")]);
+    find(&mut fleet, "offline")["is_online"] = json!(false);
+    set_tag(find(&mut fleet, "switched-off"), "prometheus.io/scrape", "no");
+    for device in &fleet {
+        vpn.device(uuid(device), |device| _ = device.ports.insert(80, backend.addr()));
+    }
+    vpn.device(uuid(&fleet[1]), |device| device.offline = true);
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud);
+    let output = check(&sidecar, &["--tunnel-url", &format!("http://{}", vpn.addr), "--json"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    compare(
+        &output,
+        &[
+            ("well", "answers", "", "3 samples"),
+            ("offline", "offline", "not_connected", "(503)"),
+            ("switched-off", "left_out", "switched_off", "left out"),
+        ],
+    );
+}
+
+#[test]
+fn a_tunnel_host_that_is_none() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = Cloud::start(Vec::new());
+    let authority = Authority::new();
+    let untrusted = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
+    let wrong_key = Vpn::start("another", None);
+    let cloud = Cloud::start(devices(&[("well", "")]));
+    for (url, reason, said) in [
+        ("http://127.0.0.1:1".to_owned(), "no_tunnel", "tunnel host not reachable: connection refused"),
+        (format!("http://{}", silent.local_addr().unwrap()), "timeout", "no answer in 9 s"),
+        (
+            format!("https://{}", silent.local_addr().unwrap()),
+            "no_tunnel",
+            "tunnel host not reachable: no answer in 9 s",
+        ),
+        (format!("https://{}", untrusted.addr), "no_tunnel", "tunnel host not reachable: TLS: …certificate"),
+        (format!("http://{}", wrong_key.addr), "no_access", "(407)"),
+        (other.url(), "no_tunnel", "the tunnel host is no VPN proxy of balena's (404)"),
+    ] {
+        let output = check(&sidecar(&cloud).env("TUNNEL_URL", url), &["--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        compare(&output, &[("well", "fails", reason, said)]);
+    }
+}
+
+#[test]
+fn public_urls() {
+    let authority = Authority::new();
+    let backend = secure(authority.server(&["*.devices.test"]));
+    let other = secure(authority.server(&["*.other.test"]));
+    let mut fleet =
+        devices(&[("well", ""), ("switched-off", ""), ("another's", ""), ("unknown", ""), ("path", "80/html")]);
+    for device in &mut fleet {
+        device["is_web_accessible"] = json!(true);
+    }
+    find(&mut fleet, "switched-off")["is_web_accessible"] = json!(false);
+    let proxy = Vpn::proxy();
+    for (device, addr) in [(&fleet[0], backend.addr()), (&fleet[2], other.addr()), (&fleet[4], backend.addr())] {
+        proxy.device(&format!("{}.devices.test", uuid(device)), |device| _ = device.ports.insert(443, addr));
+    }
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud)
+        .env("HTTPS_PROXY", format!("http://{}", proxy.addr))
+        .env("USE_PUBLIC_URLS", "true")
+        .env("PUBLIC_URL_DOMAIN", "devices.test")
+        .env("BALENA_CA_FILE", "ca.pem");
+    fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
+    let output = check(&sidecar, &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    compare(
+        &output,
+        &[
+            ("well", "answers", "", "3 samples"),
+            ("switched-off", "left_out", "no_public_url", "left out: its public device URL is switched off"),
+            ("another's", "fails", "tls", "TLS: …certificate not valid for name"),
+            ("unknown", "fails", "proxy", "the proxy that HTTPS_PROXY names answers 407"),
+            ("path", "fails", "not_metrics", "not metrics, but text/html"),
+        ],
+    );
+    assert!(proxy.requests().iter().all(|head| !head.to_lowercase().contains("authorization")));
+    // without a way out, or without a name server
+    let output = check(&sidecar.env("NO_PROXY", "*"), &["--json", "--public-domain=devices.invalid"]);
+    for row in rows(&output).iter().filter(|row| row["result"] != "left_out") {
+        assert!(["no_such_host", "timeout"].contains(&row["reason"].as_str().unwrap()), "{row}");
+    }
+}
+
+#[test]
+fn lan_addresses() {
+    // nothing is sent; a machine without any network has no address to try
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let own = socket.connect("198.51.100.1:9").and_then(|()| socket.local_addr()).map(|addr| addr.ip());
+    let own = own.expect("this machine has an address in a network");
+    let backend = Cloud::start_at((IpAddr::from(Ipv4Addr::UNSPECIFIED), 0).into(), Vec::new());
+    exporters(&backend);
+    let port = backend.addr().port();
+    let closed = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let mut fleet = devices(&[
+        ("well", &format!("{port}")),
+        ("path", &format!("app:{port}/gzip")),
+        ("closed", &format!("{closed}")),
+        ("nowhere", ""),
+        ("addressless", ""),
+    ]);
+    for device in &mut fleet {
+        device["ip_address"] = json!(format!("127.0.0.1 {own}"));
+    }
+    find(&mut fleet, "nowhere")["ip_address"] = json!("2001:db8::1");
+    find(&mut fleet, "addressless")["ip_address"] = Value::Null;
+    let cloud = Cloud::start(fleet);
+    let output = check(&sidecar(&cloud).env("TARGET_ADDRESS", "lan"), &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    compare(
+        &output,
+        &[
+            ("well", "answers", "", "3 samples"),
+            ("path", "answers", "", "12,345 samples"),
+            ("closed", "fails", "refused", "connection refused"),
+            ("nowhere", "fails", "no_route|timeout", ""),
+            ("addressless", "left_out", "no_lan_address", "left out: it reports no usable LAN address"),
+        ],
+    );
+}
+
+#[test]
+fn what_hangs_holds_up_nobody_for_long() {
+    let vpn = Vpn::start(KEY, None);
+    let backend = Cloud::start(Vec::new());
+    exporters(&backend);
+    let names: Vec<_> = (0..100).map(|number| format!("device-{number:03}")).collect();
+    let fleet = devices(&names.iter().map(|name| (&**name, "")).collect::<Vec<_>>());
+    for (number, device) in fleet.iter().enumerate() {
+        vpn.device(uuid(device), |device| {
+            device.ports.insert(80, backend.addr());
+            device.silent = number < 30;
+        });
+    }
+    let cloud = Cloud::start(fleet);
+    let start = Instant::now();
+    let output = check(&sidecar(&cloud).env("TUNNEL_URL", format!("http://{}", vpn.addr)), &["--json"]);
+    let took = start.elapsed();
+    let rows = rows(&output);
+    let hung = rows.iter().filter(|row| row["reason"] == "timeout").count();
+    let answered = rows.iter().filter(|row| row["result"] == "answers").count();
+    assert_eq!((hung, answered), (30, 70), "{rows:#?}");
+    assert!((Duration::from_secs(9)..Duration::from_secs(25)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn what_cannot_be_checked() {
+    let cloud = Cloud::start(devices(&[("well", "")]));
+    let closed = "http://127.0.0.1:1";
+    let code_and_log = |args: &[&str], sidecar: Sidecar| {
+        let output = check(&sidecar.env("TUNNEL_URL", closed), args);
+        (output.status.code(), text(&output.stdout).to_owned(), text(&output.stderr).to_owned())
+    };
+    // configuration
+    for (args, named) in [
+        (&["--address", "car"][..], "--address"),
+        (&["--tunnel-url=tunnel.example"], "--tunnel-url"),
+        (&["--nosuch"], "--nosuch"),
+    ] {
+        let (code, out, log) = code_and_log(args, sidecar(&cloud));
+        assert!((code, &*out) == (Some(2), "") && log.contains(named), "{log}");
+    }
+    let before = sidecar(&cloud).args(["--online-only", "check"]);
+    assert_eq!(finish(before.command()).status.code(), Some(2), "an option before it would not be its own");
+    // the API
+    let (code, out, log) = code_and_log(&[], sidecar(&cloud).env("BALENA_API_URL", closed));
+    assert!((code, &*out) == (Some(1), "") && log.contains("cannot check: cannot reach http://127.0.0.1:1"), "{log}");
+    let (code, _, log) = code_and_log(&[], sidecar(&cloud).env("API_KEY", "a-bad-one"));
+    assert!(code == Some(1) && log.contains("401") && !log.contains("a-bad-one"), "{log}");
+    // the list is there, and what is asked for beside it is not
+    cloud.intercept(|seen, _| seen.target.contains("is_online").then(|| Reply::status(500, &[], b"")));
+    let (code, _, log) = code_and_log(&[], sidecar(&cloud));
+    assert!(code == Some(1) && log.contains("cannot check: ") && log.contains("500"), "{log}");
+    cloud.heal();
+    // nothing there
+    let (code, out, log) = code_and_log(&["--fleet", "no/such"], sidecar(&cloud));
+    assert!(
+        code == Some(0) && out.ends_with("\n\n0 targets: 0 answer, 0 fail, 0 offline; 0 devices left out\n"),
+        "{out}"
+    );
+    assert!(log.contains("fleet no/such was asked for"), "{log}");
+    let (code, out, _) = code_and_log(&["--fleet", "no/such", "--json"], sidecar(&cloud));
+    assert_eq!((code, &*out), (Some(0), "[\n]\n"));
+    // a key that sees one device only is told of
+    cloud.add_device_key("a-devices-key", 1);
+    let (_, _, log) = code_and_log(&[], sidecar(&cloud).env("API_KEY", "a-devices-key"));
+    assert!(log.contains("the API key is a device's own"), "{log}");
+}

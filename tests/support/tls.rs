@@ -1,0 +1,39 @@
+//! A certificate authority for an hour.
+
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
+
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Authority(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
+    }
+
+    /// What `--ca-file` takes.
+    pub fn pem(&self) -> String {
+        let body = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, self.0.der());
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    }
+
+    /// For a server of these names; a client that offers h2 would get it.
+    pub fn server(&self, names: &[&str]) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
+        let chain = vec![params.signed_by(&key, &self.0).expect("a certificate").der().clone()];
+        let provider = Arc::new(ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let config = config.expect("versions").with_no_client_auth().with_single_cert(chain, key);
+        let mut config = config.expect("a pair");
+        config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
+        Arc::new(config)
+    }
+}
