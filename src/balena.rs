@@ -12,10 +12,11 @@ use reqwest::header::{
 };
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, StatusCode, Url};
+use rustls::pki_types::CertificateDer;
 
-use crate::config::{Api, ApiKey};
-use crate::discovery::Failure;
 use crate::inventory::{Answer, Source};
+use crate::key::ApiKey;
+use crate::outcome::Failure;
 use crate::query::Query;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
@@ -23,15 +24,27 @@ const LARGEST_ANSWER: u64 = 64 << 20;
 /// The longest that a `Retry-After` is followed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// How the API is reached.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Base URL without a trailing slash.
+    pub url: String,
+    /// The key, and where it came from.
+    pub key: ApiKey,
+    /// The file that held it, if it was one.
+    pub key_file: Option<PathBuf>,
+    /// Roots beside the platform's.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// For a whole answer, its body included.
+    pub timeout: Duration,
+}
+
 /// A client of the balena API, version 7.
 #[derive(Clone)]
 pub struct Balena {
     http: Client,
-    url: String,
-    key: ApiKey,
-    key_file: Option<PathBuf>,
-    /// For a whole answer, its body included.
-    pub timeout: Duration,
+    /// How it is reached.
+    pub api: Api,
     query: Query,
 }
 
@@ -49,12 +62,12 @@ impl Balena {
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Balena { http, url: api.url, key: api.key, key_file: api.key_file, timeout: api.timeout, query })
+        Ok(Balena { http, api, query })
     }
 
     /// Asks for this much of up to `top` devices with ids above `after`.
     pub fn ask(&mut self, what: &str, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.ask(what, after, top), etag, self.timeout)
+        self.get(&self.query.ask(what, after, top), etag, self.api.timeout)
     }
 
     /// Asks for a path, unless what is there still has this `ETag`.
@@ -75,8 +88,8 @@ impl Balena {
     }
 
     fn send(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
-        let url = Url::parse(&format!("{}{path}", self.url)).map_err(|error| Failure::new("bad_answer", error))?;
-        let mut key = HeaderValue::from_str(&format!("Bearer {}", self.key.secret())).expect("keys are checked");
+        let url = Url::parse(&format!("{}{path}", self.api.url)).map_err(|error| Failure::new("bad_answer", error))?;
+        let mut key = HeaderValue::from_str(&format!("Bearer {}", self.api.key.secret())).expect("keys are checked");
         key.set_sensitive(true);
         // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
         let mut request = self.http.get(url).header(AUTHORIZATION, key).timeout(timeout);
@@ -93,16 +106,18 @@ impl Balena {
             Ok(_) => Ok((body.len() as u64 <= LARGEST_ANSWER).then_some(body)),
             Err(error) => Err(match error.downcast::<reqwest::Error>() {
                 Ok(error) => self.broken(error),
-                Err(error) => Failure::new("broken_answer", format!("the answer of {} broke off: {error}", self.url)),
+                Err(error) => {
+                    Failure::new("broken_answer", format!("the answer of {} broke off: {error}", self.api.url))
+                }
             }),
         }
     }
 
     /// A rotated secret needs no restart.
     fn reread_key(&mut self) -> bool {
-        let Some(Ok(key)) = self.key_file.as_deref().map(ApiKey::read) else { return false };
-        let is_new = key != self.key;
-        self.key = key;
+        let Some(Ok(key)) = self.api.key_file.as_deref().map(ApiKey::read) else { return false };
+        let is_new = key != self.api.key;
+        self.api.key = key;
         is_new
     }
 
@@ -110,9 +125,9 @@ impl Balena {
     fn broken(&self, error: reqwest::Error) -> Failure {
         let error = error.without_url();
         let chain = chain(&error);
-        let (url, cause) = (&self.url, chain.last().map_or("", String::as_str));
+        let (url, cause) = (&self.api.url, chain.last().map_or("", String::as_str));
         let (reason, message) = if error.is_timeout() {
-            ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.timeout)))
+            ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.api.timeout)))
         } else if cause.contains("certificate") {
             let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
             ("tls", format!("cannot trust {url}: {cause}; {hint}"))
@@ -126,7 +141,7 @@ impl Balena {
 
     /// An answer that is not the one asked for.
     fn refused(&self, response: Response) -> Failure {
-        let (status, url) = (response.status(), &self.url);
+        let (status, url) = (response.status(), &self.api.url);
         let headers = response.headers().clone();
         let (reason, hint) = match status.as_u16() {
             301..=303 | 307 | 308 => ("redirect", "set --api-url (BALENA_API_URL) to where it leads, if that is right"),
@@ -155,9 +170,9 @@ impl Balena {
         let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
         let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
         let mut body = Vec::new();
-        let read = response.take(800 + self.key.secret().len() as u64).read_to_end(&mut body);
+        let read = response.take(800 + self.api.key.secret().len() as u64).read_to_end(&mut body);
         let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-        let said = location.as_deref().unwrap_or(&said).split(self.key.secret()).next().unwrap_or_default();
+        let said = location.as_deref().unwrap_or(&said).split(self.api.key.secret()).next().unwrap_or_default();
         let said: String = said.chars().take(200).collect();
         if said.trim().is_empty() { String::new() } else { format!(", {}", said.trim()) }
     }
@@ -165,11 +180,11 @@ impl Balena {
 
 impl Source for Balena {
     fn name(&self) -> &str {
-        &self.url
+        &self.api.url
     }
 
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.page(after, top), etag, self.timeout)
+        self.get(&self.query.page(after, top), etag, self.api.timeout)
     }
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {

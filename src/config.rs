@@ -1,20 +1,19 @@
 //! Options → a checked [`Config`]. All errors come at once, before any work.
 
 use std::ffi::OsString;
-use std::fmt;
-use std::io::Read;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgMatches;
 use reqwest::Url;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use crate::balena::Api;
 use crate::exporter::{self, Exporter};
+use crate::key::ApiKey;
 use crate::logging;
-use crate::options::{Values, boolean, items};
+use crate::options::{Values, boolean, duration, items, one_of, refresh};
 use crate::query::FleetRef;
 use crate::status;
 use crate::tag::TagFilter;
@@ -49,56 +48,6 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// How the API is reached.
-#[derive(Debug)]
-pub struct Api {
-    /// Base URL without a trailing slash.
-    pub url: String,
-    /// The key, and where it came from.
-    pub key: ApiKey,
-    /// The file that held it, if it was one.
-    pub key_file: Option<PathBuf>,
-    /// Roots beside the platform's.
-    pub roots: Vec<CertificateDer<'static>>,
-    /// For a whole answer, its body included.
-    pub timeout: Duration,
-}
-
-/// A key that never prints.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// Checks a key; the error never shows it.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let what = "a line break, a blank or a character that is not ASCII";
-        match (text.trim(), text.trim().bytes().position(|b| !b.is_ascii_graphic())) {
-            ("", _) => Err("is empty".into()),
-            (_, Some(at)) => Err(format!("holds {what} after {at} characters; copy the key again")),
-            (key, None) => Ok(ApiKey(key.to_owned())),
-        }
-    }
-
-    /// Reads it from a file of at most 4 KiB.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let mut text = String::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text));
-        read.map_err(|error| format!("cannot be read: {error}"))?;
-        Self::new(&text)
-    }
-
-    /// The secret itself, for the request.
-    pub fn secret(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
 /// Reads flags and variables; errors are for the user, one a mistake.
 pub fn read(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Vec<String>> {
     let mut from = Values { matches, var, errors: Vec::new() };
@@ -123,7 +72,7 @@ fn judge(from: &mut Values) -> Config {
         online_only: from.one("online-only", boolean),
         tags: from.all("tag", TagFilter::parse),
     };
-    let fleets = from.list("fleet", fleets);
+    let fleets = from.list("fleet", |text| items(text).map(FleetRef::parse).collect());
     let (once, dry_run) = (from.one("oneshot", boolean), from.one("dry-run", boolean));
     Config {
         api: Api {
@@ -171,7 +120,7 @@ fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
         if from.errors.len() == before {
             from.errors.push(error);
         }
-        (ApiKey(String::new()), None)
+        (ApiKey::default(), None)
     })
 }
 
@@ -203,11 +152,6 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     }
 }
 
-/// One of a few words.
-pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
-    known.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value).ok_or_else(|| "no such choice".into())
-}
-
 fn api_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
@@ -217,11 +161,9 @@ fn api_url(text: &str) -> Result<Url, String> {
 
 /// A warning, if the key would go over the network in clear.
 pub fn unencrypted(url: &Url) -> Option<String> {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    let is_loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    let clear = url.scheme() == "http" && !is_loopback;
-    clear.then(|| format!("the API key travels unencrypted to {url}: use https"))
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    (url.scheme() == "http" && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
 }
 
 fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -249,10 +191,6 @@ fn labels(text: &str) -> Result<Vec<&'static str>, String> {
     }
 }
 
-fn fleets(text: &str) -> Result<Vec<FleetRef>, String> {
-    items(text).map(FleetRef::parse).collect()
-}
-
 fn file_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
@@ -263,23 +201,4 @@ fn mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let mode = u32::from_str_radix(digits, 8).map_err(|_| "not an octal number")?;
     (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
-}
-
-/// An interval: a duration, or a bare number of milliseconds.
-pub fn refresh(text: &str) -> Result<Duration, String> {
-    let (text, longest) = (text.trim(), 30 * 86400);
-    let is_bare = text.bytes().all(|b| b.is_ascii_digit());
-    match text.parse() {
-        // the first baletheus had milliseconds without a unit
-        Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
-        _ if is_bare => duration(&format!("{text}ms"), longest),
-        _ => duration(text, longest),
-    }
-}
-
-/// From a second up to `longest` seconds.
-fn duration(text: &str, longest: u64) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
-    let range = Duration::from_secs(1)..=Duration::from_secs(longest);
-    range.contains(&duration).then_some(duration).ok_or("out of range".into())
 }

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::config::ApiKey;
+use crate::key::ApiKey;
 
 /// For the whole way to a device: below Prometheus' time-out of 10 s, so that there is time to say so. A device that
 /// swallows packets makes the proxy say nothing for 134 s [recorded].

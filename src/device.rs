@@ -173,10 +173,8 @@ pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
 /// What is wrong, without the text that serde quotes: it may be long, and it may be a secret.
 pub fn told(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.split_once('"').zip(text.rsplit_once('"')) {
-        Some(((before, _), (_, after))) => format!("{before}…{after}"),
-        None => text,
-    }
+    let quoted = text.split_once('"').zip(text.rsplit_once('"'));
+    quoted.map(|((before, _), (_, after))| format!("{before}…{after}")).unwrap_or(text)
 }
 
 fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {

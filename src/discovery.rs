@@ -1,10 +1,10 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks.
 
-use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use crate::inventory::{Entry, Inventory, Source};
 use crate::journal::Journal;
+use crate::outcome::{Failure, Published};
 use crate::query::FleetRef;
 use crate::target::Rules;
 
@@ -12,35 +12,6 @@ use crate::target::Rules;
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// The longest wait, unless the interval is longer still.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-
-/// Why a refresh failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failure {
-    /// One word for it, for metrics.
-    pub reason: &'static str,
-    /// What was being done, to what, and what to do next.
-    pub message: String,
-    /// The chain of causes, if there is more to tell.
-    pub detail: String,
-    /// The status of the answer, if there was one.
-    pub code: Option<u16>,
-    /// How long the other side asks to be left alone.
-    pub retry_after: Option<Duration>,
-}
-
-impl Failure {
-    /// A failure with nothing more to tell.
-    pub fn new(reason: &'static str, message: impl Display) -> Self {
-        Failure { reason, message: message.to_string(), ..Failure::default() }
-    }
-
-    fn tell(&self, and: &str) {
-        log::warn!("refresh failed: {}; {and}", self.message);
-        if !self.detail.is_empty() {
-            log::debug!("the causes in full: {}", self.detail);
-        }
-    }
-}
 
 /// Where the list goes.
 pub trait Sink {
@@ -50,17 +21,6 @@ pub trait Sink {
     fn held(&self) -> Option<Vec<Entry>>;
     /// Puts the list there, unless it is there already.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
-}
-
-/// What became of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// It replaced another one.
-    Written,
-    /// It was there already.
-    Unchanged,
-    /// It has no targets, and the one that stands there has some.
-    Refused,
 }
 
 /// Who is told of each refresh: how long it took, and how it ended.

@@ -35,7 +35,7 @@ fn parse(text: &str) -> Result<Exporter, String> {
     let path = Some(path).filter(|path| !path.is_empty());
     let (name, port) = address.split_once(':').map_or((None, address), |(name, port)| (Some(name), port));
     // from_str would take "+80" as well
-    let port = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
     let is_name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|b| is_one_of(b, b"_.-"));
     if !name.is_none_or(is_name) {

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use crate::device::{self, Device, Text, one};
-use crate::discovery::Failure;
+use crate::outcome::Failure;
 use crate::query::FleetRef;
 use crate::target::{self, LeftOut, Rules};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use log::Level;
 
-use crate::discovery::Published;
 use crate::inventory::{Entry, Inventory};
+use crate::outcome::Published;
 use crate::query::FleetRef;
 
 /// Lines of each kind that a refresh may add to the log; the rest is at debug.

@@ -7,8 +7,7 @@ use std::time::SystemTime;
 use log::LevelFilter;
 use serde::Serialize;
 
-use crate::config::one_of;
-use crate::options::Values;
+use crate::options::{Values, one_of};
 
 /// What the log holds, and in which form.
 #[derive(Debug)]

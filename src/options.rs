@@ -1,6 +1,7 @@
 //! Flags and variables: every option written once, and read without being judged yet.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -175,4 +176,28 @@ pub fn boolean(text: &str) -> Result<bool, String> {
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("not a boolean (true/false, 1/0, yes/no, on/off)".into()),
     }
+}
+
+/// One of a few words.
+pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
+    known.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value).ok_or_else(|| "no such choice".into())
+}
+
+/// An interval: a duration, or a bare number of milliseconds.
+pub fn refresh(text: &str) -> Result<Duration, String> {
+    let (text, longest) = (text.trim(), 30 * 86400);
+    let is_bare = text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        // the first baletheus had milliseconds without a unit
+        Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
+        _ if is_bare => duration(&format!("{text}ms"), longest),
+        _ => duration(text, longest),
+    }
+}
+
+/// From a second up to `longest` seconds.
+pub fn duration(text: &str, longest: u64) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(longest);
+    range.contains(&duration).then_some(duration).ok_or("out of range".into())
 }

@@ -51,11 +51,9 @@ pub struct Query {
     filter: String,
 }
 
-const EXPAND: &str = "is_of__device_type($select=slug),\
-    belongs_to__application($select=id,app_name,slug;\
+const EXPAND: &str = "is_of__device_type($select=slug),belongs_to__application($select=id,app_name,slug;\
     $expand=organization($select=handle),application_tag($select=tag_key,value)),\
-    is_running__release($select=commit,raw_version),\
-    device_tag($select=tag_key,value)";
+    is_running__release($select=commit,raw_version),device_tag($select=tag_key,value)";
 
 impl Query {
     /// Selects what changes by itself only where it is used, so that the pages of a quiet fleet stay the same.

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::device::display_name;
-use crate::discovery::{Failure, Published, Sink};
+use crate::discovery::Sink;
 use crate::inventory::{Entry, Inventory, fingerprint};
+use crate::outcome::{Failure, Published};
 use crate::target::{DEVICE_ID, META_PREFIX, UUID};
 
 /// The reason of a failure to write, for metrics.
@@ -61,7 +62,8 @@ impl Registry {
             return Ok(());
         }
         fs::create_dir_all(&self.scratch)?;
-        let lock = File::create(&path)?;
+        // neither waits for a pipe nor empties what a link leads to
+        let lock = File::options().read(true).append(true).create(true).open(&path)?;
         // A file system that knows no locks is no reason not to write.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "another baletheus writes it"));
@@ -76,8 +78,9 @@ impl Registry {
 
     /// What to tell of an error with the file.
     pub fn failed(&self, error: &io::Error) -> Failure {
-        let hint = "make that possible, or set another --sd-file (SD_FILE_PATH)";
-        Failure::new(WRITE_FAILURE, format!("cannot write {}: {error}; {hint}", self.path.display()))
+        let (path, scratch) = (self.path.display(), self.scratch.display());
+        let hint = format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)");
+        Failure::new(WRITE_FAILURE, format!("cannot write {path}: {error}; {hint}"))
     }
 
     /// The file, if it is one: a pipe would block.

@@ -9,18 +9,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::balena::Balena;
 use crate::check;
 use crate::config::{self, Config};
-use crate::discovery::{Clock, Discovery, Failure, Published, Sink};
+use crate::discovery::{Clock, Discovery, Sink};
 use crate::health;
 use crate::inventory::{Answer, Entry, Inventory};
 use crate::logging;
 use crate::options;
+use crate::outcome::{Failure, Published};
 use crate::pulse::Pulse;
 use crate::query::Query;
 use crate::registry::{self, Registry};
@@ -85,7 +86,7 @@ fn run(config: Config) -> ExitCode {
     let pulse = Arc::new(Pulse::start());
     let query = Query::new(&config.fleets, &config.rules);
     let started = Balena::new(config.api, query).and_then(|balena| {
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ]).map_err(|error| format!("signals: {error}"))?;
         Ok((balena, Wakeups::listen(signals, config.refresh.is_none(), pulse.clone())))
     });
     let (mut balena, mut clock) = match started {
@@ -144,7 +145,8 @@ impl Wakeups {
     fn listen(mut from: Signals, once: bool, pulse: Arc<Pulse>) -> Self {
         let (sender, signals) = channel();
         thread::spawn(move || {
-            for signal in &mut from {
+            // a file that may not grow is told when the write fails
+            for signal in from.forever().filter(|signal| *signal != SIGXFSZ) {
                 if signal != SIGHUP {
                     // first, since whoever is told may end the program at once
                     log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));

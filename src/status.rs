@@ -30,11 +30,10 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use crate::balena::Balena;
-use crate::config;
 use crate::device::{self, Device, one};
-use crate::discovery::{Failure, Published};
 use crate::inventory::{Answer, Entry, Inventory, Source};
-use crate::options::{Values, boolean};
+use crate::options::{Values, boolean, refresh};
+use crate::outcome::{Failure, Published};
 use crate::pulse::Pulse;
 use crate::registry;
 use crate::target::DEVICE_ID;
@@ -64,7 +63,7 @@ impl Settings {
     pub fn read(from: &mut Values) -> Self {
         Settings {
             listen: from.list("listen", addresses),
-            device_refresh: from.one("device-refresh", config::refresh),
+            device_refresh: from.one("device-refresh", refresh),
             device_metrics: from.one("device-metrics", boolean),
         }
     }
@@ -238,7 +237,7 @@ pub fn around(source: &mut Balena, status: Arc<Status>) -> (Noting<'_>, Recorder
 
 impl Noting<'_> {
     fn ask(&mut self, ask: impl FnOnce(&mut Balena) -> Result<Answer, Failure>) -> Result<Answer, Failure> {
-        self.pulse.expect(Instant::now() + self.source.timeout);
+        self.pulse.expect(Instant::now() + self.source.api.timeout);
         let answer = ask(self.source);
         self.pulse.count(&answer);
         answer

@@ -3,7 +3,7 @@
 
 use crate::device::{Device, Tag, one};
 use crate::exporter::{self, Exporter};
-use crate::options::boolean;
+use crate::options::{boolean, one_of};
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "prometheus.io/scrape";
@@ -37,7 +37,7 @@ pub fn steer<'a>(device: &'a Device, warnings: &mut Vec<String>) -> Steering<'a>
     Steering {
         scrape: read(device, SCRAPE, boolean, warnings),
         exporters: read(device, EXPORTERS, exporters, warnings),
-        scheme: read(device, SCHEME, scheme, warnings),
+        scheme: read(device, SCHEME, |text| one_of(text, [("http", "http"), ("https", "https")]), warnings),
         interval: read(device, INTERVAL, interval, warnings),
     }
 }
@@ -64,10 +64,6 @@ fn exporters(text: &str) -> Result<Vec<Exporter>, String> {
     let list = exporter::parse_list(text)?;
     let few = list.len() <= MOST_EXPORTERS;
     few.then_some(list).ok_or_else(|| format!("names more than {MOST_EXPORTERS} exporters"))
-}
-
-fn scheme(text: &str) -> Result<&str, String> {
-    if matches!(text, "http" | "https") { Ok(text) } else { Err("takes http or https".into()) }
 }
 
 /// The value of a tag; null counts as empty.

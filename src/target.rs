@@ -44,10 +44,8 @@ pub struct Label {
     pub name: &'static str,
     /// What it holds, and when it is absent.
     pub about: &'static str,
-    value: Value,
+    value: for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>,
 }
-
-type Value = for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>;
 
 #[rustfmt::skip] // a table
 /// Labels that stay on every series, as the tutorial has them.
@@ -249,9 +247,8 @@ fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Stee
 
 /// IPv4 before IPv6, which stands in brackets.
 fn lan_host(device: &Device) -> Option<String> {
-    let addresses = device.ip_address.as_deref()?.split_whitespace();
-    let addresses = addresses.filter_map(|text| text.parse().ok()).map(|address: IpAddr| address.to_canonical());
-    let usable: Vec<_> = addresses.filter(is_usable).collect();
+    let addresses = device.ip_address.as_deref()?.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok());
+    let usable: Vec<_> = addresses.map(|address| address.to_canonical()).filter(is_usable).collect();
     usable.iter().find(|address| address.is_ipv4()).or(usable.first()).map(|address| match address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),

@@ -13,8 +13,9 @@ use serde_json::value::RawValue;
 
 use crate::balena::Balena;
 use crate::device::{One, Text, one};
-use crate::discovery::{Failure, backoff};
+use crate::discovery::backoff;
 use crate::inventory::Answer;
+use crate::outcome::Failure;
 use crate::status::{Settings, Status};
 
 const STATE: &str = "$select=id,is_online,api_heartbeat_state,last_connectivity_event";

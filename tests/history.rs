@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use baletheus::discovery::Failure;
 use baletheus::inventory::{Answer, Inventory, Source};
+use baletheus::outcome::Failure;
 use baletheus::registry;
 use baletheus::target::{Address, PLAIN, Rules};
 use proptest::collection::vec;

@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use baletheus::discovery::{Failure, Published, Sink};
 use baletheus::exporter;
 use baletheus::inventory::{Answer, Inventory, Source};
 use baletheus::registry::{self, Registry};
 use baletheus::target::{Address, PLAIN, Rules};
+use baletheus::{
+    discovery::Sink,
+    outcome::{Failure, Published},
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
