@@ -826,7 +826,7 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         (&["API_KEY= \n"], &["API_KEY is empty"]),
         (&[&split], &["API_KEY", "line break", "after 20 characters"]),
         (&["API_KEY=two words"], &["API_KEY", "blank", "after 3 characters"]),
-        (&["API_KEY=cl\u{e9}-of-mine"], &["API_KEY", "not ASCII", "after 2 characters"]),
+        (&["API_KEY=cl\u{e9}-of-mine"], &["API_KEY", "non-ASCII", "after 2 characters"]),
         (&["API_KEY_FILE=key.pem"], &["API_KEY and API_KEY_FILE", "one of them"]),
         (&["--api-key-file=key.pem"], &["API_KEY and --api-key-file", "one of them"]),
         (&["API_KEY=", "API_KEY_FILE=run/missing"], &["API_KEY_FILE is \"run/missing\"", "cannot be read", "No such file"]),
@@ -835,7 +835,7 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         (&["API_KEY=", "API_KEY_FILE=empty"], &["API_KEY_FILE is \"empty\"", "is empty"]),
         (&["API_KEY=", "API_KEY_FILE=blank"], &["API_KEY_FILE is \"blank\"", "is empty"]),
         (&["API_KEY=", "--api-key-file=two-lines"], &["--api-key-file is \"two-lines\"", "line break", "after 10 characters"]),
-        (&["API_KEY=", "API_KEY_FILE=accent"], &["API_KEY_FILE is \"accent\"", "not ASCII", "after 2 characters"]),
+        (&["API_KEY=", "API_KEY_FILE=accent"], &["API_KEY_FILE is \"accent\"", "non-ASCII", "after 2 characters"]),
     ];
     for (words, said) in rows {
         let errors = refused(&cloud, words);
