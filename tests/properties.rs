@@ -1,11 +1,10 @@
 //! Whatever devices the API may tell of, the list is one that Prometheus takes, and it is always the same one.
 //!
-//! What Prometheus takes is written down here a second time, as it was measured, and `promtool` has the last word.
+//! What Prometheus takes is written down a second time in `support/rules.rs`, and `promtool` has the last word.
 
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use baletheus::exporter;
@@ -21,11 +20,10 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use support::prometheus::promtool_check_config;
+use support::recording::{self, Recording};
+use support::{page, rules};
 
 const DOMAIN: &str = "balena-devices.com";
 
@@ -270,130 +268,20 @@ fn rules() -> impl Strategy<Value = Rules> {
     })
 }
 
-/// All that an object holds, in its order; `serde_json`'s own map would keep the last of two equal keys.
-struct Pairs<T>(Vec<(String, T)>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct All<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for All<T> {
-            type Value = Pairs<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(All(std::marker::PhantomData))
-    }
-}
-
-/// Prometheus' duration, `((y)(w)(d)(h)(m)(s)(ms))` with each part optional, in milliseconds.
-fn duration(text: &str) -> Option<u128> {
-    let units = [
-        ("y", 31_536_000_000),
-        ("w", 604_800_000),
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1000),
-        ("ms", 1),
-    ];
-    let (mut rest, mut sum) = (text, 0_u128);
-    for (unit, millis) in units {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, after) = rest.split_at(digits);
-        let Some(after) = after.strip_prefix(unit) else { continue };
-        // "5ms" is no minutes
-        if number.is_empty() || unit == "m" && after.starts_with('s') {
-            continue;
-        }
-        sum += number.parse::<u128>().ok()? * millis;
-        rest = after;
-    }
-    (rest.is_empty() && !text.is_empty() && sum <= i64::MAX as u128 / 1_000_000).then_some(sum)
-}
-
-fn is_label_name(name: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    name.chars().all(legal) && !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty()
-}
-
-/// The rules of `file_sd_configs`, and the project's own on top of them. Gives the number of groups.
+/// The rules of `file_sd_configs`, the project's own, and what only a look at the devices tells. Gives the number of groups.
 fn check(text: &str, rows: &[Row], rules: &Rules) -> Result<usize, TestCaseError> {
-    let groups: Vec<Pairs<Box<RawValue>>> = serde_json::from_str(text).expect("a list of objects");
+    let groups = rules::check(text.as_bytes(), rules).map_err(TestCaseError::fail)?;
     let devices: BTreeMap<u64, &Value> = rows.iter().map(|(id, device)| (*id, device)).collect();
-    let (mut last, mut seen) = (0, HashSet::new());
-    for Pairs(group) in &groups {
-        let [(targets, target), (labels, pairs)] = group.as_slice() else { panic!("{} keys", group.len()) };
-        prop_assert_eq!([targets.as_str(), labels], ["targets", "labels"]);
-        let [target]: [String; 1] = serde_json::from_str(target.get()).expect("one target");
-        let Pairs(pairs): Pairs<String> = serde_json::from_str(pairs.get()).expect("labels of text");
-        let count = pairs.len();
-        let labels: BTreeMap<String, String> = pairs.into_iter().collect();
-        prop_assert_eq!(labels.len(), count, "a label twice");
-        for (name, value) in &labels {
-            prop_assert!(is_label_name(name), "label {:?}", name);
-            prop_assert!(value.len() <= 1024, "label {} has {} bytes", name, value.len());
-            // the scrape configuration and the exporters have these, and Prometheus the ones below
-            prop_assert!(!["device", "instance"].contains(&name.as_str()), "label {}", name);
-            let known = ["__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
-            let own = name.starts_with("__meta_balena_") || known.contains(&name.as_str());
-            prop_assert!(own || !name.starts_with("__"), "label {}", name);
-        }
-        let label = |name: &str| labels.get(name).map(String::as_str);
-
-        let id: u64 = label("__meta_balena_device_id").expect("an id").parse().expect("an id");
-        prop_assert!(last <= id, "{} after {}", id, last);
-        last = id;
-        let device = devices[&id];
-        let uuid = label("uuid").expect("a uuid");
-        let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-        prop_assert!(matches!(uuid.len(), 32 | 62) && uuid.chars().all(hex), "uuid {:?}", uuid);
-        prop_assert_eq!(&device["uuid"], uuid);
-        prop_assert!(seen.insert((id, label("job").map(str::to_owned), target.clone())), "{} twice", target);
-        prop_assert_eq!(label("job"), label("__meta_balena_exporter"));
-
-        let (host, port) = target.rsplit_once(':').expect("a port");
-        let digits = port.bytes().all(|b| b.is_ascii_digit());
-        prop_assert!(digits && port.parse::<u16>().is_ok_and(|port| port > 0), "port {:?}", port);
-        match rules.address {
-            Address::Vpn => prop_assert_eq!(host, format!("{uuid}.balena")),
-            Address::Public => prop_assert_eq!(&target, &format!("{uuid}.{DOMAIN}:443")),
-            Address::Lan => {
-                let address: IpAddr = host.trim_matches(['[', ']']).parse().expect("an address");
-                prop_assert_eq!(host.starts_with('[') && host.ends_with(']'), address.is_ipv6());
-                let told = device["ip_address"].as_str().expect("addresses").split_whitespace();
-                // ::ffff:10.0.0.1 is 10.0.0.1
-                let mut told = told.filter_map(|text| text.parse().ok()).map(|told: IpAddr| told.to_canonical());
-                prop_assert!(told.any(|told| told == address), "{} was not told", address);
-                prop_assert!(!address.is_loopback() && !address.is_unspecified() && !address.is_multicast());
-            }
-        }
-        let scheme = label("__scheme__");
-        prop_assert!(matches!(scheme, None | Some("http" | "https")), "{:?}", scheme);
-        prop_assert!(rules.address != Address::Public || scheme == Some("https"));
-        prop_assert!(label("__metrics_path__").is_none_or(|path| path.starts_with('/')));
-        if let Some(text) = label("__scrape_interval__") {
-            let interval = duration(text);
-            prop_assert!(interval.is_some_and(|interval| interval >= 5000), "interval {:?}", text);
-            prop_assert_eq!(label("__scrape_timeout__"), interval.filter(|interval| *interval < 10_000).map(|_| text));
-        } else {
-            prop_assert_eq!(label("__scrape_timeout__"), None);
+    for group in &groups {
+        let device = devices[&group.id().map_err(TestCaseError::fail)?];
+        prop_assert_eq!(&device["uuid"], group.label("uuid").unwrap_or_default());
+        if rules.address == Address::Lan {
+            let told = device["ip_address"].as_str().expect("addresses").split_whitespace();
+            // ::ffff:10.0.0.1 is 10.0.0.1
+            let mut told = told.filter_map(|text| text.parse().ok()).map(|told: IpAddr| told.to_canonical());
+            prop_assert!(told.any(|told| group.host.trim_matches(['[', ']']) == told.to_string()), "{}", group.host);
         }
         prop_assert!(!rules.online_only || device["is_online"] == true);
-        for plain in &PLAIN {
-            let chosen = plain.name == "uuid" || rules.labels.contains(&plain.name);
-            let other = if chosen { format!("__meta_balena_{}", plain.name) } else { plain.name.to_owned() };
-            prop_assert_eq!(label(&other), None, "{} is not where --labels puts it", plain.name);
-        }
     }
     Ok(groups.len())
 }
@@ -446,6 +334,73 @@ proptest! {
         let (with, without) = (list(&rows, &rules), list(&others, &rules));
         prop_assert_eq!(lines_without(&with, id), lines_without(&without, 0));
     }
+}
+
+/// A recorded answer, spoiled here and there: bytes turned, cut out, doubled, or replaced by what may hurt.
+fn spoiled() -> impl Strategy<Value = Vec<u8>> {
+    const HURTS: [&[u8]; 16] = [
+        b"\0",
+        b"null",
+        b"\"",
+        b"\\u0000",
+        b"\\ud800",
+        b"\xff",
+        b"[",
+        b"}",
+        b",",
+        b"-1",
+        b"1e999",
+        b"18446744073709551616",
+        b"{\"__id\":1}",
+        b"127.0.0.1 ::1 ff02::1 ",
+        b"prometheus.io/exporters",
+        b"\n",
+    ];
+    #[derive(Clone, Debug)]
+    enum Blow {
+        Turn(u8),
+        Cut(usize),
+        Double(usize),
+        Put(&'static [u8]),
+    }
+    let mut names = recording::names();
+    names.retain(|name| ["v6-", "v7-", "filter-", "page-"].iter().any(|kind| name.starts_with(kind)));
+    let recordings: Vec<_> = names.iter().map(|name| Recording::read(name).answer.body).collect();
+    let blow = prop_oneof![
+        4 => any::<u8>().prop_map(Blow::Turn),
+        2 => (1..200_usize).prop_map(Blow::Cut),
+        2 => (1..2000_usize).prop_map(Blow::Double),
+        4 => select(&HURTS[..]).prop_map(Blow::Put),
+    ];
+    (select(recordings), vec((any::<prop::sample::Index>(), blow), 0..6)).prop_map(|(mut body, blows)| {
+        for (at, blow) in blows {
+            let at = at.index(body.len() + 1).min(body.len().saturating_sub(1));
+            match blow {
+                Blow::Turn(by) => body.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= by),
+                Blow::Cut(length) => drop(body.drain(at..body.len().min(at + length))),
+                Blow::Double(length) => {
+                    let twice = body[at..body.len().min(at + length)].to_vec();
+                    body.splice(at..at, twice);
+                }
+                Blow::Put(bytes) => drop(body.splice(at..at, bytes.iter().copied())),
+            }
+        }
+        body
+    })
+}
+
+/// The body of `fuzz/`.
+#[test]
+fn any_bytes_as_a_page_give_a_list_within_the_rules_or_none() {
+    let recorded = |name: &str| {
+        let body = Recording::read(name).answer.body;
+        page::KINDS.map(|kind| page::check(&body, kind).expect("a page as it was recorded"))
+    };
+    // The recordings reach the targets, so what comes of them when spoiled is worth a look.
+    assert_eq!(recorded("v7-discovery"), [60, 24, 42, 0]);
+    let config = ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() };
+    let check = |(body, kind): (Vec<u8>, _)| page::check(&body, kind).map(drop).map_err(TestCaseError::fail);
+    TestRunner::new(config).run(&(spoiled(), select(&page::KINDS[..])), check).unwrap();
 }
 
 fn vpn() -> Rules {

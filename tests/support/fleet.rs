@@ -129,6 +129,12 @@ pub fn sibling(of: &Value, id: u64, name: &str) -> Value {
     device
 }
 
+/// Alike but for their identity, as many as are wanted.
+pub fn many(count: u64) -> Vec<Value> {
+    let one = &demo_fleet()[0];
+    (1..=count).map(|id| sibling(one, id, &format!("gw-{id}"))).collect()
+}
+
 /// What the device runs from now on, and should.
 pub fn set_release(device: &mut Value, version: &str) {
     let slug = device["belongs_to__application"][0]["slug"].as_str().unwrap_or_default();

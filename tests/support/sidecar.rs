@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::cloud::{Cloud, KEY};
 
 /// Longer than anything here takes on a busy machine; what comes sooner is not waited for.
@@ -93,6 +95,24 @@ pub fn finish(mut command: Command) -> Output {
     ended.expect("its output")
 }
 
+/// Sends a signal to any process by its name.
+pub fn send(id: u32, name: &str) -> io::Result<()> {
+    let signal = match name {
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "TERM" => Signal::TERM,
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "CONT" => Signal::CONT,
+        name => panic!("no signal {name}"),
+    };
+    Ok(kill_process(pid(id), signal)?)
+}
+
+pub fn pid(id: u32) -> Pid {
+    Pid::from_raw(id.try_into().expect("the id of a process")).expect("the id of a process")
+}
+
 /// The binary while it runs; killed when dropped.
 pub struct Running {
     child: Child,
@@ -152,8 +172,8 @@ impl Running {
 
     /// Sends a signal by its name, as `kill` does.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.id().to_string()]).status().expect("kill is there");
-        assert!(sent.success(), "kill -s {name}");
+        let sent = send(self.id(), name);
+        assert!(sent.is_ok(), "kill -s {name}: {sent:?}\n{}", self.log().join("\n"));
     }
 
     /// Waits for its end, and gives its status and its whole log.

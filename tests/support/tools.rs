@@ -26,6 +26,16 @@ pub fn node_exporter() -> PathBuf {
     find(names[0], &names, |_| true).unwrap_or_else(|| missing(names[0]))
 }
 
+/// The library that a program's wall clock is faked with.
+pub fn faketime() -> PathBuf {
+    let name = "faketime/libfaketimeMT.so.1";
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools").join(name);
+    let multiarch = Path::new("/usr/lib").read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders = ["/usr/local/lib", "/usr/lib", "/usr/lib64"].map(PathBuf::from).into_iter().chain(multiarch);
+    let mut all = [own].into_iter().chain(folders.map(|folder| folder.join(name)));
+    all.find(|file| file.is_file()).unwrap_or_else(|| missing("faketime"))
+}
+
 /// The folder of what Cargo built with this profile, where the program that runs is a test or an example.
 pub fn built() -> PathBuf {
     let program = env::current_exe().expect("the path of this program");

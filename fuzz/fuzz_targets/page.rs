@@ -1,0 +1,15 @@
+//! Any bytes as a page of the API; `tests/properties.rs` holds the same body against spoiled recordings.
+#![no_main]
+
+#[path = "../../tests/support/page.rs"]
+mod page;
+#[path = "../../tests/support/rules.rs"]
+mod rules;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    // Which kind, mutations change as they like.
+    let kind = page::KINDS[bytes.len() % page::KINDS.len()];
+    if let Err(why) = page::check(bytes, kind) {
+        panic!("{why}");
+    }
+});

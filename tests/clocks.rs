@@ -1,0 +1,86 @@
+//! A wall clock that jumps, as on a device that has just heard of the time, changes neither interval nor back-off.
+
+mod support;
+
+use std::ops::Range;
+use std::time::SystemTime;
+use std::{fs, thread};
+
+use support::cloud::{Cloud, Reply};
+use support::fleet::many;
+use support::sidecar::Sidecar;
+use support::tools;
+
+/// A sidecar whose wall clock is off by what stands in the file `clock`; the clock that nobody sets is left alone.
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud);
+    let (clock, library) = (sidecar.path("clock"), tools::faketime());
+    fs::write(&clock, "+0d").unwrap();
+    sidecar
+        .env("LD_PRELOAD", library.to_str().unwrap())
+        .env("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .env("LOG_LEVEL", "debug")
+}
+
+/// Years between this machine's clock and that of a line of the log.
+fn off_by(line: &str) -> i64 {
+    let time = humantime::parse_rfc3339(line.split(' ').next().unwrap()).unwrap_or_else(|_| panic!("{line}"));
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    (seconds(time).cast_signed() - seconds(SystemTime::now()).cast_signed()) / (365 * 86400)
+}
+
+const JUMPS: [(&str, i64); 3] = [("+3660d", 10), ("-3660d", -10), ("+0d", 0)];
+
+#[test]
+fn the_interval_is_what_it_was() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "2s");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    let mut refreshes = 1;
+    for (jump, years) in JUMPS {
+        fs::write(sidecar.path("clock"), jump).unwrap();
+        refreshes += 2;
+        let line = running.wait_for_lines("balena.json is unchanged", refreshes - 1);
+        assert_eq!(off_by(&line), years, "{line}");
+    }
+    let pages: Vec<_> = cloud.requests().into_iter().skip(1).collect();
+    assert_eq!(pages.len(), refreshes);
+    for pair in pages.windows(2) {
+        let apart = (pair[1].at - pair[0].at).as_secs_f64();
+        assert!((1.9..3.5).contains(&apart), "{apart} s between two refreshes");
+    }
+}
+
+#[test]
+fn the_back_off_is_what_it_was() {
+    // A date is measured from that of the answer itself.
+    const DATE: &[(&str, &str)] =
+        &[("Date", "Sun, 22 Nov 2026 06:59:37 GMT"), ("Retry-After", "Sun, 22 Nov 2026 06:59:40 GMT")];
+    let wait_and_jump = |headers: &'static [_], range: Range<f64>, (jump, years)| {
+        let cloud = Cloud::start(many(20));
+        let sidecar = sidecar(&cloud).env("REFRESH_RATE", "4s");
+        cloud.intercept(move |_, _| Some(Reply::status(503, headers, b"")));
+        let running = sidecar.start();
+        let line = running.wait_for("refresh failed");
+        assert_eq!(off_by(&line), 0, "{line}");
+        // in the midst of the wait
+        fs::write(sidecar.path("clock"), jump).unwrap();
+        cloud.heal();
+        let line = running.wait_for("updated balena.json");
+        assert_eq!(off_by(&line), years, "{line}");
+        let seen = cloud.requests();
+        let apart = (seen[2].at - seen[1].at).as_secs_f64();
+        assert!(range.contains(&apart), "{jump}, {headers:?}: {apart} s");
+    };
+    thread::scope(|scope| {
+        for (headers, range) in [(&[][..], 2.0..5.5), (&[("Retry-After", "3")], 3.0..4.5), (DATE, 3.0..4.5)] {
+            for jump in JUMPS {
+                let range = range.clone();
+                scope.spawn(move || wait_and_jump(headers, range, jump));
+            }
+        }
+    });
+}

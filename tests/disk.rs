@@ -1,0 +1,404 @@
+//! Whatever the disk does, the list that stands there stays, the log says why and where, each refresh tries again, and
+//! all is well once the trouble is over.
+//!
+//! A full and a read-only disk are mounted in a user namespace of the test's own, for which nobody has to be root.
+
+mod support;
+
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Resource, Rlimit, geteuid, prlimit};
+use support::cloud::Cloud;
+use support::fleet::many;
+use support::moments::{Moments, unfinished};
+use support::sidecar::{PATIENCE, Running, Sidecar, finish, pid};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
+const FILE: &str = "disk/balena.json";
+
+/// A sidecar that keeps its list in a folder of its own, where the trouble is going to be.
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    let sidecar = Sidecar::of(BINARY, cloud).env("SD_FILE_PATH", FILE);
+    fs::create_dir(sidecar.path("disk")).unwrap();
+    sidecar
+}
+
+/// The list as it should be.
+fn due(sidecar: &Sidecar) -> String {
+    let mut dry = sidecar.command();
+    dry.arg("--dry-run");
+    String::from_utf8(finish(dry).stdout).unwrap()
+}
+
+/// What befalls the disk between two changes of the fleet, seen from `root`.
+struct Trouble<'a> {
+    cloud: &'a Cloud,
+    sidecar: &'a Sidecar,
+    running: &'a Running,
+    root: PathBuf,
+    /// Words of the reason that is told.
+    says: &'a str,
+    /// Whether the old list is still there to be kept.
+    keeps: bool,
+}
+
+impl Trouble<'_> {
+    fn befalls(&self, cause: impl FnOnce(), cure: impl FnOnce()) {
+        let (file, running) = (self.root.join(FILE), self.running);
+        running.wait_for("updated disk/balena.json");
+        let before = fs::read(&file).unwrap();
+        cause();
+        self.cloud.change(|devices| devices[0]["device_name"] = format!("not {}", devices[0]["device_name"]).into());
+        // The second time nothing is new but that it was not written yet.
+        for count in 1..=2 {
+            let line = running.wait_for_lines("refresh failed", count);
+            let (_, reason) = line.split_once("refresh failed: cannot write ").unwrap_or_else(|| panic!("{line}"));
+            assert!(reason.contains(FILE) && reason.contains(self.says), "{line}");
+            assert!(
+                reason.contains("--sd-file (SD_FILE_PATH); disk/balena.json stays as it is, next try in "),
+                "{line}"
+            );
+        }
+        assert_eq!(self.cloud.requests().last().unwrap().status, 304);
+        assert_eq!(fs::read(&file).ok().filter(|_| self.keeps), self.keeps.then_some(before));
+        assert_eq!(running.log().iter().filter(|line| line.contains("updated")).count(), 1);
+        cure();
+        running.signal("HUP");
+        running.wait_for_lines("updated disk/balena.json", 2);
+        assert_eq!(fs::read_to_string(&file).unwrap(), due(self.sidecar));
+        assert_eq!(unfinished(&self.root.join("disk/.balena.json.tmp")), [""; 0]);
+    }
+}
+
+/// Starts it where `mount` has mounted something, and gives the path by which this test sees what it sees.
+fn start_in_namespace(sidecar: &Sidecar, mount: &str) -> (Running, PathBuf) {
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c"];
+    let tried = Command::new("unshare").args(unshare).arg("mount -t tmpfs none /tmp").output();
+    let tried = tried.expect("`unshare`: install the package util-linux");
+    assert!(
+        tried.status.success(),
+        "this test mounts disks of its own in a user namespace, which is forbidden here: {}\n\
+         in a container: allow it by `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`; on Ubuntu: by \
+         `sysctl kernel.apparmor_restrict_unprivileged_userns=0`",
+        String::from_utf8_lossy(&tried.stderr)
+    );
+    let inside = sidecar.command();
+    let mut command = Command::new("unshare");
+    command.args(unshare).args([&format!("{mount} && exec \"$@\""), "sh"]).arg(inside.get_program());
+    let set = inside.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    command.args(inside.get_args()).env_clear().envs(set).current_dir(sidecar.dir.path());
+    let running = Running::spawn(command);
+    running.wait_for("baletheus"); // no shell any more
+    let seen = PathBuf::from(format!("/proc/{}/root", running.id()));
+    let root = seen.join(sidecar.dir.path().strip_prefix("/").unwrap());
+    (running, root)
+}
+
+fn run(command: &mut Command) {
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; install the package util-linux"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    let cloud = Cloud::start(many(200));
+    let sidecar = sidecar(&cloud);
+    let (running, root) = start_in_namespace(&sidecar, "mount -t tmpfs -o size=1M,mode=755 none disk");
+    let ballast = root.join("disk/ballast");
+    let fill = || {
+        let mut file = File::create(&ballast).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        // Some of the new list finds room, its end does not.
+        file.set_len(file.metadata().unwrap().len() - 16384).unwrap();
+    };
+    let trouble = Trouble {
+        cloud: &cloud,
+        sidecar: &sidecar,
+        running: &running,
+        root,
+        says: "No space left on device",
+        keeps: true,
+    };
+    trouble.befalls(fill, || fs::remove_file(&ballast).unwrap());
+}
+
+#[test]
+fn a_disk_that_becomes_read_only() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let (running, root) = start_in_namespace(&sidecar, "true");
+    let disk = sidecar.path("disk");
+    let inside = |script: &str| {
+        let of = running.id().to_string();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &of, "--user", "--mount", "--preserve-credentials", "sh", "-c", script, "sh"]);
+        run(nsenter.arg(&disk));
+    };
+    let trouble = Trouble {
+        cloud: &cloud,
+        sidecar: &sidecar,
+        running: &running,
+        root,
+        says: "Read-only file system",
+        keeps: true,
+    };
+    trouble.befalls(
+        || inside("mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\""),
+        || inside("umount \"$1\""),
+    );
+}
+
+/// A quota is like it: the disk has room, but not for this one. Without a namespace, so it runs anywhere.
+#[test]
+fn a_file_that_may_not_grow() {
+    let cloud = Cloud::start(many(200));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated");
+    let limit = |current| {
+        prlimit(Some(pid(running.id())), Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    };
+    let root = sidecar.dir.path().to_owned();
+    let trouble =
+        Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "File too large", keeps: true };
+    trouble.befalls(|| limit(Some(20_000)), || limit(None));
+}
+
+/// Its command as somebody who is not root, whom no mode keeps out.
+fn as_user(sidecar: &Sidecar) -> Command {
+    let inside = sidecar.command();
+    if !geteuid().is_root() {
+        return inside;
+    }
+    // Where cargo built it there may be no way for this user.
+    let (binary, user) = (sidecar.path("baletheus"), 65534);
+    fs::copy(BINARY, &binary).unwrap();
+    for path in [sidecar.dir.path(), &sidecar.path("disk")] {
+        chown(path, Some(user), Some(user)).unwrap();
+    }
+    let mut command = Command::new(binary);
+    let set = inside.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    command.env_clear().envs(set).current_dir(sidecar.dir.path()).uid(user).gid(user);
+    command
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn no_permission() {
+    for (path, mode, keeps) in [("disk", 0o555, true), ("disk", 0, false), ("disk/.balena.json.tmp", 0o555, true)] {
+        let cloud = Cloud::start(many(20));
+        let sidecar = sidecar(&cloud);
+        let running = Running::spawn(as_user(&sidecar));
+        let (root, path) = (sidecar.dir.path().to_owned(), sidecar.path(path));
+        // root still sees what is there
+        let keeps = keeps || geteuid().is_root();
+        let trouble =
+            Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "Permission denied", keeps };
+        trouble.befalls(|| chmod(&path, mode), || chmod(&path, 0o755));
+    }
+}
+
+#[test]
+fn no_permission_at_the_start() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let command = as_user(&sidecar);
+    chmod(&sidecar.path("disk"), 0o555);
+    let running = Running::spawn(command);
+    let line = running.wait_for_lines("refresh failed", 2);
+    assert!(line.contains("cannot write disk/balena.json: Permission denied"), "{line}");
+    chmod(&sidecar.path("disk"), 0o755);
+    running.signal("HUP");
+    running.wait_for("updated disk/balena.json: 20 targets");
+}
+
+#[test]
+fn a_directory_that_goes_is_made_again() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated disk/balena.json");
+    for count in 2..4 {
+        fs::remove_dir_all(sidecar.path("disk")).unwrap();
+        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (+0 -0 ~0)", count - 1);
+        assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), due(&sidecar));
+    }
+}
+
+#[test]
+fn a_directory_that_goes_and_comes_back() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    let (disk, away, root) = (sidecar.path("disk"), sidecar.path("away"), sidecar.dir.path().to_owned());
+    let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "disk", keeps: false };
+    // Something else has its name, so that it cannot be made.
+    let cause = || {
+        fs::rename(&disk, &away).unwrap();
+        fs::write(&disk, "").unwrap();
+    };
+    let cure = || {
+        fs::remove_file(&disk).unwrap();
+        fs::rename(&away, &disk).unwrap();
+    };
+    trouble.befalls(cause, cure);
+}
+
+#[test]
+fn a_directory_in_the_place_of_the_file() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    let (file, root) = (sidecar.path(FILE), sidecar.dir.path().to_owned());
+    let trouble =
+        Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "Is a directory", keeps: false };
+    let cause = || {
+        fs::remove_file(&file).unwrap();
+        fs::create_dir_all(file.join("of/somebody")).unwrap();
+    };
+    trouble.befalls(cause, || fs::remove_dir_all(&file).unwrap());
+}
+
+#[test]
+fn something_in_the_place_of_its_folder_or_its_lock() {
+    for name in ["disk/.balena.json.tmp", "disk/.balena.json.tmp/lock"] {
+        let cloud = Cloud::start(many(20));
+        let sidecar = sidecar(&cloud);
+        let running = sidecar.start();
+        let (path, root) = (sidecar.path(name), sidecar.dir.path().to_owned());
+        let folder = "disk/.balena.json.tmp";
+        let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: folder, keeps: true };
+        let cause = || {
+            if name == folder {
+                fs::remove_dir_all(&path).unwrap();
+                fs::write(&path, "of somebody").unwrap();
+            } else {
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+            }
+        };
+        let cure = || if name == folder { fs::remove_file(&path) } else { fs::remove_dir(&path) }.unwrap();
+        trouble.befalls(cause, cure);
+    }
+}
+
+#[test]
+fn a_lock_of_another_kind_harms_nobody() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let (lock, other) = (sidecar.path("disk/.balena.json.tmp/lock"), sidecar.path("other"));
+    fs::create_dir(lock.parent().unwrap()).unwrap();
+    fs::write(&other, "of somebody").unwrap();
+    for kind in ["a link", "a pipe"] {
+        foreign(&lock, &other, kind);
+        let running = sidecar.start();
+        running.wait_for("20 targets of 20 devices");
+        assert_eq!(fs::read(&other).unwrap(), b"of somebody");
+        fs::remove_file(&lock).unwrap();
+    }
+}
+
+/// What stands where the list should be.
+fn foreign(file: &Path, other: &Path, kind: &str) {
+    match kind {
+        "garbage" => fs::write(file, [0xff, 0, b'{']).unwrap(),
+        "nothing" => fs::write(file, "").unwrap(),
+        "half a list" => fs::write(file, "[\n{\"targets\":[\"a.balena:80\"],\"labels\":{").unwrap(),
+        "another's list" => fs::write(file, r#"[{"targets": ["other:80"], "labels": {"job": "other"}}]"#).unwrap(),
+        "a pipe" => run(Command::new("mkfifo").arg(file)),
+        "a link" => symlink(other, file).unwrap(),
+        "a link to nowhere" => symlink("nowhere", file).unwrap(),
+        "a file that nobody may read" => {
+            fs::write(file, "[]").unwrap();
+            chmod(file, 0);
+        }
+        kind => panic!("{kind}?"),
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_is_replaced() {
+    let cloud = Cloud::start(many(20));
+    for kind in [
+        "garbage",
+        "nothing",
+        "half a list",
+        "another's list",
+        "a pipe",
+        "a link",
+        "a link to nowhere",
+        "a file that nobody may read",
+    ] {
+        let sidecar = sidecar(&cloud);
+        let (file, other) = (sidecar.path(FILE), sidecar.path("other"));
+        fs::write(&other, "of somebody").unwrap();
+        let command = as_user(&sidecar);
+        foreign(&file, &other, kind);
+        let running = Running::spawn(command);
+        running.wait_for("updated disk/balena.json: 20 targets");
+        let is_right = || {
+            assert_eq!(fs::read_to_string(&file).unwrap(), due(&sidecar), "{kind}");
+            let metadata = fs::symlink_metadata(&file).unwrap();
+            assert_eq!((metadata.is_file(), metadata.permissions().mode() & 0o777), (true, 0o644), "{kind}");
+        };
+        is_right();
+        // and by whoever puts it there meanwhile, though the fleet does not change
+        fs::remove_file(&file).unwrap();
+        foreign(&file, &other, kind);
+        running.wait_for_lines("updated disk/balena.json", 2);
+        is_right();
+        assert_eq!(fs::read(&other).unwrap(), b"of somebody", "{kind}");
+        assert!(!running.log().iter().any(|line| line.contains("WARN")), "{kind}: {:#?}", running.log());
+    }
+}
+
+#[test]
+fn what_a_killed_write_left_goes_at_the_next_start_and_nothing_else() {
+    let cloud = Cloud::start(Vec::new());
+    let moments = Moments::of(&cloud, 5000);
+    let sidecar = sidecar(&cloud);
+    let scratch = sidecar.path("disk/.balena.json.tmp");
+    let left = loop {
+        let running = sidecar.start();
+        cloud.wait_for_requests(1, PATIENCE);
+        moments.drive(Some(&running));
+        while unfinished(&scratch).is_empty() {}
+        drop(running); // with SIGKILL
+        cloud.clear_requests();
+        if let Some(left) = unfinished(&scratch).pop() {
+            break left;
+        }
+    };
+    moments.drive(None);
+    assert!(fs::read(scratch.join(&left)).is_ok());
+    let foreign = [
+        "disk/.balena.json.tmp/notes.txt",
+        "disk/.balena.json.tmp/newer",
+        "disk/.balena.json.tmp/new-folder/file",
+        "disk/.other.json.tmp/lock",
+        &format!("disk/.other.json.tmp/{left}"),
+        &format!("disk/{left}"),
+        "disk/balena.json.tmp",
+        "disk/.balena.json",
+    ];
+    for name in foreign {
+        fs::create_dir_all(sidecar.path(name).parent().unwrap()).unwrap();
+        fs::write(sidecar.path(name), "of somebody").unwrap();
+    }
+    sidecar.oneshot();
+    for name in foreign {
+        assert_eq!(fs::read_to_string(sidecar.path(name)).ok().as_deref(), Some("of somebody"), "{name}");
+    }
+    let mut all = unfinished(&scratch);
+    all.sort();
+    assert_eq!(all, ["new-folder", "newer", "notes.txt"]);
+}

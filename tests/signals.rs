@@ -1,0 +1,240 @@
+//! SIGTERM and SIGINT end it within a second, whatever it is doing, and leave the list as it was; SIGHUP makes it refresh.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use socket2::{Domain, Socket, Type};
+use support::cloud::{Cloud, Reply, Seen, Step};
+use support::fleet::many;
+use support::moments::{Moments, moment, unfinished};
+use support::sidecar::{PATIENCE, Running, Sidecar};
+
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
+}
+
+/// Ends it by both signals, each time in a run of its own that `reach` has brought into the state.
+fn ends(mut reach: impl FnMut() -> (Sidecar, Running)) {
+    for signal in ["TERM", "INT"] {
+        let mut took = Vec::new();
+        // What is busy may be this machine: once in time shows that nothing holds it up.
+        while took.last().is_none_or(|took| *took >= Duration::from_secs(1)) {
+            assert!(took.len() < 3, "SIG{signal}: {took:?}");
+            let (sidecar, running) = reach();
+            let list = fs::read(sidecar.path("balena.json")).ok();
+            let start = Instant::now();
+            running.signal(signal);
+            let (status, log) = running.wait();
+            took.push(start.elapsed());
+            assert_eq!(status.code(), Some(0), "SIG{signal}: {status}\n{}", log.join("\n"));
+            assert!(log.iter().any(|line| line.ends_with(&format!("stopped by SIG{signal}"))), "{log:#?}");
+            assert_eq!(fs::read(sidecar.path("balena.json")).ok(), list);
+        }
+    }
+}
+
+fn is_page(seen: &Seen) -> bool {
+    seen.target.starts_with("/v7/device?")
+}
+
+/// A list stands there; then every page is answered so.
+fn stuck(steps: impl Fn(&[u8]) -> Vec<Step> + Clone + Send + 'static) -> impl FnMut() -> (Sidecar, Running) {
+    let mut clouds = Vec::new();
+    move || {
+        let cloud = Cloud::start(many(20));
+        let sidecar = sidecar(&cloud);
+        sidecar.oneshot();
+        cloud.clear_requests();
+        let steps = steps.clone();
+        cloud.intercept(move |seen, due| is_page(seen).then(|| Reply::steps(steps(due))));
+        let running = sidecar.start();
+        cloud.wait_for_requests(2, PATIENCE);
+        clouds.push(cloud);
+        (sidecar, running)
+    }
+}
+
+#[test]
+fn a_signal_ends_it_while_it_waits() {
+    let cloud = Cloud::start(many(20));
+    ends(|| {
+        let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+        let running = sidecar.start();
+        running.wait_for("updated balena.json");
+        (sidecar, running)
+    });
+}
+
+#[test]
+fn a_signal_ends_it_while_it_connects() {
+    // Whose queue is full does not answer any more: the next connections are never made.
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let addr = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut queue = Vec::new();
+    let full = loop {
+        match TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {
+            Ok(stream) => queue.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+    let cloud = Cloud::start(many(20));
+    ends(|| {
+        let sidecar = sidecar(&cloud);
+        sidecar.oneshot();
+        let sidecar = sidecar.env("BALENA_API_URL", format!("http://{addr}"));
+        let running = sidecar.start();
+        running.wait_for(&format!("devices of http://{addr}"));
+        wait_for("a connection under way", || connecting(running.id(), addr));
+        (sidecar, running)
+    });
+}
+
+/// Whether the process has a connection to there that is not made yet: one of its sockets is in the state SYN-SENT.
+fn connecting(id: u32, to: SocketAddr) -> bool {
+    let sockets = fs::read_dir(format!("/proc/{id}/fd")).unwrap().flatten();
+    let sockets: Vec<_> = sockets.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    let (port, table) = (format!(":{:04X}", to.port()), fs::read_to_string(format!("/proc/{id}/net/tcp")).unwrap());
+    table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|columns| {
+        let is_ours = || sockets.iter().any(|link| link.to_str() == Some(&format!("socket:[{}]", columns[9])));
+        columns[2].ends_with(&port) && columns[3] == "02" && is_ours()
+    })
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_signal_ends_it_while_it_waits_for_an_answer() {
+    ends(stuck(|_| vec![Step::Hang]));
+}
+
+#[test]
+fn a_signal_ends_it_in_the_midst_of_a_body() {
+    ends(stuck(|due| vec![Step::Send(due[..due.len() - 100].to_vec()), Step::Hang]));
+}
+
+#[test]
+fn a_signal_ends_it_while_a_body_drips() {
+    ends(stuck(|due| {
+        due.iter().flat_map(|byte| [Step::Send(vec![*byte]), Step::Pause(Duration::from_millis(20))]).collect()
+    }));
+}
+
+#[test]
+fn a_signal_ends_it_while_it_backs_off() {
+    for header in [None, Some(("Retry-After", "3600"))] {
+        let cloud = Cloud::start(many(20));
+        ends(|| {
+            cloud.heal();
+            let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+            sidecar.oneshot();
+            cloud.intercept(move |_, _| Some(Reply::status(429, header.as_slice(), b"")));
+            let running = sidecar.start();
+            let line = running.wait_for("refresh failed");
+            assert_eq!(line.ends_with("next try in 1h"), header.is_some(), "{line}");
+            (sidecar, running)
+        });
+    }
+}
+
+#[test]
+fn a_signal_in_the_midst_of_a_write_leaves_one_list_or_the_other() {
+    for signal in ["TERM", "INT"] {
+        let cloud = Cloud::start(Vec::new());
+        let moments = Moments::of(&cloud, 5000);
+        let sidecar = sidecar(&cloud);
+        sidecar.oneshot();
+        let (file, scratch) = (sidecar.path("balena.json"), sidecar.path(".balena.json.tmp"));
+        let running = sidecar.start();
+        moments.drive(Some(&running));
+        // It is held as soon as a new list is under way, until the signal is there too.
+        let before = loop {
+            wait_for("a write", || !unfinished(&scratch).is_empty());
+            running.signal("STOP");
+            wait_for("a halt", || stopped(running.id()));
+            if !unfinished(&scratch).is_empty() {
+                break moment(&fs::read(&file).unwrap()).unwrap();
+            }
+            running.signal("CONT"); // too late
+        };
+        moments.drive(None);
+        running.signal(signal);
+        let start = Instant::now();
+        running.signal("CONT");
+        let (status, log) = running.wait();
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(status.code(), Some(0), "{log:#?}");
+        let after = moment(&fs::read(&file).unwrap()).unwrap();
+        assert!(after >= before);
+        sidecar.oneshot();
+        assert_eq!(unfinished(&scratch), [""; 0]);
+    }
+}
+
+fn stopped(id: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+    tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default()).all(|stat| {
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('T'));
+        state.unwrap_or(true) // that one has ended
+    })
+}
+
+#[test]
+fn sighup_refreshes_at_once() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 20 targets");
+    // while it waits
+    for count in 1..=5 {
+        cloud.change(|devices| drop(devices.pop()));
+        running.signal("HUP");
+        running.wait_for(&format!("updated balena.json: {} targets", 20 - count));
+    }
+    // while it backs off, for however long
+    for retry_after in ["1800", "3600"] {
+        cloud.intercept(move |_, _| Some(Reply::status(429, &[("Retry-After", retry_after)], b"")));
+        running.signal("HUP");
+        let waits = if retry_after == "1800" { "30m" } else { "1h" };
+        running.wait_for(&format!("next try in {waits}"));
+    }
+    cloud.heal();
+    cloud.change(|devices| drop(devices.pop()));
+    running.signal("HUP");
+    running.wait_for("updated balena.json: 14 targets");
+}
+
+#[test]
+fn sighup_in_the_midst_of_a_refresh_is_not_lost() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+    cloud.intercept(|seen, due| is_page(seen).then(|| Reply::steps([Step::Pause(PATIENCE), Step::Send(due.to_vec())])));
+    let running = sidecar.start();
+    cloud.wait_for_requests(2, PATIENCE);
+    running.signal("HUP");
+    // The answer on its way is the old one.
+    cloud.change(|devices| drop(devices.pop()));
+    wait_for("a signal that has come", || !pending(running.id()));
+    cloud.heal();
+    running.wait_for("updated balena.json: 20 targets");
+    running.wait_for("updated balena.json: 19 targets");
+    assert_eq!(cloud.requests().iter().filter(|seen| is_page(seen)).count(), 2);
+}
+
+/// Whether a signal waits to be taken.
+fn pending(id: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    line.trim().bytes().any(|digit| digit != b'0')
+}
