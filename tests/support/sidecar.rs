@@ -113,6 +113,19 @@ pub fn pid(id: u32) -> Pid {
     Pid::from_raw(id.try_into().expect("the id of a process")).expect("the id of a process")
 }
 
+/// A copy of a program cannot be run while a process that another thread just forked still holds it open for writing.
+fn start(command: &mut Command) -> Child {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            child => return child.expect("it runs"),
+        }
+    }
+}
+
 /// The binary while it runs; killed when dropped.
 pub struct Running {
     child: Child,
@@ -125,7 +138,7 @@ impl Running {
     pub fn spawn(mut command: Command) -> Self {
         let (said, says) = io::pipe().expect("a pipe");
         command.stdout(says.try_clone().expect("a pipe")).stderr(says);
-        let child = command.spawn().expect("it runs");
+        let child = start(&mut command);
         drop(command); // with its ends of the pipe
         let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
         let reader = thread::spawn({
