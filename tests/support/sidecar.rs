@@ -189,6 +189,10 @@ impl Running {
         assert!(sent.is_ok(), "kill -s {name}: {sent:?}\n{}", self.log().join("\n"));
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
     /// Waits for its end, and gives its status and its whole log.
     pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let deadline = Instant::now() + PATIENCE;
