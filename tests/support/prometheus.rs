@@ -18,6 +18,9 @@ use super::tools;
 const START: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
+/// The jobs of the project's `prometheus.yml` that scrape other services of the stack.
+const STACK: [&str; 5] = ["baletheus", "baletheus-tunnel", "prometheus", "alertmanager", "grafana"];
+
 /// A running server, which ends with the value.
 pub struct Prometheus {
     server: Server,
@@ -72,8 +75,11 @@ impl Prometheus {
         data["result"].as_array().unwrap().iter().map(series).collect()
     }
 
+    /// Without those of the stack itself, which the project's configuration has too.
     pub fn active_targets(&self) -> Vec<Value> {
-        self.api("targets?state=active")["activeTargets"].as_array().unwrap().clone()
+        let mut targets = self.api("targets?state=active")["activeTargets"].as_array().unwrap().clone();
+        targets.retain(|target| !STACK.contains(&target["scrapePool"].as_str().unwrap()));
+        targets
     }
 
     /// Asks `f` until it has an answer; `what` is what it waits for.
@@ -113,12 +119,15 @@ impl Prometheus {
     }
 }
 
-/// The project's `prometheus.yml` with another proxy.
+/// The project's `prometheus.yml` with another proxy, and with the target file beside it.
 pub fn project_config(proxy_url: &str) -> String {
-    let config = include_str!("../../prometheus.yml");
-    let parts: Vec<_> = config.split("http://127.0.0.1:9798").collect();
-    assert_eq!(parts.len(), 2, "the proxy's URL stands once in prometheus.yml");
-    parts.join(proxy_url)
+    let config = include_str!("../../prometheus.yml").to_owned();
+    let parts = [("http://tunnel:9798", proxy_url), ("/targets/balena.json", "balena.json")];
+    parts.into_iter().fold(config, |config, (stack, here)| {
+        let parts: Vec<_> = config.split(stack).collect();
+        assert_eq!(parts.len(), 2, "{stack} stands once in prometheus.yml");
+        parts.join(here)
+    })
 }
 
 /// What `promtool check config` says of a configuration and of the target files it names.

@@ -26,6 +26,12 @@ pub fn node_exporter() -> PathBuf {
     find(names[0], &names, |_| true).unwrap_or_else(|| missing(names[0]))
 }
 
+/// Docker Compose, version 2.
+pub fn docker_compose() -> PathBuf {
+    let stack = "docker_compose is neither in target/tools nor on the PATH: run `scripts/tools stack`";
+    find("docker_compose", &["docker-compose"], |binary| version(binary).starts_with("2.")).expect(stack)
+}
+
 /// The library that a program's wall clock is faked with.
 pub fn faketime() -> PathBuf {
     let name = "faketime/libfaketimeMT.so.1";

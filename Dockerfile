@@ -1,0 +1,56 @@
+# One stage for each service of docker-compose.yml. Those without a compiler come first: builders without BuildKit, such as
+# balena's, run every stage up to the one that is asked for.
+
+FROM prom/prometheus:v3.5.3 AS prometheus
+USER root
+# A fresh volume takes its owner from here: the sidecar alone may write targets. /tmp is a tmpfs with this mode.
+RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
+COPY scripts/entrypoints/prometheus /entrypoint
+COPY prometheus.yml /etc/prometheus/prometheus.yml
+COPY alerts /etc/prometheus/alerts
+USER 65534:65534
+ENTRYPOINT ["/bin/sh", "/entrypoint"]
+CMD []
+
+FROM prom/alertmanager:v0.33.1 AS alertmanager
+USER root
+RUN mkdir -p /tmp && chmod 1777 /tmp
+COPY scripts/entrypoints/alertmanager /entrypoint
+COPY alerts/alertmanager/alertmanager.yml /etc/alertmanager/alertmanager.yml
+USER 65534:65534
+ENTRYPOINT ["/bin/sh", "/entrypoint"]
+CMD []
+
+# 12.x: since 13.2 the Prometheus data source is a plugin that updates itself at the start.
+FROM grafana/grafana:12.4.11 AS grafana
+USER root
+# The database is on a tmpfs with this mode.
+RUN chmod 1777 /var/lib/grafana
+COPY grafana/grafana.ini /etc/grafana/grafana.ini
+COPY grafana/provisioning /etc/grafana/provisioning
+COPY dashboards /etc/grafana/dashboards
+USER 472:0
+# A variable of the whole fleet is here too, but the key is none of Grafana's business.
+ENTRYPOINT ["env", "-u", "API_KEY", "/run.sh"]
+
+FROM rust:1.95.0-slim-bookworm AS build
+WORKDIR /build
+# First the dependencies by themselves: they change less often than the program, and take longer.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src && echo 'fn main() {}' >src/main.rs && touch src/lib.rs && cargo build --release --locked
+COPY src src
+RUN touch src/*.rs && cargo build --release --locked
+# All that the image holds: the program, the parts of glibc that it needs, and the roots of TLS.
+RUN mkdir -p /image/etc/ssl/certs /targets \
+    && cp target/release/baletheus /image/baletheus \
+    && ldd target/release/baletheus | grep -o '/[^ ]*' | xargs cp -L --parents -t /image \
+    && cp -L /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
+    && echo 'baletheus:x:65532:65532::/:' >/image/etc/passwd \
+    && echo 'hosts: files dns' >/image/etc/nsswitch.conf
+
+FROM scratch AS baletheus
+COPY --from=build /image /
+COPY --from=build --chown=65532:65532 /targets /targets
+ENV SD_FILE_PATH=/targets/balena.json LISTEN_ADDRESS=:9797 TUNNEL_LISTEN_ADDRESS=:9798
+USER 65532:65532
+ENTRYPOINT ["/baletheus"]
