@@ -52,11 +52,15 @@ fn run(length: Duration) -> ExitCode {
     let sidecar =
         Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s").env("EXPORTERS", "node:80");
     let (list, config) = (sidecar.path("balena.json"), sidecar.path("prometheus.yml"));
-    fs::write(&config, project_config(&exporters.url())).expect("a configuration for Prometheus");
     println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
-    println!("demo: a device is reached with: curl -x {} http://{}.balena/metrics", exporters.url(), uuid(&cloud));
-    println!("demo: Ctrl-C ends all of it");
     let mut baletheus = Beside(sidecar.command().spawn().expect("baletheus runs"));
+    let (_tunnel, proxy) = sidecar.tunnel(&exporters.vpn.url());
+    fs::write(&config, project_config(&proxy)).expect("a configuration for Prometheus");
+    println!(
+        "demo: a device is reached through the tunnel with: curl -x {proxy} http://{}.balena/metrics",
+        uuid(&cloud)
+    );
+    println!("demo: Ctrl-C ends all of it");
 
     let prometheus = [3, 2].into_iter().find(|major| tools::find_prometheus(*major).is_some());
     let prometheus = prometheus.map(|major| (major, Prometheus::start(major, &config)));

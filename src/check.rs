@@ -18,7 +18,7 @@ use crate::device::{one, parse_page};
 use crate::inventory::{Answer, Entry, Inventory};
 use crate::journal::{self, count};
 use crate::logging::{self, printable};
-use crate::options::{self, OPTIONS};
+use crate::options;
 use crate::outcome::Failure;
 use crate::query::Query;
 use crate::registry;
@@ -86,7 +86,7 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("one JSON array of objects instead of a table"),
         )
-        .args(OPTIONS.iter().filter(|opt| !opt.flag.is_empty()).map(options::arg))
+        .args(options::args())
 }
 
 /// Checks, prints, and gives 0 if every target answers that should.
@@ -98,7 +98,8 @@ pub fn run(config: Config, json: bool) -> ExitCode {
     }
     let connector = Connector::new(config.api.roots.clone()).map_err(|error| format!("TLS: {error}"));
     let tunnel = config.tunnel.as_str().parse().map_err(|_| "the tunnel's URL has no use".to_owned());
-    let (key, query) = (config.api.key.clone(), Query::new(&config.fleets, &config.rules));
+    let (key, key_file) = (config.api.key.clone(), config.api.key_file.clone());
+    let query = Query::new(&config.fleets, &config.rules);
     let balena = Balena::new(config.api, query);
     let (mut balena, connector, tunnel) = match (balena, connector, tunnel) {
         (Ok(balena), Ok(connector), Ok(tunnel)) => (balena, connector, tunnel),
@@ -118,7 +119,7 @@ pub fn run(config: Config, json: bool) -> ExitCode {
     for warning in journal::warnings(&list, &config.fleets) {
         log::warn!("{warning}");
     }
-    let tunnel = vpn.then(|| Tunnel::new(connector.clone(), tunnel, &key));
+    let tunnel = vpn.then(|| Tunnel::new(connector.clone(), tunnel, key, key_file));
     if let Err(error) = try_all(&mut rows, Scraper { connector, tunnel }) {
         return cannot_start(&error.to_string());
     }

@@ -99,7 +99,8 @@ fn judge(from: &mut Values) -> Config {
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
-fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
+/// The key, and the file that it came from.
+pub fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
         (Some(_), Some((source, _))) => Err(format!("API_KEY and {source} are both set: set one of them")),
@@ -117,9 +118,7 @@ fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
         (None, None) => Err(NO_KEY.into()),
     };
     key.unwrap_or_else(|error| {
-        if from.errors.len() == before {
-            from.errors.push(error);
-        }
+        from.errors.extend((from.errors.len() == before).then_some(error));
         (ApiKey::default(), None)
     })
 }
@@ -152,7 +151,8 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     }
 }
 
-fn api_url(text: &str) -> Result<Url, String> {
+/// A plain http or https URL.
+pub fn api_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
     let good = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
@@ -166,7 +166,8 @@ pub fn unencrypted(url: &Url) -> Option<String> {
     (url.scheme() == "http" && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
 }
 
-fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+/// The certificates of a PEM file.
+pub fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
     let roots: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
@@ -191,14 +192,14 @@ fn labels(text: &str) -> Result<Vec<&'static str>, String> {
     }
 }
 
-fn file_path(text: &str) -> Result<PathBuf, String> {
+/// The path of a file, which need not be there.
+pub fn file_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
     is_file.then_some(path).ok_or("names a directory".into())
 }
 
 fn mode(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = u32::from_str_radix(digits, 8).map_err(|_| "not an octal number")?;
+    let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).map_err(|_| "not an octal number")?;
     (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
 }

@@ -5,7 +5,10 @@
 use std::error::Error;
 use std::io;
 use std::iter;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -14,19 +17,22 @@ use hyper::service::Service;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::service::TowerToHyperService;
+use prometheus::{IntCounter, IntGauge};
 use rustls::ClientConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls_platform_verifier::Verifier;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::key::ApiKey;
 
-/// For the whole way to a device: below Prometheus' time-out of 10 s, so that there is time to say so. A device that
-/// swallows packets makes the proxy say nothing for 134 s [recorded].
-const DEADLINE: Duration = Duration::from_secs(9);
+/// For the whole way to a device, where nothing else is known: below Prometheus' time-out of 10 s, so that there is time
+/// to say so. A device that swallows packets makes the proxy say nothing for 134 s [recorded].
+pub const PATIENCE: Duration = Duration::from_secs(9);
 /// The largest head of a proxy's answer, in bytes; balena's has 84.
 const LARGEST_HEAD: usize = 8 << 10;
 
@@ -56,12 +62,80 @@ impl Refused {
     }
 }
 
+/// When an answer has to be there.
+#[derive(Clone, Copy)]
+pub struct Deadline {
+    within: Duration,
+    /// The moment.
+    pub at: Instant,
+}
+
+impl Deadline {
+    /// So long from now.
+    pub fn within(within: Duration) -> Self {
+        Deadline { within, at: Instant::now() + within }
+    }
+
+    /// What comes in time.
+    pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, Refused> {
+        let late = |_| Refused::new("timeout", format!("no answer in {} s", self.within.as_secs_f64()));
+        timeout_at(self.at, answer).await.map_err(late)
+    }
+}
+
+/// What connections cost, counted as they do: bytes within TCP, those of TLS among them.
+#[derive(Clone)]
+pub struct Traffic {
+    /// Connections that are open.
+    pub open: IntGauge,
+    /// Bytes sent.
+    pub sent: IntCounter,
+    /// Bytes received.
+    pub received: IntCounter,
+}
+
+/// A connection that is counted while it is open.
+struct Counted(TcpStream, Traffic);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.open.dec();
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, into))?;
+        self.1.received.inc_by((into.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.0).poll_write(cx, bytes))?;
+        self.1.sent.inc_by(written as u64);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 /// Opens connections.
 #[derive(Clone)]
 pub struct Connector {
     tcp: TowerToHyperService<HttpConnector>,
     tls: TlsConnector,
     proxies: Arc<Matcher>,
+    /// Counts what it opens, if anyone wants to know.
+    pub traffic: Option<Traffic>,
 }
 
 impl Connector {
@@ -79,7 +153,8 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let proxies = Arc::new(Matcher::from_env());
-        Ok(Connector { tcp: TowerToHyperService::new(tcp), tls: TlsConnector::from(Arc::new(tls)), proxies })
+        let (tcp, tls) = (TowerToHyperService::new(tcp), TlsConnector::from(Arc::new(tls)));
+        Ok(Connector { tcp, tls, proxies, traffic: None })
     }
 
     /// Connects to the host and port of a URL, with TLS where it is https, and then by way of the proxy that
@@ -118,8 +193,10 @@ impl Connector {
     }
 
     async fn tcp(&self, url: &Uri) -> Result<Stream, Refused> {
-        let stream = self.tcp.call(url.clone()).await.map_err(|error| no_connection(&error))?;
-        Ok(Box::new(stream.into_inner()))
+        let stream = self.tcp.call(url.clone()).await.map_err(|error| no_connection(&error))?.into_inner();
+        let Some(traffic) = self.traffic.clone() else { return Ok(Box::new(stream)) };
+        traffic.open.inc();
+        Ok(Box::new(Counted(stream, traffic)))
     }
 }
 
@@ -147,29 +224,52 @@ fn no_connection(error: &(dyn Error + 'static)) -> Refused {
 pub struct Tunnel {
     connector: Connector,
     url: Uri,
-    authorization: String,
+    key: Mutex<ApiKey>,
+    key_file: Option<PathBuf>,
 }
 
 impl Tunnel {
-    /// Through the proxy at this URL, with this key; the proxy ignores the user's name.
-    pub fn new(connector: Connector, url: Uri, key: &ApiKey) -> Self {
-        let user = BASE64_STANDARD.encode(format!("baletheus:{}", key.secret()));
-        // in lower case the word is not understood
-        Tunnel { connector, url, authorization: format!("Basic {user}") }
+    /// Through the proxy at this URL, with this key; where it came from a file, that is read again when the key is
+    /// refused.
+    pub fn new(connector: Connector, url: Uri, key: ApiKey, key_file: Option<PathBuf>) -> Self {
+        Tunnel { connector, url, key: Mutex::new(key), key_file }
     }
 
-    /// Opens a tunnel to `<uuid>.balena:<port>`, within a deadline of its own.
-    pub async fn open(&self, authority: &str) -> Result<Stream, Refused> {
-        let deadline = Instant::now() + DEADLINE;
-        let late = format!("no answer in {} s", DEADLINE.as_secs());
-        let lost = |cause: &str| Refused::new("no_tunnel", format!("tunnel host not reachable: {cause}"));
-        let opened = timeout_at(deadline, self.connector.open(&self.url)).await.map_err(|_| lost(&late))?;
-        let mut stream = opened.map_err(|refused| lost(&refused.message))?;
-        match timeout_at(deadline, connect(&mut stream, authority, Some(&self.authorization))).await {
-            Ok(Ok(200)) => Ok(stream),
-            Ok(Ok(status)) => Err(refusal(status, authority)),
-            Ok(Err(error)) => Err(Refused::new("no_tunnel", format!("tunnel host: {error}"))),
-            Err(_) => Err(Refused::new("timeout", late)),
+    /// Opens a tunnel to `<uuid>.balena:<port>`.
+    pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
+        match self.ask(authority, deadline).await {
+            Err(refused) if refused.status == Some(407) && self.has_new_key().await => {
+                self.ask(authority, deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
+        let lost =
+            |refused: Refused| Refused::new("no_tunnel", format!("tunnel host not reachable: {}", refused.message));
+        let mut stream = deadline.wait(self.connector.open(&self.url)).await.flatten().map_err(lost)?;
+        // the proxy ignores the user's name; in lower case the first word is not understood
+        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", self.key().secret())));
+        match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
+            Ok(200) => Ok(stream),
+            Ok(status) => Err(refusal(status, authority)),
+            Err(error) => Err(Refused::new("no_tunnel", format!("tunnel host: {error}"))),
+        }
+    }
+
+    fn key(&self) -> ApiKey {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the file holds another key by now, which then counts.
+    async fn has_new_key(&self) -> bool {
+        let Some(file) = self.key_file.clone() else { return false };
+        let Ok(Ok(key)) = spawn_blocking(move || ApiKey::read(&file)).await else { return false };
+        let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        *known != key && {
+            *known = key;
+            true
         }
     }
 }

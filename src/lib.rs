@@ -13,16 +13,20 @@
 //!
 //! Beside it, [`check`] walks the same road and then tries each target: [`connect`] opens the way, [`scrape`] asks for
 //! the metrics.
+//!
+//! The other service, [`tunnel`], is Prometheus' own way to those of the targets that stand behind balena's VPN.
 
 #![warn(missing_docs, clippy::pedantic)]
 #![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // errors are told in the text
 
+pub mod allowed;
 pub mod balena;
 pub mod check;
 pub mod config;
 pub mod connect;
 pub mod device;
 pub mod discovery;
+pub mod endpoint;
 pub mod exporter;
 pub mod health;
 pub mod inventory;
@@ -31,6 +35,7 @@ pub mod key;
 pub mod logging;
 pub mod options;
 pub mod outcome;
+pub mod pool;
 pub mod pulse;
 pub mod query;
 pub mod registry;
@@ -39,4 +44,5 @@ pub mod sidecar;
 pub mod status;
 pub mod tag;
 pub mod target;
+pub mod tunnel;
 pub mod vitals;

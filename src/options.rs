@@ -58,7 +58,8 @@ pub const OPTIONS: &[Opt] = &[
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
     opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, "from one request for the state of the devices to the next, where --listen is on; 1s to 30d"),
     opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well"),
-    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, "URL of balena's VPN proxy, by which check tries vpn targets; for openBalena https://tunnel.DOMAIN, or http:// inside one's own network"),
+    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, "URL of balena's VPN proxy, for tunnel, and for check in vpn; for openBalena https://tunnel.DOMAIN, or http:// inside one's own network"),
+    opt("listen", &["TUNNEL_LISTEN_ADDRESS"], "ADDRESS", "127.0.0.1:9798", TUNNEL, "of baletheus tunnel: host:port that Prometheus has as proxy_url, for /metrics and /-/healthy too; :PORT for all interfaces"),
 ];
 
 const fn opt(
@@ -70,9 +71,8 @@ const fn opt(
 
 /// The command line.
 pub fn command() -> Command {
-    let (flags, variables): (Vec<_>, Vec<_>) = OPTIONS.iter().partition(|opt| !opt.flag.is_empty());
-    let variables: Vec<_> =
-        variables.iter().map(|opt| format!("  {:<16} {}{}", opt.vars[0], opt.help, default(opt))).collect();
+    let variables = OPTIONS.iter().filter(|opt| opt.flag.is_empty());
+    let lines: Vec<_> = variables.map(|opt| format!("  {:<16} {}{}", opt.vars[0], opt.help, default(opt))).collect();
     Command::new("baletheus")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Finds every device of a balena fleet and keeps Prometheus' list of targets true")
@@ -80,14 +80,19 @@ pub fn command() -> Command {
         .after_help(format!(
             "Variables without a flag:\n{}\n\nA flag beats its variable; an empty one counts as not set.\n\
              Exit codes: 0 ended by a signal or done, 1 a single refresh failed, 2 configuration.\n",
-            variables.join("\n")
+            lines.join("\n")
         ))
-        .args(flags.into_iter().map(arg))
+        .args(args())
         .args_conflicts_with_subcommands(true)
 }
 
 fn default(opt: &Opt) -> String {
     if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default) }
+}
+
+/// The flags of discovery.
+pub fn args() -> impl Iterator<Item = Arg> {
+    OPTIONS.iter().filter(|opt| !opt.flag.is_empty() && opt.vars[0] != "TUNNEL_LISTEN_ADDRESS").map(arg)
 }
 
 /// The flag of an option.
@@ -159,7 +164,11 @@ impl Values<'_> {
     }
 }
 
-fn option(name: &str) -> &'static Opt {
+/// By its flag, or else by its first variable.
+///
+/// # Panics
+/// If there is none: a mistake of the caller.
+pub fn option(name: &str) -> &'static Opt {
     let named = |opt: &&Opt| opt.flag == name || opt.vars[0] == name;
     OPTIONS.iter().find(named).expect("options are named as in the table")
 }

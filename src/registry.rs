@@ -38,9 +38,10 @@ pub struct Registry {
 }
 
 /// Device, inode, size and time of change: another process that replaces a file changes one of them.
-type Look = (u64, u64, u64, i64, i64);
+pub type Look = (u64, u64, u64, i64, i64);
 
-fn look(path: &Path) -> Option<Look> {
+/// What a file looks like, if it can be seen.
+pub fn look(path: &Path) -> Option<Look> {
     let file = fs::metadata(path).ok()?;
     Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
 }

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
-use crate::connect::{Connector, Refused, Tunnel};
+use crate::connect::{Connector, Deadline, PATIENCE, Refused, Tunnel};
 
 /// Prometheus' own, where nothing else is configured.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,9 +72,9 @@ impl Scraper {
         let stream = match &self.tunnel {
             None => self.connector.open(&uri).await?,
             Some(tunnel) if url.scheme() == "https" => {
-                self.connector.secure(tunnel.open(&authority).await?, host).await?
+                self.connector.secure(tunnel.open(&authority, Deadline::within(PATIENCE)).await?, host).await?
             }
-            Some(tunnel) => tunnel.open(&authority).await?,
+            Some(tunnel) => tunnel.open(&authority, Deadline::within(PATIENCE)).await?,
         };
         let request = Request::get(uri.path_and_query().map_or("/", PathAndQuery::as_str))
             .header(HOST, authority)
@@ -91,7 +91,8 @@ impl Scraper {
     }
 }
 
-fn broken(error: &hyper::Error) -> Refused {
+/// Why an exchange over a connection failed.
+pub fn broken(error: &hyper::Error) -> Refused {
     if error.is_parse() {
         Refused::new("not_http", format!("not HTTP: {error}"))
     } else {

@@ -26,6 +26,7 @@ use crate::pulse::Pulse;
 use crate::query::Query;
 use crate::registry::{self, Registry};
 use crate::status::{self, Status};
+use crate::tunnel;
 use crate::vitals;
 
 /// Whose key it is must not hold up the first list for long.
@@ -35,7 +36,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let command = options::command().subcommands([check::command(), health::command()]);
+    let command = options::command().subcommands([check::command(), health::command(), tunnel::command()]);
     let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(told) => {
@@ -47,6 +48,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(("health", matches)) = matches.subcommand() {
         return health::ask(matches.get_one::<String>("url").cloned(), var("LISTEN_ADDRESS"));
     }
+    if let Some(("tunnel", matches)) = matches.subcommand() {
+        return tunnel::run(matches.clone(), &var);
+    }
     let (matches, check) = match matches.subcommand() {
         Some(("check", matches)) => (matches.clone(), Some(matches.get_flag("json"))),
         _ => (matches, None),
@@ -56,12 +60,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             None => run(config),
             Some(json) => check::run(config, json),
         },
-        Err(errors) => {
-            let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-            eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
-            ExitCode::from(2)
-        }
+        Err(errors) => misconfigured(&errors),
     }
+}
+
+/// Tells of all of them at once.
+pub fn misconfigured(errors: &[String]) -> ExitCode {
+    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
+    eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
+    ExitCode::from(2)
 }
 
 fn run(config: Config) -> ExitCode {

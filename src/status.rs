@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -17,20 +17,19 @@ use flate2::write::GzEncoder;
 use html_escape::encode_text;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY};
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use crate::balena::Balena;
 use crate::device::{self, Device, one};
+use crate::endpoint::{self, METRICS, TEXT, addresses, register, reply};
 use crate::inventory::{Answer, Entry, Inventory, Source};
 use crate::options::{Values, boolean, refresh};
 use crate::outcome::{Failure, Published};
@@ -67,16 +66,6 @@ impl Settings {
             device_metrics: from.one("device-metrics", boolean),
         }
     }
-}
-
-fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
-    // where there is no IPv6, the second
-    let all = text.strip_prefix(':').map(|port| ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}")));
-    let found: Result<Vec<_>, _> = match &all {
-        Some(all) => all.iter().map(|text| text.parse()).collect(),
-        None => return text.to_socket_addrs().map(Iterator::collect).map_err(|_| "not host:port or :port".into()),
-    };
-    found.map_err(|_| "not host:port or :port".into())
 }
 
 /// What is shown.
@@ -134,50 +123,59 @@ struct Metrics {
 
 impl Metrics {
     fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        macro_rules! register {
-            ($metric:expr) => {{
-                let metric = $metric?;
-                registry.register(Box::new(metric.clone()))?;
-                metric
-            }};
-        }
-        let build =
-            register!(IntGaugeVec::new(Opts::new("baletheus_build_info", "Version of baletheus."), &["version"]));
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let registry = endpoint::registry()?;
         let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
         let duration = HistogramOpts::new("baletheus_refresh_duration_seconds", "How long a refresh took.");
         Ok(Metrics {
-            refreshes: register!(IntCounter::new("baletheus_refreshes_total", "Refreshes, successful or not.")),
-            failures: register!(IntCounterVec::new(
-                Opts::new("baletheus_refresh_failures_total", "Refreshes that failed, by reason."),
-                &["reason"]
-            )),
-            duration: register!(Histogram::with_opts(duration.buckets(buckets))),
-            last: register!(Gauge::new(
-                "baletheus_last_refresh_timestamp_seconds",
-                "When the last successful refresh ended."
-            )),
-            writes: register!(IntCounter::new(
-                "baletheus_file_writes_total",
-                "Times that the target file was replaced."
-            )),
-            write_failures: register!(IntCounter::new(
-                "baletheus_file_write_failures_total",
-                "Times that the target file could not be replaced."
-            )),
-            devices: register!(IntGauge::new("baletheus_devices", "Devices that the API lists, left out or not.")),
-            targets: register!(IntGauge::new("baletheus_targets", "Targets in the list.")),
-            left_out: register!(IntGaugeVec::new(
-                Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
-                &["reason"]
-            )),
-            requests: register!(IntCounterVec::new(
-                Opts::new("baletheus_api_requests_total", "Requests to the API, by status; none: without an answer."),
-                &["code"]
-            )),
+            refreshes: register(
+                &registry,
+                IntCounter::new("baletheus_refreshes_total", "Refreshes, successful or not."),
+            )?,
+            failures: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("baletheus_refresh_failures_total", "Refreshes that failed, by reason."),
+                    &["reason"],
+                ),
+            )?,
+            duration: register(&registry, Histogram::with_opts(duration.buckets(buckets)))?,
+            last: register(
+                &registry,
+                Gauge::new("baletheus_last_refresh_timestamp_seconds", "When the last successful refresh ended."),
+            )?,
+            writes: register(
+                &registry,
+                IntCounter::new("baletheus_file_writes_total", "Times that the target file was replaced."),
+            )?,
+            write_failures: register(
+                &registry,
+                IntCounter::new(
+                    "baletheus_file_write_failures_total",
+                    "Times that the target file could not be replaced.",
+                ),
+            )?,
+            devices: register(
+                &registry,
+                IntGauge::new("baletheus_devices", "Devices that the API lists, left out or not."),
+            )?,
+            targets: register(&registry, IntGauge::new("baletheus_targets", "Targets in the list."))?,
+            left_out: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
+                    &["reason"],
+                ),
+            )?,
+            requests: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "baletheus_api_requests_total",
+                        "Requests to the API, by status; none: without an answer.",
+                    ),
+                    &["code"],
+                ),
+            )?,
             registry,
         })
     }
@@ -188,9 +186,8 @@ impl Status {
     pub fn listen(addresses: &[SocketAddr], pulse: Arc<Pulse>) -> Result<Arc<Self>, String> {
         let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
         let status = Arc::new(Status { pulse, metrics, shown: Mutex::default() });
+        let listener = endpoint::listen(addresses)?;
         let start = || -> io::Result<()> {
-            let listener = TcpListener::bind(addresses)?;
-            listener.set_nonblocking(true)?;
             log::info!("status on http://{}", listener.local_addr()?);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let status = status.clone();
@@ -374,10 +371,6 @@ async fn serve(listener: TcpListener, status: Arc<Status>) {
     }
 }
 
-const TEXT: &str = "text/plain; charset=utf-8";
-/// What Prometheus 3 insists on.
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 impl Status {
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -412,7 +405,7 @@ impl Status {
             let counter = self.metrics.requests.with_label_values(&[&code]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
-        let mut text = TextEncoder::new().encode_to_string(&self.metrics.registry.gather()).unwrap_or_default();
+        let mut text = endpoint::metrics(&self.metrics.registry);
         if let Some(list) = &shown.list {
             let (name, about) = INFO;
             let _ = write!(text, "# HELP {name} {about}.\n# TYPE {name} gauge\n");
@@ -465,13 +458,6 @@ impl Status {
 
 const STYLE: &str = "body{font:16px sans-serif;margin:2em;max-width:60em}table{border-collapse:collapse}\
     th,td{border-bottom:1px solid #ccc;padding:.3em 1em .3em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}";
-
-fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
-}
 
 impl List {
     /// The addresses of the targets of each device.

@@ -53,6 +53,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("device-refresh", &["DEVICE_REFRESH_RATE"], "60s"),
     ("device-metrics", &["DEVICE_METRICS"], "false"),
     ("tunnel-url", &["TUNNEL_URL"], "https://tunnel.balena-cloud.com"),
+    ("listen", &["TUNNEL_LISTEN_ADDRESS"], "127.0.0.1:9798"),
 ];
 
 /// Two fleets of one name, and a third; tags on both sides; one device offline, one without an address.
@@ -746,7 +747,16 @@ const MISTAKES: &[Mistake] = &[
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
     ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
     ("tunnel-url", "TUNNEL_URL", "tunnel.balena-cloud.com", &["whole URL"]),
+    ("listen", TUNNEL_LISTEN, "9798", &["host:port", ":PORT"]),
 ];
+
+/// Of `baletheus tunnel` alone.
+const TUNNEL_LISTEN: &str = "TUNNEL_LISTEN_ADDRESS";
+
+/// The subcommand that takes this variable, if it is not the main one.
+fn command_of(var: &str) -> &'static [&'static str] {
+    if var == TUNNEL_LISTEN { &["tunnel"] } else { &[] }
+}
 
 /// What parsers say to programmers, and what does not read as a sentence.
 const JARGON: &[&str] = &["target type", "digit found in string", "without a base", "number at 0", ": is "];
@@ -762,7 +772,7 @@ fn a_mistake_is_named_as_it_was_given_with_what_it_got_and_what_it_takes() {
             if name == "--" {
                 continue;
             }
-            let errors = refused(&cloud, &[&word]);
+            let errors = refused(&cloud, &[command_of(var), &[&*word]].concat());
             let is_said = |error: &String| {
                 error.starts_with(&format!("{name} is {value:?}"))
                     && error.contains("it takes")
@@ -856,7 +866,7 @@ fn what_is_not_even_text_is_one_mistake() {
     let cloud = cloud();
     let mut wrong = Vec::new();
     for name in TABLE.iter().flat_map(|row| row.1) {
-        let errors = refused_with(&cloud, &[], |command| {
+        let errors = refused_with(&cloud, command_of(name), |command| {
             if *name == "API_KEY_FILE" {
                 command.env_remove("API_KEY");
             }
@@ -969,15 +979,15 @@ fn help_is_whole_and_grouped_and_shows_no_values() {
     assert_eq!(listed, TABLE.iter().copied().collect());
 
     const MARK: &str = "marked-value";
-    for flag in ["--help", "-h"] {
-        let mut command = Sidecar::new(BINARY).args([flag]).command();
+    for args in [&["--help"][..], &["-h"], &["tunnel", "--help"]] {
+        let mut command = Sidecar::new(BINARY).args(args.iter().copied()).command();
         // Whatever they are set to: it is not shown, and not judged either.
         command.envs(OPTIONS.iter().flat_map(|opt| opt.vars).map(|var| (var, MARK))).current_dir("/");
         let help = finish(command);
         assert_eq!((help.code, &*help.err), (Some(0), ""));
         assert!(!help.out.contains(MARK), "{}", help.out);
         let mut wrong = Vec::new();
-        for opt in OPTIONS {
+        for opt in OPTIONS.iter().filter(|opt| command_of(opt.vars[0]) == &args[..args.len() - 1]) {
             let start = if opt.flag.is_empty() { opt.vars[0].to_owned() } else { format!("--{}", opt.flag) };
             let is_its = |line: &str| {
                 let rest = line.trim_start().strip_prefix(&start);

@@ -5,32 +5,43 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::cloud::Cloud;
+use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find, set_release, sibling};
+use support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
 use support::prometheus::{NodeExporter, Prometheus, project_config, promtool_check_config};
 use support::sidecar::{PATIENCE, Running, Sidecar};
+use support::tls::Authority;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
-/// The sidecar has written its file, and Prometheus reads it. They end in this order.
+/// The sidecar has written its file, Prometheus reads it, and goes through the tunnel. They end in this order.
 struct Chain {
     prometheus: Prometheus,
+    tunnel: Running,
     _running: Running,
     _sidecar: Sidecar,
 }
 
 impl Chain {
     fn start(major: u8, sidecar: Sidecar, exporters: &Exporters) -> Self {
+        Self::start_with(major, sidecar, exporters, "")
+    }
+
+    /// With more settings for the job whose targets are in the VPN.
+    fn start_with(major: u8, sidecar: Sidecar, exporters: &Exporters, settings: &str) -> Self {
         let running = sidecar.start();
         running.wait_for("updated balena.json");
         let config = sidecar.path("prometheus.yml");
-        fs::write(&config, project_config(&exporters.url())).expect("written");
+        let (tunnel, url) = sidecar.tunnel(&exporters.vpn.url());
+        let proxy = format!("    proxy_url: {url}\n");
+        fs::write(&config, project_config(&url).replace(&proxy, &(proxy.clone() + settings))).expect("written");
         promtool_check_config(major, &config).expect("promtool accepts it");
-        Self { prometheus: Prometheus::start(major, &config), _running: running, _sidecar: sidecar }
+        Self { prometheus: Prometheus::start(major, &config), tunnel, _running: running, _sidecar: sidecar }
     }
 
     /// Waits until a target of the device is as it should be.
@@ -55,7 +66,7 @@ fn text(value: &Value) -> &str {
 fn prometheus_follows_the_fleet(major: u8) {
     let (node_exporter, mut fleet) = (NodeExporter::start(), demo_fleet());
     let commit = text(&find(&mut fleet, "fridge-01")["is_running__release"][0]["commit"]).to_owned();
-    let [uuid, offline] = ["fridge-01", "fridge-03"].map(|name| text(&find(&mut fleet, name)["uuid"]).to_owned());
+    let uuid = text(&find(&mut fleet, "fridge-01")["uuid"]).to_owned();
     let cloud = Arc::new(Cloud::start(fleet));
     let exporters = Exporters::start(&cloud);
     exporters.forward(&uuid, node_exporter.addr());
@@ -116,8 +127,7 @@ fn prometheus_follows_the_fleet(major: u8) {
     chain.wait_for_value(r#"up{device_name="gw-oslo", job="app"}"#, "1");
 
     let down = chain.wait_for_target("fridge-03 is down", "fridge-03", |target| target["health"] == "down");
-    let reason = format!("server returned HTTP status 502 device {} is offline", &offline[..7]);
-    assert_eq!(down["lastError"], *reason);
+    assert_eq!(down["lastError"], "server returned HTTP status 502 device not connected to the VPN");
     chain.wait_for_value(r#"up{device_name="fridge-03"}"#, "0");
 
     cloud.change(|devices| devices.push(sibling(&devices[1], 9_320_000, "fridge-06")));
@@ -152,6 +162,44 @@ fn prometheus_3_follows_the_fleet() {
     prometheus_follows_the_fleet(3);
 }
 
+/// https targets, which Prometheus reaches by a CONNECT of its own.
+fn prometheus_scrapes_https(major: u8) {
+    let (authority, mut fleet) = (Authority::new(), demo_fleet());
+    for name in ["fridge-01", "fridge-03"] {
+        set_tag(find(&mut fleet, name), "prometheus.io/scheme", "https");
+    }
+    let uuid = text(&find(&mut fleet, "fridge-01")["uuid"]).to_owned();
+    let mut config = authority.server(&[&format!("{uuid}.balena")]);
+    Arc::make_mut(&mut config).alpn_protocols.clear(); // the exporter speaks HTTP/1.1, and Prometheus would rather have h2
+    let exporter = Cloud::start_over((Ipv4Addr::LOCALHOST, 0).into(), Vec::new(), move |stream| {
+        let connection = ServerConnection::new(config.clone()).map_err(std::io::Error::other)?;
+        Ok(StreamOwned::new(connection, stream))
+    });
+    exporter.intercept(|_, _| Some(Reply::status(200, &[("Content-Type", "text/plain; version=0.0.4")], b"warm 1\n")));
+    let cloud = Arc::new(Cloud::start(fleet));
+    let exporters = Exporters::start(&cloud);
+    let addr = exporter.url().rsplit('/').next().and_then(|addr| addr.parse().ok()).expect("its address");
+    exporters.forward(&uuid, addr);
+    let sidecar = Sidecar::of(BINARY, &cloud);
+    fs::write(sidecar.path("ca.pem"), authority.pem()).expect("written");
+    let chain = Chain::start_with(major, sidecar, &exporters, "    tls_config:\n      ca_file: ca.pem\n");
+    chain.wait_for_value(r#"up{device_name="fridge-01"}"#, "1");
+    assert_eq!(chain.prometheus.query(r#"warm{device_name="fridge-01"}"#).len(), 1);
+    let down = chain.wait_for_target("fridge-03 is down", "fridge-03", |target| target["health"] == "down");
+    let error = text(&down["lastError"]);
+    assert!(error.ends_with("device not connected to the VPN"), "{error}");
+}
+
+#[test]
+fn prometheus_2_scrapes_https() {
+    prometheus_scrapes_https(2);
+}
+
+#[test]
+fn prometheus_3_scrapes_https() {
+    prometheus_scrapes_https(3);
+}
+
 /// With addresses that lead nowhere: those for documentation.
 fn unreachable_fleet() -> Vec<Value> {
     let mut all = demo_fleet();
@@ -169,7 +217,7 @@ fn unreachable_fleet() -> Vec<Value> {
     devices.map(device).into()
 }
 
-/// Expects these targets, each with its name, job and URL, and that the proxy is asked for none of them.
+/// Expects these targets, each with its name, job and URL, and that the tunnel is asked for none of them.
 fn expect_direct(major: u8, mode: &str, expected: &[(&str, &str, &str)]) {
     let cloud = Arc::new(Cloud::start(unreachable_fleet()));
     let exporters = Exporters::start(&cloud);
@@ -185,6 +233,7 @@ fn expect_direct(major: u8, mode: &str, expected: &[(&str, &str, &str)]) {
         .map(|target| (label(target, "device_name"), label(target, "job"), text(&target["scrapeUrl"]).to_owned()));
     let expected = expected.iter().map(|(name, job, url)| ((*name).to_owned(), (*job).to_owned(), (*url).to_owned()));
     assert_eq!(seen.collect::<BTreeSet<_>>(), expected.collect());
+    assert_eq!(exporters.vpn.requests(), [""; 0], "{}", chain.tunnel.log().join("\n"));
     assert_eq!(chain.prometheus.own_metric("prometheus_sd_file_read_errors_total"), 0.0);
 }
 

@@ -1,46 +1,44 @@
-//! The devices' side: a proxy that answers `GET http://<uuid>.balena:<port>/<path>` as an exporter on the device would.
+//! The devices' side: a stand-in for balena's VPN proxy, and behind it an exporter on each port of each device that should
+//! have one.
 
-use super::cloud::{Cloud, Reply, Seen, Step};
+use super::cloud::{Cloud, KEY, Reply, Seen};
+use super::vpn::{Device, Vpn};
 use baletheus::exporter::{Exporter, parse_list};
-use reqwest::Url;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::f64::consts::TAU;
 use std::fmt::Write as _;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Longer than a real exporter takes, shorter than Prometheus waits.
-const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Exporters with a real one behind them, by uuid.
 type Backends = Arc<Mutex<HashMap<String, SocketAddr>>>;
 
-/// Exporters of all devices of a simulated cloud; dropping it closes the listener and all connections.
+/// Exporters of all devices of a simulated cloud; dropping it closes the listener of those that are simulated.
 pub struct Exporters {
     /// A second cloud has all that a server needs, and each of its answers is intercepted.
     server: Cloud,
     backends: Backends,
+    pub vpn: Vpn,
 }
 
 impl Exporters {
     pub fn start(cloud: &Arc<Cloud>) -> Self {
         let (server, backends) = (Cloud::start(Vec::new()), Backends::default());
-        let (cloud, behind, start) = (cloud.clone(), backends.clone(), SystemTime::now());
-        server.intercept(move |seen, _| {
-            let reply = reply(&cloud, &behind, start, seen);
-            Some(reply.unwrap_or_else(|(status, reason)| refuse(status, &reason)))
+        let simulated = server.url().strip_prefix("http://").and_then(|addr| addr.parse().ok()).expect("its address");
+        let (known, start) = (cloud.clone(), SystemTime::now());
+        server.intercept(move |seen, _| Some(reply(&known, start, seen)));
+        let (known, behind) = (cloud.clone(), backends.clone());
+        let vpn = Vpn::start_with(KEY, move |uuid| {
+            let device = find(&known, uuid)?;
+            let backend = behind.lock().expect("no thread has panicked in here").get(uuid).copied();
+            let ports = exporters(&device).into_iter().map(|exporter| (exporter.port, backend.unwrap_or(simulated)));
+            Some(Device { offline: device["is_online"] != true, silent: false, ports: ports.collect() })
         });
-        Self { server, backends }
-    }
-
-    /// Prometheus' `proxy_url`.
-    pub fn url(&self) -> String {
-        self.server.url()
+        Self { server, backends, vpn }
     }
 
     /// Whatever is asked of this device, a real exporter answers.
@@ -51,40 +49,27 @@ impl Exporters {
     /// Scrapes are kept as requests are: to be called now and then by what runs long.
     pub fn clear_requests(&self) {
         self.server.clear_requests();
+        self.vpn.clear_requests();
     }
 }
 
-type Refusal = (u16, String);
+fn find(cloud: &Cloud, uuid: &str) -> Option<Value> {
+    cloud.change(|devices| devices.iter().find(|device| device["uuid"] == uuid).cloned())
+}
 
-fn reply(cloud: &Cloud, backends: &Backends, start: SystemTime, seen: &Seen) -> Result<Reply, Refusal> {
-    let url = Url::parse(&seen.target).ok().filter(|url| seen.method == "GET" && url.scheme() == "http");
-    let uuid = url.as_ref().and_then(|url| url.host_str()?.strip_suffix(".balena"));
-    let (Some(url), Some(uuid)) = (&url, uuid) else {
-        return Err((400, "This is a proxy for GET http://<uuid>.balena:<port>/<path>".to_owned()));
+/// A device knows itself; here, `Host` tells which one it is.
+fn reply(cloud: &Cloud, start: SystemTime, seen: &Seen) -> Reply {
+    let (host, port) = seen.header("host").and_then(|host| host.split_once(':')).unwrap_or_default();
+    let device = host.strip_suffix(".balena").and_then(|uuid| find(cloud, uuid)).unwrap_or_default();
+    let exporters = exporters(&device).into_iter().filter(|exporter| exporter.port.to_string() == port);
+    let mut exporters =
+        exporters.filter(|exporter| exporter.path.as_deref().unwrap_or("/metrics") == seen.target.as_str());
+    let Some(exporter) = exporters.next() else {
+        return Reply::status(404, &[("Content-Type", "text/plain; charset=utf-8")], b"404 page not found\n");
     };
-    let short = uuid.get(..7).unwrap_or(uuid);
-    let device = cloud.change(|devices| devices.iter().find(|device| device["uuid"] == uuid).cloned());
-    let device = device.ok_or_else(|| (502, format!("there is no device {short}")))?;
-    if device["is_online"] != true {
-        return Err((502, format!("device {short} is offline")));
-    }
-    let backend = backends.lock().expect("no thread has panicked in here").get(uuid).copied();
-    if let Some(backend) = backend {
-        let answer = forward(backend, url.path(), seen);
-        let answer =
-            answer.map_err(|error| (502, format!("the exporter of device {short} does not answer: {error}")))?;
-        return Ok(Reply::steps([Step::Send(answer), Step::Close]));
-    }
-    let port = url.port_or_known_default().unwrap_or_default();
-    let exporters: Vec<_> = exporters(&device).into_iter().filter(|exporter| exporter.port == port).collect();
-    if exporters.is_empty() {
-        return Err((502, format!("nothing listens on port {port} of device {short}")));
-    }
-    let exporter = exporters.iter().find(|exporter| exporter.path.as_deref().unwrap_or("/metrics") == url.path());
-    let exporter = exporter.ok_or_else(|| (404, "Not Found".to_owned()))?;
     let metrics = Metrics::new(&device, start);
     let body = if exporter.name.as_deref() == Some("app") { metrics.app() } else { metrics.node() };
-    Ok(Reply::status(200, &[("Content-Type", TEXT_FORMAT)], body.as_bytes()))
+    Reply::status(200, &[("Content-Type", TEXT_FORMAT)], body.as_bytes())
 }
 
 /// What the tags say, or else a node_exporter on port 80.
@@ -96,26 +81,6 @@ fn exporters(device: &Value) -> Vec<Exporter> {
     let fleet = || tags(&device["belongs_to__application"][0]["application_tag"]);
     let default = || Exporter { name: None, port: 80, path: None };
     tags(&device["device_tag"]).or_else(fleet).unwrap_or_else(|| vec![default()])
-}
-
-/// Prometheus shows the reason as the error of the target.
-fn refuse(status: u16, reason: &str) -> Reply {
-    let head = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
-    Reply::steps([Step::Send(format!("{head}Content-Length: {}\r\n\r\n{reason}\n", reason.len() + 1).into_bytes())])
-}
-
-/// The whole answer of a real exporter, which then closes the connection.
-fn forward(backend: SocketAddr, path: &str, seen: &Seen) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&backend, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut head = format!("GET {path} HTTP/1.1\r\nHost: {backend}\r\nConnection: close\r\n");
-    for (name, value) in seen.headers.iter().filter(|(name, _)| name.starts_with("accept") || name.starts_with("x-")) {
-        head += &format!("{name}: {value}\r\n");
-    }
-    stream.write_all((head + "\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
 }
 
 /// What a device measures: waves about a level of its own, and counters that are their integrals.

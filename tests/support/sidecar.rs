@@ -81,6 +81,27 @@ impl Sidecar {
     pub fn start(&self) -> Running {
         Running::spawn(self.command())
     }
+
+    /// `baletheus tunnel` beside it, for the same target file, through this proxy; and its URL.
+    pub fn tunnel(&self, url: &str) -> (Running, String) {
+        self.start_tunnel(self.command(), url)
+    }
+
+    /// The same, where it may open so many files.
+    pub fn tunnel_within(&self, files: usize, url: &str) -> (Running, String) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n \"$1\" && shift && exec \"$@\"", "sh", &files.to_string()]).arg(&self.binary);
+        command.env_clear().envs(&self.env).current_dir(&self.dir);
+        self.start_tunnel(command, url)
+    }
+
+    fn start_tunnel(&self, mut command: Command, url: &str) -> (Running, String) {
+        command.arg("tunnel").env("TUNNEL_URL", url).env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
+        let running = Running::spawn(command);
+        let line = running.wait_for("tunnel on http://");
+        let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
+        (running, url)
+    }
 }
 
 /// Runs it to its end, which must come by itself.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ESTABLISHED: &str = "HTTP/1.0 200 Connection Established\r\nProxy-agent: balena-io/node-tunnel (v4.0.8)\r\n\r\n";
 const NO_ACCESS: &str = "HTTP/1.0 407 Proxy Authorization Required\r\n\r\n";
 const NOT_CONNECTED: &str = "HTTP/1.0 503 Service Unavailable\r\n\r\n";
@@ -25,6 +26,9 @@ const NO_CONNECT: &str = "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/
     Date: Sun, 22 Nov 2026 07:15:59 GMT\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
     12\r\nMethod not allowed\r\n0\r\n\r\n";
 const NO_HTTP: &str = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+
+/// Any other device, by its uuid.
+type Others = dyn Fn(&str) -> Option<Device> + Send + Sync;
 
 /// A device, as the VPN sees it.
 #[derive(Clone, Default)]
@@ -40,6 +44,7 @@ struct Shared {
     /// None: a proxy of somebody else's, which knows any name and asks for no key.
     key: Option<String>,
     devices: Mutex<HashMap<String, Device>>,
+    others: Box<Others>,
     requests: Mutex<Vec<String>>,
 }
 
@@ -52,17 +57,31 @@ pub struct Vpn {
 impl Vpn {
     /// With the key that it takes, in clear or within TLS.
     pub fn start(key: &str, tls: Option<Arc<ServerConfig>>) -> Self {
-        Self::serve(Some(key.to_owned()), tls)
+        Self::serve(ANYWHERE, Some(key.to_owned()), tls, |_| None)
+    }
+
+    /// In clear, at this address.
+    pub fn start_at(addr: SocketAddr, key: &str) -> Self {
+        Self::serve(addr, Some(key.to_owned()), None, |_| None)
+    }
+
+    /// In clear, with more devices than those that it is told of.
+    pub fn start_with(key: &str, others: impl Fn(&str) -> Option<Device> + Send + Sync + 'static) -> Self {
+        Self::serve(ANYWHERE, Some(key.to_owned()), None, others)
     }
 
     /// A proxy between here and the internet.
     pub fn proxy() -> Self {
-        Self::serve(None, None)
+        Self::serve(ANYWHERE, None, None, |_| None)
     }
 
-    fn serve(key: Option<String>, tls: Option<Arc<ServerConfig>>) -> Self {
-        let shared = Arc::new(Shared { key, devices: Mutex::default(), requests: Mutex::default() });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    fn serve(
+        addr: SocketAddr, key: Option<String>, tls: Option<Arc<ServerConfig>>,
+        others: impl Fn(&str) -> Option<Device> + Send + Sync + 'static,
+    ) -> Self {
+        let (devices, requests) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { key, devices, others: Box::new(others), requests });
+        let listener = std::net::TcpListener::bind(addr).expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
         let addr = listener.local_addr().expect("an address");
         let (serving, tls) = (shared.clone(), tls.map(TlsAcceptor::from));
@@ -71,6 +90,7 @@ impl Vpn {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).expect("a socket");
                 while let Ok((stream, _)) = listener.accept().await {
+                    let _ = stream.set_nodelay(true); // it may be slower without
                     let (shared, tls) = (serving.clone(), tls.clone());
                     tokio::spawn(async move {
                         let stream: Stream = match tls {
@@ -90,9 +110,18 @@ impl Vpn {
         edit(self.shared.devices.lock().unwrap().entry(name.to_owned()).or_default());
     }
 
+    /// What `--tunnel-url` takes, without TLS.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
     /// The heads of all requests.
     pub fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
+    }
+
+    pub fn clear_requests(&self) {
+        self.shared.requests.lock().unwrap().clear();
     }
 }
 
@@ -142,7 +171,8 @@ impl Shared {
             let user = user.and_then(|user| String::from_utf8(user).ok()).unwrap_or_default();
             user.split_once(':').filter(|(_, given)| given == key).ok_or(NO_ACCESS)?;
         }
-        let device = self.devices.lock().unwrap().get(name).cloned().ok_or(NO_ACCESS)?;
+        let device = self.devices.lock().unwrap().get(name).cloned();
+        let device = device.or_else(|| (self.others)(name)).ok_or(NO_ACCESS)?;
         match device {
             Device { offline: true, .. } => Err(Some(NOT_CONNECTED)),
             Device { silent: true, .. } => Err(None),
@@ -163,6 +193,7 @@ async fn refuse(mut client: Stream, answer: &str) -> io::Result<()> {
 
 /// Whoever ends first ends it all: a client that half-closes loses the answer.
 async fn relay(mut client: Stream, device: TcpStream) -> io::Result<()> {
+    device.set_nodelay(true)?;
     client.write_all(ESTABLISHED.as_bytes()).await?;
     client.flush().await?;
     let (mut from_client, mut to_client) = tokio::io::split(client);

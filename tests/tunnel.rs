@@ -1,0 +1,657 @@
+//! `baletheus tunnel`: where it goes and where not, what it passes through, and what is said of each failure.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection, StreamOwned};
+use serde_json::json;
+use support::cloud::KEY;
+use support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use support::tls::Authority;
+use support::vpn::{Device, Vpn};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
+
+/// The devices, by a letter of their uuid.
+fn uuid(letter: char) -> String {
+    letter.to_string().repeat(32)
+}
+
+fn target(letter: char) -> String {
+    format!("{}.balena:9100", uuid(letter))
+}
+
+/// A request as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    line: String,
+    headers: BTreeMap<String, String>,
+    /// The how-manieth connection it came in.
+    connection: usize,
+}
+
+/// What listens on a device: gives each request, and the number of its connection, to a function that answers it.
+struct Exporter {
+    addr: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Exporter {
+    /// The connection goes on as long as the function says so.
+    fn start(answer: impl Fn(&Seen, &mut TcpStream) -> bool + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (seen, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
+        let requests = seen.clone();
+        thread::spawn(move || {
+            for (connection, stream) in listener.incoming().enumerate() {
+                let (mut stream, requests, answer) = (stream.unwrap(), requests.clone(), answer.clone());
+                thread::spawn(move || {
+                    while let Some(request) = read(&mut stream, connection) {
+                        requests.lock().unwrap().push(request.clone());
+                        if !answer(&request, &mut stream) {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Exporter { addr, seen }
+    }
+
+    fn saying(answer: &'static str) -> Self {
+        Self::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok())
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn read(stream: &mut TcpStream, connection: usize) -> Option<Seen> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let line = lines.next()?;
+    let header = |line: String| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+    Some(Seen { line, headers: lines.filter_map(header).collect(), connection })
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nup 1\n";
+
+/// The tunnel, with devices a, b and c as targets.
+struct Setup {
+    vpn: Vpn,
+    url: String,
+    running: Running,
+    sidecar: Sidecar,
+}
+
+impl Setup {
+    fn start(vpn: Vpn) -> Self {
+        let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY).env("RUST_LOG", "debug");
+        Self::with(vpn, sidecar)
+    }
+
+    fn with(vpn: Vpn, sidecar: Sidecar) -> Self {
+        let setup = (vpn.url(), sidecar);
+        write(&setup.1, &['a', 'b', 'c'].map(target));
+        let (running, url) = setup.1.tunnel(&setup.0);
+        Setup { vpn, url, running, sidecar: setup.1 }
+    }
+
+    /// A device whose port 9100 is this one's.
+    fn device(&self, letter: char, exporter: SocketAddr) {
+        self.vpn
+            .device(&uuid(letter), |device| *device = Device { ports: [(9100, exporter)].into(), ..<_>::default() });
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends bytes, and gives what comes until the end.
+    fn send(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer); // an answer that breaks off may end with a reset
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// What Prometheus sends; gives the status line and the body.
+    fn scrape(&self, target: &str) -> (String, String) {
+        let answer = self.send(&format!(
+            "GET http://{target}/metrics HTTP/1.1\r\nHost: {target}\r\nUser-Agent: Prometheus/3.5.3\r\nConnection: close\r\n\r\n"
+        ));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+        (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+    }
+
+    /// Expects a failure, whose reason stands in the status line, for Prometheus, and in the body.
+    fn expect(&self, target: &str, status: u16, reason: &str) {
+        let expected = (format!("HTTP/1.1 {status} {reason}"), format!("{reason}\n"));
+        assert_eq!(self.scrape(target), expected, "{}", self.running.log().join("\n"));
+    }
+
+    /// The values of a metric, by its labels.
+    fn metric(&self, name: &str) -> BTreeMap<String, f64> {
+        let text = self.send("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let samples = text.lines().filter_map(|line| line.strip_prefix(name));
+        let samples = samples.filter(|rest| rest.starts_with([' ', '{'])).map(|rest| rest.rsplit_once(' ').unwrap());
+        samples.map(|(labels, value)| (labels.to_owned(), value.parse().unwrap())).collect()
+    }
+
+    fn wait_for_metric(&self, name: &str, labels: &str, expected: f64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(name).get(labels) != Some(&expected) {
+            assert!(Instant::now() < deadline, "{name}{labels} is not {expected}: {:?}", self.metric(name));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn handshakes(&self) -> usize {
+        self.vpn.requests().len()
+    }
+}
+
+/// Replaces the target file.
+fn write(sidecar: &Sidecar, targets: &[String]) {
+    let groups: Vec<_> = targets.iter().map(|target| json!({"targets": [target], "labels": {"uuid": "x"}})).collect();
+    replace(sidecar, &serde_json::to_string(&groups).unwrap());
+}
+
+fn replace(sidecar: &Sidecar, text: &str) {
+    fs::write(sidecar.path("new.json"), text).unwrap();
+    fs::rename(sidecar.path("new.json"), sidecar.path("balena.json")).unwrap();
+}
+
+#[test]
+fn a_scrape_passes_through_as_it_is() {
+    let exporter = Exporter::start(|_, stream| {
+        let head = "HTTP/1.1 200 Fine\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Encoding: gzip\r\n";
+        let answer = format!(
+            "{head}Keep-Alive: timeout=5\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")).is_ok()
+    });
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', exporter.addr);
+    let target = target('a');
+    let answer = setup.send(&format!(
+        "GET http://{target}/probe?target=x&y=%20 HTTP/1.1\r\nHost: elsewhere\r\nUser-Agent: Prometheus/3.5.3\r\n\
+         Accept: application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1\r\nAccept-Encoding: gzip\r\n\
+         X-Prometheus-Scrape-Timeout-Seconds: 10\r\nAuthorization: Basic eDp5\r\n\
+         Proxy-Authorization: Basic c2VjcmV0\r\nProxy-Connection: keep-alive\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\n\r\n"
+    ));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let lines = head.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>();
+    let expected = [
+        "HTTP/1.1 200 Fine",
+        "content-type: text/plain; version=0.0.4",
+        "content-encoding: gzip",
+        "transfer-encoding: chunked",
+        "connection: close",
+    ];
+    assert_eq!(lines.iter().copied().collect::<BTreeSet<_>>(), expected.into_iter().collect(), "{head}");
+    assert_eq!(body, "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    let [seen] = &exporter.seen()[..] else { panic!("{:?}", exporter.seen()) };
+    assert_eq!(seen.line, "GET /probe?target=x&y=%20 HTTP/1.1");
+    let headers = [
+        ("accept", "application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"),
+        ("accept-encoding", "gzip"),
+        ("authorization", "Basic eDp5"),
+        ("host", &target),
+        ("user-agent", "Prometheus/3.5.3"),
+        ("x-prometheus-scrape-timeout-seconds", "10"),
+    ];
+    assert_eq!(seen.headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+}
+
+#[test]
+fn a_tunnel_is_kept_and_used_again() {
+    let exporter = Exporter::saying(OK);
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', exporter.addr);
+    for _ in 0..5 {
+        assert_eq!(setup.scrape(&target('a')), ("HTTP/1.1 200 OK".to_owned(), "up 1\n".to_owned()));
+    }
+    let requests = setup.vpn.requests();
+    let [head] = &requests[..] else { panic!("{requests:?}") };
+    assert!(head.starts_with(&format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n", target('a'))), "{head}");
+    assert_eq!(exporter.seen().iter().filter(|seen| seen.connection == 0).count(), 5);
+    assert_eq!(setup.metric("baletheus_tunnel_handshakes_total"), [(String::new(), 1.0)].into());
+    assert_eq!(setup.metric("baletheus_tunnel_scrapes_total"), [("{result=\"ok\"}".to_owned(), 5.0)].into());
+    assert_eq!(setup.metric("baletheus_tunnel_duration_seconds_count"), [(String::new(), 5.0)].into());
+    assert_eq!(setup.metric("baletheus_tunnel_open"), [(String::new(), 1.0)].into());
+    assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 3.0)].into());
+    let bytes = setup.metric("baletheus_tunnel_bytes_total");
+    assert!(bytes["{direction=\"received\"}"] > 5.0 * OK.len() as f64, "{bytes:?}");
+    assert!(bytes["{direction=\"sent\"}"] > setup.vpn.requests()[0].len() as f64, "{bytes:?}");
+}
+
+#[test]
+fn a_kept_tunnel_that_was_closed_fails_no_scrape() {
+    // which closes the connection after its answer, or without one to the second request
+    for late in [false, true] {
+        let answered = Mutex::new(BTreeSet::new());
+        let exporter = Exporter::start(move |seen, stream| {
+            let first = answered.lock().unwrap().insert(seen.connection);
+            first && stream.write_all(OK.as_bytes()).is_ok() && late
+        });
+        let setup = Setup::start(Vpn::start(KEY, None));
+        setup.device('a', exporter.addr);
+        for count in 1..=3 {
+            assert_eq!(setup.scrape(&target('a')), ("HTTP/1.1 200 OK".to_owned(), "up 1\n".to_owned()), "{late}");
+            assert_eq!(setup.handshakes(), count, "{late}");
+        }
+    }
+}
+
+#[test]
+fn it_is_no_open_proxy() {
+    let exporter = Exporter::saying(OK);
+    let setup = Setup::start(Vpn::start(KEY, None));
+    for letter in ['a', 'd'] {
+        setup.vpn.device(&uuid(letter), |device| device.ports.extend([9100, 9101, 22222].map(|p| (p, exporter.addr))));
+    }
+    write(&setup.sidecar, &[target('a'), format!("{}.balena:22222", uuid('a')), "192.0.2.1:80".to_owned()]);
+    let (a, d, other) = (target('a'), target('d'), format!("{}.balena:9101", uuid('a')));
+    let not_target = |target: &str| format!("refused: {target} is no target in the target file");
+    let ssh = "refused: port 22222 is the SSH of the host".to_owned();
+    let (methods, urls) =
+        ("refused: GET and CONNECT only".to_owned(), "refused: GET of http URLs and CONNECT only".to_owned());
+    for (request, reason) in [
+        (format!("GET http://{d}/metrics"), not_target(&d)),
+        (format!("GET http://{other}/metrics"), not_target(&other)),
+        (format!("GET http://{}.balena/metrics", uuid('a')), not_target(&format!("{}.balena:80", uuid('a')))),
+        (format!("GET http://x@{a}/metrics"), not_target(&format!("x@{a}"))),
+        (format!("GET http://{}.balena:22222/metrics", uuid('a')), ssh.clone()),
+        (format!("CONNECT {}.balena:22222", uuid('a')), ssh),
+        (format!("CONNECT {d}"), not_target(&d)),
+        (format!("CONNECT {other}"), not_target(&other)),
+        ("CONNECT example.com:443".to_owned(), not_target("example.com:443")),
+        ("GET http://169.254.169.254/latest".to_owned(), not_target("169.254.169.254:80")),
+        (format!("GET https://{a}/metrics"), urls),
+        (format!("POST http://{a}/metrics"), methods.clone()),
+        (format!("HEAD http://{a}/metrics"), methods.clone()),
+        (format!("OPTIONS http://{a}/metrics"), methods.clone()),
+        ("POST /metrics".to_owned(), methods.clone()),
+        ("OPTIONS *".to_owned(), methods),
+    ] {
+        let answer =
+            setup.send(&format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{request}: {answer}"));
+        assert_eq!(head.lines().next(), Some(&*format!("HTTP/1.1 403 {reason}")), "{request}");
+        let body_of = |reason: String| if request.starts_with("HEAD") { String::new() } else { reason + "\n" };
+        assert_eq!(body, body_of(reason), "{request}");
+    }
+    assert_eq!((setup.vpn.requests(), exporter.seen()), (vec![], vec![]));
+    assert_eq!(setup.scrape(&a).0, "HTTP/1.1 200 OK");
+    assert_eq!(setup.scrape(&a.to_uppercase()).0, "HTTP/1.1 200 OK", "names have no case");
+}
+
+#[test]
+fn the_list_is_the_one_of_now() {
+    let exporter = Exporter::saying(OK);
+    let setup = Setup::start(Vpn::start(KEY, None));
+    ['a', 'b', 'd'].iter().for_each(|letter| setup.device(*letter, exporter.addr));
+    let (goes, not) = ("HTTP/1.1 200 OK".to_owned(), |letter| {
+        format!("HTTP/1.1 403 refused: {} is no target in the target file", target(letter))
+    });
+    assert_eq!(['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0), [goes.clone(), goes.clone(), not('d')]);
+    write(&setup.sidecar, &['d', 'b'].map(target));
+    let after = [not('a'), goes.clone(), goes];
+    assert_eq!(['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0), after);
+    // What cannot be read, or has nothing in it, leaves the last one.
+    let all = || ['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0);
+    for text in ["", "[", "[]", "{}", "[{\"targets\":[7]}]", "\u{feff}[]", "[{\"targets\":[],\"labels\":{}}]"] {
+        replace(&setup.sidecar, text);
+        assert_eq!(all(), after, "{text:?}");
+    }
+    fs::remove_file(setup.sidecar.path("balena.json")).unwrap();
+    assert_eq!(all(), after);
+    fs::create_dir(setup.sidecar.path("balena.json")).unwrap();
+    assert_eq!(all(), after);
+    setup.running.wait_for_lines("The 2 targets of before stay", 9);
+    fs::remove_dir(setup.sidecar.path("balena.json")).unwrap();
+    write(&setup.sidecar, &[target('a')]);
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 1.0)].into());
+}
+
+#[test]
+fn without_a_list_all_is_refused() {
+    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    let vpn = Vpn::start(KEY, None);
+    let (running, url) = sidecar.tunnel(&vpn.url());
+    running.wait_for("balena.json cannot be read: No such file or directory (os error 2); is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? Until then all is refused");
+    let setup = Setup { vpn, url, running, sidecar };
+    setup.expect(&target('a'), 403, &format!("refused: {} is no target in the target file", target('a')));
+    setup.device('a', Exporter::saying(OK).addr);
+    write(&setup.sidecar, &[target('a')]);
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    setup.running.wait_for("1 target in balena.json");
+}
+
+#[test]
+fn each_failure_is_told() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    let a = target('a');
+    setup.expect(&a, 502, "refused: no access, unknown device, or balena's API busy");
+    setup.vpn.device(&uuid('a'), |device| device.offline = true);
+    setup.expect(&a, 502, "device not connected to the VPN");
+    setup.vpn.device(&uuid('a'), |device| device.offline = false);
+    setup.expect(&a, 502, "port 9100 closed or device unreachable");
+    setup.device('a', Exporter::start(|_, _| false).addr);
+    setup.expect(&a, 502, "broke off: connection closed before message completed");
+    setup.device('a', Exporter::saying("SSH-2.0-OpenSSH_9.2\r\n").addr);
+    setup.expect(&a, 502, "not HTTP: invalid HTTP version parsed");
+    // an answer of the exporter's own, whatever it is
+    setup.device('a', Exporter::saying("HTTP/1.1 503 Warming up\r\nContent-Length: 3\r\n\r\nyet").addr);
+    assert_eq!(setup.scrape(&a), ("HTTP/1.1 503 Warming up".to_owned(), "yet".to_owned()));
+    for (result, expected) in [("no_access", 1.0), ("not_connected", 1.0), ("port_closed", 1.0), ("ok", 1.0)] {
+        let counts = setup.metric("baletheus_tunnel_scrapes_total");
+        assert_eq!(counts.get(&format!("{{result=\"{result}\"}}")), Some(&expected), "{counts:?}");
+    }
+    for line in setup.running.log() {
+        assert!(!line.contains(KEY), "{line}");
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_not_whole() {
+    let exporter = Exporter::start(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 99\r\n\r\nup 1\n");
+        false
+    });
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', exporter.addr);
+    let answer = setup.send(&format!("GET http://{0}/metrics HTTP/1.1\r\nHost: {0}\r\n\r\n", target('a')));
+    assert!(answer.contains("content-length: 99\r\n") && answer.ends_with("\r\n\r\nup 1\n"), "{answer}");
+    setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"broke_off\"}", 1.0);
+    // and its tunnel is not used again
+    setup.scrape(&target('a'));
+    assert_eq!(setup.handshakes(), 2);
+}
+
+/// Prometheus says how long it waits, and the answer comes before that.
+#[test]
+fn silence_ends_before_the_scrape_does() {
+    let silent = Exporter::start(|_, _| {
+        thread::sleep(PATIENCE);
+        false
+    });
+    let half = Exporter::start(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nup 1\n");
+        thread::sleep(PATIENCE);
+        false
+    });
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', silent.addr);
+    setup.vpn.device(&uuid('b'), |device| device.silent = true);
+    setup.device('c', half.addr);
+    let ask = |letter, timeout| {
+        let target = target(letter);
+        let header = format!("X-Prometheus-Scrape-Timeout-Seconds: {timeout}\r\n");
+        setup.send(&format!(
+            "GET http://{target}/metrics HTTP/1.1\r\nHost: {target}\r\n{header}Connection: close\r\n\r\n"
+        ))
+    };
+    for letter in ['a', 'b'] {
+        for (timeout, told) in [("1", "0.9"), ("0.5", "0.45")] {
+            let answer = ask(letter, timeout);
+            assert!(answer.starts_with(&format!("HTTP/1.1 504 no answer in {told} s\r\n")), "{letter}: {answer}");
+        }
+    }
+    // 10 s is Prometheus' own, and 9 s what counts where nothing is said
+    let before = Instant::now();
+    setup.expect(&target('b'), 504, "no answer in 9 s");
+    assert!(before.elapsed() >= Duration::from_secs(9));
+    let answer = ask('c', "1");
+    assert!(answer.ends_with("\r\n\r\nup 1\n"), "{answer}");
+    setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"timeout\"}", 6.0);
+    // What timed out is closed, and was never used again.
+    setup.wait_for_metric("baletheus_tunnel_open", "", 0.0);
+    assert_eq!(setup.handshakes(), 6);
+}
+
+#[test]
+fn what_hangs_holds_up_nothing_else() {
+    const HANG: usize = 300;
+    let (exporter, hung) = (Exporter::saying(OK), Arc::new(AtomicUsize::new(0)));
+    let vpn = Vpn::start_with(KEY, {
+        let (addr, hung) = (exporter.addr, hung.clone());
+        move |uuid| {
+            let silent = uuid.ends_with('f');
+            hung.fetch_add(usize::from(silent), Ordering::Relaxed);
+            Some(Device { silent, offline: false, ports: [(9100, addr)].into() })
+        }
+    });
+    let setup = Setup::start(vpn);
+    let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
+    let all = (0..HANG).flat_map(|number| [name(number, 'f'), name(number, '0')]).collect::<Vec<_>>();
+    write(&setup.sidecar, &all);
+    let mut hanging: Vec<_> = (0..HANG).map(|_| setup.connect()).collect();
+    for (number, stream) in hanging.iter_mut().enumerate() {
+        let target = name(number, 'f');
+        let head = format!(
+            "GET http://{target}/metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while hung.load(Ordering::Relaxed) < HANG {
+        assert!(Instant::now() < deadline, "{hung:?} hang");
+        thread::sleep(Duration::from_millis(20));
+    }
+    for number in 0..HANG {
+        assert_eq!(setup.scrape(&name(number, '0')).0, "HTTP/1.1 200 OK");
+    }
+    setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"ok\"}", HANG as f64);
+}
+
+/// As many tunnels at once as half of the files that the process may open, but for 64.
+#[test]
+fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
+    const PLACES: usize = 32;
+    let exporter = Exporter::saying(OK);
+    let vpn = Vpn::start_with(KEY, move |uuid| {
+        let silent = uuid.ends_with('f');
+        Some(Device { silent, offline: false, ports: [(9100, exporter.addr)].into() })
+    });
+    let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
+    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    write(&sidecar, &(0..=PLACES).flat_map(|number| [name(number, '0'), name(number, 'f')]).collect::<Vec<_>>());
+    let (running, url) = sidecar.tunnel_within(64 + 2 * PLACES, &vpn.url());
+    running.wait_for(&format!("{PLACES} at once"));
+    let setup = Setup { vpn, url, running, sidecar };
+    let good = |number| assert_eq!(setup.scrape(&name(number, '0')).0, "HTTP/1.1 200 OK", "{number}");
+    (0..=PLACES).for_each(good);
+    assert_eq!(setup.handshakes(), PLACES + 1);
+    // The first had waited longest, and made room for the last.
+    (1..=PLACES).for_each(good);
+    assert_eq!(setup.handshakes(), PLACES + 1);
+    good(0);
+    assert_eq!(setup.handshakes(), PLACES + 2);
+    // Where all are in use there is none for one more; each of these holds a connection too, of which one is needed below.
+    let hanging: Vec<_> = (0..PLACES - 1).map(|_| setup.connect()).collect();
+    for (number, mut stream) in hanging.iter().enumerate() {
+        let head = format!(
+            "GET http://{}/ HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n",
+            name(number, 'f')
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+    setup.wait_for_metric("baletheus_tunnel_open", "", PLACES as f64);
+    good(PLACES);
+    drop(hanging);
+    setup.wait_for_metric("baletheus_tunnel_open", "", 1.0);
+    good(1);
+}
+
+#[test]
+fn https_targets_are_joined() {
+    let authority = Authority::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let name = format!("{}.balena", uuid('a'));
+    let config = authority.server(&[&name]);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream.unwrap());
+            thread::spawn(move || {
+                let mut lines = BufReader::new(&mut stream).lines().map_while(Result::ok);
+                while lines.next().is_some_and(|line| !line.is_empty()) {}
+                drop(lines);
+                stream.write_all(OK.as_bytes()).and_then(|()| stream.flush()).unwrap();
+                stream.read_to_end(&mut Vec::new())
+            });
+        }
+    });
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', addr);
+    let mut stream = setup.connect();
+    stream.write_all(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", target('a')).as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", head.escape_ascii());
+    let mut roots = RootCertStore::empty();
+    let pem = authority.pem();
+    roots.add_parsable_certificates(rustls::pki_types::pem::PemObject::pem_slice_iter(pem.as_bytes()).flatten());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    let client = ClientConnection::new(config, ServerName::try_from(name).unwrap()).unwrap();
+    let mut tls = StreamOwned::new(client, stream);
+    tls.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = vec![0; OK.len()];
+    tls.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8(answer).unwrap(), OK);
+    setup.wait_for_metric("baletheus_tunnel_open", "", 1.0);
+    drop(tls);
+    setup.wait_for_metric("baletheus_tunnel_open", "", 0.0);
+    // A refused CONNECT has its reason in the status line, as Prometheus shows it.
+    setup.vpn.device(&uuid('b'), |device| device.offline = true);
+    let answer = setup.send(&format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", target('b')));
+    assert!(answer.starts_with("HTTP/1.1 502 device not connected to the VPN\r\n"), "{answer}");
+    let counts = setup.metric("baletheus_tunnel_scrapes_total");
+    assert_eq!(counts, [("{result=\"not_connected\"}".to_owned(), 1.0), ("{result=\"ok\"}".to_owned(), 1.0)].into());
+}
+
+#[test]
+fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
+    let (authority, exporter) = (Authority::new(), Exporter::saying(OK));
+    let start = |trusted: bool| {
+        let vpn = Vpn::start(KEY, Some(authority.server(&["localhost"])));
+        let mut sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+        if trusted {
+            fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
+            sidecar = sidecar.env("BALENA_CA_FILE", "ca.pem");
+        }
+        write(&sidecar, &[target('a')]);
+        let (running, url) = sidecar.tunnel(&format!("https://localhost:{}", vpn.addr.port()));
+        let setup = Setup { vpn, url, running, sidecar };
+        setup.device('a', exporter.addr);
+        setup
+    };
+    let setup = start(true);
+    for _ in 0..3 {
+        assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    }
+    assert_eq!(setup.handshakes(), 1);
+    let setup = start(false);
+    let (line, _) = setup.scrape(&target('a'));
+    assert!(line.starts_with("HTTP/1.1 502 tunnel host not reachable: TLS: invalid peer certificate"), "{line}");
+    assert_eq!(setup.handshakes(), 0);
+}
+
+#[test]
+fn a_lost_tunnel_host_is_told_once() {
+    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    write(&sidecar, &['a', 'b'].map(target));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (running, url) = sidecar.tunnel(&format!("http://{free}"));
+    let mut setup = Setup { vpn: Vpn::start(KEY, None), url, running, sidecar };
+    for letter in ['a', 'b', 'a'] {
+        setup.expect(&target(letter), 502, "tunnel host not reachable: connection refused");
+    }
+    let log = setup.running.log();
+    assert_eq!(log.iter().filter(|line| line.contains("WARN  tunnel host not reachable")).count(), 1, "{log:?}");
+    setup.vpn = Vpn::start_at(free, KEY);
+    setup.device('b', Exporter::saying(OK).addr);
+    assert_eq!(setup.scrape(&target('b')).0, "HTTP/1.1 200 OK");
+    setup.running.wait_for("INFO  tunnel host reachable again");
+}
+
+#[test]
+fn a_rotated_key_needs_no_restart() {
+    let exporter = Exporter::saying(OK);
+    let sidecar = Sidecar::new(BINARY).env("API_KEY_FILE", "key");
+    fs::write(sidecar.path("key"), "an-old-key").unwrap();
+    let setup = Setup::with(Vpn::start(KEY, None), sidecar);
+    setup.device('a', exporter.addr);
+    setup.expect(&target('a'), 502, "refused: no access, unknown device, or balena's API busy");
+    fs::write(setup.sidecar.path("key"), KEY).unwrap();
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    assert_eq!(setup.handshakes(), 3);
+}
+
+#[test]
+fn it_ends_when_it_is_told_to() {
+    for signal in ["TERM", "INT"] {
+        let setup = Setup::start(Vpn::start(KEY, None));
+        let answer = setup.send("GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhealthy\n"), "{answer}");
+        let answer = setup.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
+        let mut command = setup.sidecar.command();
+        command.args(["health", &setup.url]);
+        assert!(finish(command).status.success());
+        setup.running.signal("HUP");
+        setup.running.signal(signal);
+        let (status, log) = setup.running.wait();
+        assert!(status.success(), "{status}");
+        assert!(log.last().unwrap().ends_with(&format!("stopped by SIG{signal}")), "{log:?}");
+    }
+}
+
+#[test]
+fn configuration_errors_come_all_at_once() {
+    let sidecar = Sidecar::new(BINARY).env("TUNNEL_URL", "ftp://x").env("LOG_LEVEL", "loud").env("FLEET", "1/2/3");
+    let mut command = sidecar.command();
+    command.args(["tunnel", "--listen", "9798"]);
+    let output = finish(command);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stderr).unwrap();
+    for what in ["API_KEY is not set", "TUNNEL_URL is \"ftp://x\"", "LOG_LEVEL is \"loud\"", "--listen is \"9798\""] {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+    assert!(!told.contains("FLEET"), "not an option of the tunnel's: {told}");
+}
+
+#[test]
+fn the_readme_has_every_metric() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    let text = setup.send("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP baletheus_tunnel_")?.split_once(' '));
+    let table: Vec<_> =
+        helps.map(|(name, help)| format!("| `baletheus_tunnel_{name}` | {} |", help.trim_end_matches('.'))).collect();
+    let readme = include_str!("../README.md");
+    let found = readme.split_once("<!-- tunnel metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
+    let found: Vec<_> = found.lines().skip(2).take_while(|line| !line.is_empty()).collect();
+    assert_eq!(found, table, "the README's table has to be:\n{}\n", table.join("\n"));
+}
