@@ -6,6 +6,7 @@ pub mod cloud;
 pub mod doc;
 pub mod exporter;
 pub mod fleet;
+pub mod grafana;
 pub mod moments;
 pub mod odata;
 pub mod page;
