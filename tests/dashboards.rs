@@ -306,7 +306,7 @@ fn questions(dashboard: &Dashboard) -> Vec<Question> {
         all.push(Question {
             name: format!("{}: annotation {}", dashboard.file, text(annotation, "name")),
             panel: String::new(),
-            expr: text(annotation, "expr").to_owned(),
+            expr: text(&annotation["target"], "expr").to_owned(),
             instant: false,
             labels: texts.into_iter().map(str::to_owned).collect(),
             needs_data: true,
