@@ -20,7 +20,7 @@ use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
 use support::fleet::{demo_fleet, find};
 use support::grafana::{Dashboard, dashboards, interpolate, labels_of, list, text};
-use support::prometheus::{Prometheus, project_config};
+use support::prometheus::Prometheus;
 use support::sidecar::{PATIENCE, Running, Sidecar};
 use support::tools;
 
@@ -160,19 +160,19 @@ impl Stack {
         let status = line.rsplit_once("http://").expect("a URL").1;
         running.wait_for("updated balena.json");
         fs::write(sidecar.path("rules.yml"), impatient_rules()).expect("written");
-        let tunnel_address = tunnel.addr();
-        let own = format!(
-            "  - {{job_name: baletheus, static_configs: [{{targets: ['{status}']}}]}}\n  \
-             - {{job_name: baletheus-tunnel, static_configs: [{{targets: ['{tunnel_address}']}}]}}\n  \
-             - {{job_name: prometheus, file_sd_configs: [{{files: [own.json]}}]}}\n\
-             rule_files: [rules.yml]\n"
-        );
-        // Fast, so that there is soon enough to compute rates of.
-        let fast = "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s";
-        let config = project_config(&exporters.url()).replace("scrape_interval: 60s", fast) + &own;
-        assert!(config.contains(fast), "prometheus.yml has another scrape interval");
+        // The jobs that prometheus.yml has, but fast, so that there is soon enough to compute rates of.
+        let config = json!({
+            "global": { "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" },
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [
+                { "job_name": "balena", "proxy_url": exporters.url(), "file_sd_configs": [{ "files": ["balena.json"] }] },
+                { "job_name": "baletheus", "static_configs": [{ "targets": [status] }] },
+                { "job_name": "baletheus-tunnel", "static_configs": [{ "targets": [tunnel.addr()] }] },
+                { "job_name": "prometheus", "file_sd_configs": [{ "files": ["own.json"] }] },
+            ],
+        });
         let path = sidecar.path("prometheus.yml");
-        fs::write(&path, config).expect("written");
+        fs::write(&path, config.to_string()).expect("written");
         let (start, prometheus) = (SystemTime::now(), Prometheus::start(3, &path));
         let address = prometheus.url().replace("http://", "");
         fs::write(sidecar.path("own.json"), json!([{ "targets": [address] }]).to_string()).expect("written");
