@@ -75,7 +75,8 @@ fn troubled_fleet() -> Vec<Value> {
         device["last_connectivity_event"] = json!(humantime::format_rfc3339_millis(hour_ago).to_string());
     }
     for name in ["lamp-0001", "lamp-0002", "lamp-0003", "lamp-0004", "lamp-0006", "bench <test>\t🚧"] {
-        find(&mut devices, name)["is_online"] = json!(false);
+        let device = find(&mut devices, name);
+        (device["is_online"], device["api_heartbeat_state"]) = (json!(false), json!("offline"));
     }
     let mut edit = |name: &str, field: &str, value: Value| find(&mut devices, name)[field] = value;
     edit(REAL, "is_undervolted", json!(true));
