@@ -64,7 +64,9 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const BUFFER: usize = 16 << 10;
 /// Tunnels at once, where the limit for open files does not set a lower one.
 const MOST_TUNNELS: usize = 30_000;
-/// Files that are open for anything else.
+/// More connections to it than tunnels, so that one too many is told so, and health can be asked for.
+const MORE_CLIENTS: usize = 16;
+/// Files that are open for anything else, these among them.
 const OTHER_FILES: usize = 64;
 /// The host's SSH, which the key opens too. No scrape goes there.
 const SSH: &str = ":22222";
@@ -240,7 +242,7 @@ impl Proxy {
     async fn serve(self: Arc<Self>, listener: std::net::TcpListener, most: usize) -> io::Result<Infallible> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         self.allowed.has("").await;
-        let (pool, places) = (self.pool.clone(), Arc::new(Semaphore::new(most)));
+        let (pool, places) = (self.pool.clone(), Arc::new(Semaphore::new(most + MORE_CLIENTS)));
         tokio::spawn(async move {
             let mut ticks = interval(IDLE / 10);
             loop {

@@ -483,19 +483,17 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     assert_eq!(setup.handshakes(), PLACES + 1);
     good(0);
     assert_eq!(setup.handshakes(), PLACES + 2);
-    // Where all are in use there is none for one more; each of these holds a connection too, of which one is needed below.
-    let hanging: Vec<_> = (0..PLACES - 1).map(|_| setup.connect()).collect();
+    // Where all are in use there is none for one more.
+    let hanging: Vec<_> = (0..PLACES).map(|_| setup.connect()).collect();
     for (number, mut stream) in hanging.iter().enumerate() {
-        let head = format!(
-            "GET http://{}/ HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n",
-            name(number, 'f')
-        );
-        stream.write_all(head.as_bytes()).unwrap();
+        let target = name(number, 'f');
+        let head = "HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600";
+        stream.write_all(format!("GET http://{target}/ {head}\r\n\r\n").as_bytes()).unwrap();
     }
-    setup.wait_for_metric("baletheus_tunnel_open", "", PLACES as f64);
-    good(PLACES);
+    setup.wait_for_metric("baletheus_tunnel_handshakes_total", "", (2 * PLACES + 2) as f64);
+    setup.expect(&name(PLACES, '0'), 503, "too many tunnels at once");
     drop(hanging);
-    setup.wait_for_metric("baletheus_tunnel_open", "", 1.0);
+    setup.wait_for_metric("baletheus_tunnel_open", "", 0.0);
     good(1);
 }
 

@@ -142,6 +142,7 @@ impl<'a> Metrics<'a> {
             "Filesystem space available to non-root users.",
             [(data, avail)],
         );
+        page.add("node_filesystem_readonly", "gauge", "Filesystem read-only status.", [(data, 0.0)]);
         page.add("node_filesystem_size_bytes", "gauge", "Filesystem size in bytes.", [(data, size)]);
         for (name, minutes) in [("node_load1", 1.0), ("node_load5", 5.0), ("node_load15", 15.0)] {
             // The longer the mean, the flatter the wave.
@@ -157,6 +158,15 @@ impl<'a> Metrics<'a> {
             [("", free)],
         );
         page.add("node_memory_MemTotal_bytes", "gauge", "Memory information field MemTotal_bytes.", [("", total)]);
+        let swap = (total / 4.0).round();
+        for (name, value) in [("SwapFree", swap * (1.0 - 0.3 * usage)), ("SwapTotal", swap)] {
+            let (name, help) = (format!("node_memory_{name}_bytes"), format!("Memory information field {name}_bytes."));
+            page.add(&name, "gauge", &help, [("", value.round())]);
+        }
+        for (name, share) in [("cpu", 0.2), ("io", 0.05), ("memory", 0.01)] {
+            let name = format!("node_pressure_{name}_waiting_seconds_total");
+            page.add(&name, "counter", "Seconds that processes have waited.", [("", (busy * share).round())]);
+        }
         let eth0 = r#"{device="eth0"}"#;
         for (way, rate) in [("receive", 18_000.0), ("transmit", 7_000.0)] {
             let (name, help) =
@@ -170,6 +180,15 @@ impl<'a> Metrics<'a> {
             "Zone temperature in Celsius",
             [(cpu, (38.0 + 45.0 * usage).round())],
         );
+        if self.text("/is_of__device_type/0/slug").starts_with("raspberrypi") {
+            let undervolted = f64::from(u8::from(self.device["is_undervolted"] == true));
+            let volts = r#"{chip="soc:firmware_raspberrypi_hwmon",sensor="in0"}"#;
+            let alarm = "Hardware monitor for voltage (lcrit_alarm)";
+            page.add("node_hwmon_in_lcrit_alarm", "gauge", alarm, [(volts, undervolted)]);
+            let degrees = r#"{chip="thermal_thermal_zone0",sensor="temp1"}"#;
+            let heat = (38.0 + 45.0 * usage).round();
+            page.add("node_hwmon_temp_celsius", "gauge", "Hardware monitor for temperature (input)", [(degrees, heat)]);
+        }
         page.add("node_time_seconds", "gauge", "System time in seconds since epoch (1970).", [("", now)]);
         let machine = match self.text("/is_of__device_type/0/slug") {
             "raspberrypi3" => "armv7l",

@@ -1,10 +1,12 @@
 //! What the tests and the demo have in common: a simulated balenaCloud, and real programs around the sidecar.
 #![allow(dead_code)] // each test uses some of it
 
+pub mod alerts;
 pub mod cloud;
 pub mod doc;
 pub mod exporter;
 pub mod fleet;
+pub mod grafana;
 pub mod moments;
 pub mod odata;
 pub mod page;
