@@ -22,7 +22,7 @@ ENTRYPOINT ["/bin/sh", "/entrypoint"]
 CMD []
 
 # 12.x: since 13.2 the Prometheus data source is a plugin that updates itself at the start.
-FROM grafana/grafana:12.4.10 AS grafana
+FROM grafana/grafana:12.4.11 AS grafana
 USER root
 # The database is on a tmpfs with this mode.
 RUN chmod 1777 /var/lib/grafana
