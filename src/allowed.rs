@@ -2,20 +2,30 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use log::Level;
 use prometheus::IntGauge;
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout_at};
 
 use crate::journal::count;
 use crate::registry::{Look, look};
 
 /// The largest target file, in bytes: as much as discovery writes.
 const LARGEST_FILE: u64 = 1 << 30;
+
+/// A reading that takes longer is not waited for: the last list rather than none.
+const PROMPT: Duration = Duration::from_secs(1);
+/// A file that could not be read is tried again after this, even if it looks as it did.
+const AGAIN: Duration = Duration::from_secs(10);
+
+type Targets = HashSet<Box<str>>;
 
 /// The targets of a target file, which is read again when it has changed.
 pub struct Allowed {
@@ -27,11 +37,19 @@ pub struct Allowed {
 
 #[derive(Default)]
 struct Held {
+    targets: Targets,
     /// What the file looked like when it was last read, if it could be seen.
     seen: Option<Look>,
-    /// Whether that was ever tried.
-    tried: bool,
-    targets: HashSet<Box<str>>,
+    /// What the last reading came to, and when; none before the first.
+    read: Option<(Result<(), String>, Instant)>,
+    reading: Option<Reading>,
+}
+
+/// It goes on without the scrape that began it.
+struct Reading {
+    look: Option<Look>,
+    start: Instant,
+    task: JoinHandle<Result<Targets, String>>,
 }
 
 impl Allowed {
@@ -44,28 +62,44 @@ impl Allowed {
     pub async fn has(&self, target: &str) -> bool {
         let look = look(&self.path);
         let mut held = self.held.lock().await;
-        if held.seen != look || !held.tried {
-            (held.seen, held.tried) = (look, true);
+        let again = match &held.read {
+            None => true,
+            Some((Ok(()), _)) => held.seen != look,
+            Some((Err(_), when)) => held.seen != look || when.elapsed() >= AGAIN,
+        };
+        if again && held.reading.is_none() {
             let path = self.path.clone();
-            match spawn_blocking(move || read(&path)).await {
-                Ok(Ok(targets)) => {
-                    let told = if held.targets.is_empty() { log::Level::Info } else { log::Level::Debug };
-                    log::log!(told, "{} in {}", count(targets.len(), "target"), self.path.display());
-                    held.targets = targets;
-                }
-                Ok(Err(why)) => log::warn!(
-                    "{} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {}",
-                    self.path.display(),
-                    match held.targets.len() {
-                        0 => "Until then all is refused".to_owned(),
-                        targets => format!("The {} of before stay", count(targets, "target")),
-                    }
-                ),
-                Err(error) => log::error!("{}: {error}", self.path.display()),
-            }
-            self.count.set(i64::try_from(held.targets.len()).unwrap_or(i64::MAX));
+            held.reading = Some(Reading { look, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
+        }
+        if let Some(reading) = &mut held.reading
+            && let Ok(read) = timeout_at(reading.start + PROMPT, &mut reading.task).await
+        {
+            let look = reading.look;
+            held.reading = None;
+            self.take(&mut held, look, read.unwrap_or_else(|error| Err(error.to_string())));
         }
         held.targets.contains(target)
+    }
+
+    fn take(&self, held: &mut Held, look: Option<Look>, read: Result<Targets, String>) {
+        let path = self.path.display();
+        let read = read.map(|targets| {
+            let level = if held.targets.is_empty() { Level::Info } else { Level::Debug };
+            log::log!(level, "{} in {path}", count(targets.len(), "target"));
+            self.count.set(i64::try_from(targets.len()).unwrap_or(i64::MAX));
+            held.targets = targets;
+        });
+        let is_new = held.seen != look || held.read.as_ref().is_none_or(|(before, _)| *before != read);
+        if let Err(why) = &read
+            && is_new
+        {
+            let left = match held.targets.len() {
+                0 => "Until then all is refused".to_owned(),
+                targets => format!("The {} of before stay", count(targets, "target")),
+            };
+            log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {left}");
+        }
+        (held.seen, held.read) = (look, Some((read, Instant::now())));
     }
 }
 
@@ -75,8 +109,12 @@ struct Group<'a> {
     targets: Vec<Cow<'a, str>>,
 }
 
-fn read(path: &Path) -> Result<HashSet<Box<str>>, String> {
+fn read(path: &Path) -> Result<Targets, String> {
     let unreadable = |error| format!("cannot be read: {error}");
+    // nobody may ever write into a pipe
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("is no file".into());
+    }
     let file = File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
     file.take(LARGEST_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
@@ -84,7 +122,7 @@ fn read(path: &Path) -> Result<HashSet<Box<str>>, String> {
         return Err("is too large".into());
     }
     let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
-    let targets: HashSet<Box<str>> =
+    let targets: Targets =
         groups.iter().flat_map(|group| &group.targets).map(|target| target.to_ascii_lowercase().into()).collect();
     if targets.is_empty() { Err("holds no target".into()) } else { Ok(targets) }
 }

@@ -266,7 +266,7 @@ fn hint(reason: &str) -> &'static str {
         // both
         "offline" => "it is offline, which is no failure here: is it switched on, and on the net?",
         // balena's VPN
-        "no_tunnel" => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
+        "no_tunnel" | "bad_tunnel" => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
         "no_access" => "try again in a minute; then see whether the key may reach this device",
         "not_connected" => "restart it, or wait: it has lost balena's VPN",
         "port_closed" | "refused" => {

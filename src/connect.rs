@@ -152,6 +152,11 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        // A kept tunnel may idle for minutes, in which a NAT or a load balancer on the way forgets it without a word. This
+        // goes no further than to balena's proxy: it costs the device's own link nothing.
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
+        tcp.set_keepalive_retries(Some(3));
         let proxies = Arc::new(Matcher::from_env());
         let (tcp, tls) = (TowerToHyperService::new(tcp), TlsConnector::from(Arc::new(tls)));
         Ok(Connector { tcp, tls, proxies, traffic: None })
@@ -237,24 +242,25 @@ impl Tunnel {
 
     /// Opens a tunnel to `<uuid>.balena:<port>`.
     pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
-        match self.ask(authority, deadline).await {
-            Err(refused) if refused.status == Some(407) && self.has_new_key().await => {
-                self.ask(authority, deadline).await
+        let key = self.key();
+        match self.ask(authority, &key, deadline).await {
+            Err(refused) if refused.status == Some(407) && self.has_another_key(&key).await => {
+                self.ask(authority, &self.key(), deadline).await
             }
             answer => answer,
         }
     }
 
-    async fn ask(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
+    async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, Refused> {
         let lost =
             |refused: Refused| Refused::new("no_tunnel", format!("tunnel host not reachable: {}", refused.message));
         let mut stream = deadline.wait(self.connector.open(&self.url)).await.flatten().map_err(lost)?;
         // the proxy ignores the user's name; in lower case the first word is not understood
-        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", self.key().secret())));
+        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", key.secret())));
         match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
             Ok(200) => Ok(stream),
             Ok(status) => Err(refusal(status, authority)),
-            Err(error) => Err(Refused::new("no_tunnel", format!("tunnel host: {error}"))),
+            Err(error) => Err(Refused::new("bad_tunnel", format!("tunnel host: {error}"))),
         }
     }
 
@@ -262,15 +268,14 @@ impl Tunnel {
         self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the file holds another key by now, which then counts.
-    async fn has_new_key(&self) -> bool {
-        let Some(file) = self.key_file.clone() else { return false };
-        let Ok(Ok(key)) = spawn_blocking(move || ApiKey::read(&file)).await else { return false };
-        let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
-        *known != key && {
-            *known = key;
-            true
+    /// Whether there is another key than this one by now: the file is read again, unless another scrape did that.
+    async fn has_another_key(&self, used: &ApiKey) -> bool {
+        if let Some(file) = self.key_file.clone().filter(|_| self.key() == *used)
+            && let Ok(Some(Ok(key))) = spawn_blocking(move || file.is_file().then(|| ApiKey::read(&file))).await
+        {
+            *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
         }
+        self.key() != *used
     }
 }
 
@@ -285,7 +290,7 @@ fn refusal(status: u16, authority: &str) -> Refused {
             ("port_closed", format!("port {port} closed or device unreachable"))
         }
         403 => ("no_device", "refused: not the name of a device".into()),
-        _ => ("no_tunnel", "the tunnel host is no VPN proxy of balena's".into()),
+        _ => ("bad_tunnel", "the tunnel host is no VPN proxy of balena's".into()),
     };
     Refused { status: Some(status), ..Refused::new(reason, message) }
 }

@@ -23,7 +23,9 @@ use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1 as client;
 use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, UPGRADE,
+};
 use hyper::header::{PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use hyper::http::uri::PathAndQuery;
 use hyper::server::conn::http1 as server;
@@ -56,6 +58,9 @@ use crate::sidecar::{cannot_start, misconfigured};
 /// How long a tunnel is kept without a request, and a connection of Prometheus' or a joined pair without a byte.
 /// Balena's proxy lets a tunnel idle for 320 s at least [recorded]; Prometheus keeps a connection for 5 min.
 const IDLE: Duration = Duration::from_secs(300);
+/// How long an answer may wait for Prometheus to read it, in milliseconds.
+#[cfg(target_os = "linux")]
+const UNREAD: u32 = 60_000;
 /// The part of a scrape's time-out within which its answer has to be here, so that there is time to say that it is not.
 const PART: f64 = 0.9;
 /// The largest answer of an exporter, in bytes, as it comes. A `node_exporter`'s has 60 KB.
@@ -69,7 +74,7 @@ const MORE_CLIENTS: usize = 16;
 /// Files that are open for anything else, these among them.
 const OTHER_FILES: usize = 64;
 /// The host's SSH, which the key opens too. No scrape goes there.
-const SSH: &str = ":22222";
+const SSH: u64 = 22222;
 /// Threads that look up names: one that hangs must not hold up the rest for long.
 const MOST_LOOK_UPS: usize = 16;
 
@@ -134,8 +139,8 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     let url = settings.url.as_str().parse().map_err(|_| "the tunnel's URL has no use")?;
     let listener = endpoint::listen(&settings.listen)
         .map_err(|error| format!("{error}; set another --listen (TUNNEL_LISTEN_ADDRESS)"))?;
-    // one file for a tunnel, one for the scrape
-    let places = (open_files().saturating_sub(OTHER_FILES) / 2).clamp(1, MOST_TUNNELS);
+    // a tunnel and its scrape, or the two ends of a joined pair and whoever comes next
+    let places = (open_files().saturating_sub(OTHER_FILES) / 3).clamp(1, MOST_TUNNELS);
     let list = settings.sd_file.display().to_string();
     let proxy = Arc::new(Proxy {
         tunnel: Tunnel::new(connector, url, settings.key, settings.key_file),
@@ -258,6 +263,9 @@ impl Proxy {
                 continue;
             };
             let _ = stream.set_nodelay(true); // it may be slower without
+            // one that does not read holds its tunnel no longer than this
+            #[cfg(target_os = "linux")]
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNREAD);
             let proxy = self.clone();
             tokio::spawn(async move {
                 let answer = service_fn(move |request| {
@@ -313,7 +321,7 @@ impl Proxy {
             _ => return not("GET and CONNECT only"),
         }
         let target = if authority.contains(':') { authority } else { authority + ":80" };
-        if target.ends_with(SSH) {
+        if target.rsplit(':').next().and_then(|port| port.parse().ok()) == Some(SSH) {
             return not("port 22222 is the SSH of the host");
         }
         if !self.allowed.has(&target).await {
@@ -326,11 +334,13 @@ impl Proxy {
     async fn scrape(self: Arc<Self>, target: String, request: Request<Incoming>) -> Result<Answer, Refused> {
         let mut scrape = Scrape { proxy: self.clone(), start: Instant::now(), result: "gone" };
         let deadline = Deadline::within(patience(request.headers()));
-        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
+        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let mut within = Request::get(path).body(Empty::new()).map_err(|_| Refused::new("http", "no such path"))?;
         *within.headers_mut() = end_to_end(request.headers());
-        // hyper asks for another one as it sees fit
+        // there is no body
         within.headers_mut().remove(CONTENT_LENGTH);
+        within.headers_mut().remove(EXPECT);
         if let Ok(host) = HeaderValue::from_str(&target) {
             within.headers_mut().insert(HOST, host);
         }
@@ -352,6 +362,9 @@ impl Proxy {
         let mut answer = Response::new(Either::Right(passing));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
+        if head.headers.contains_key(TRANSFER_ENCODING) {
+            answer.headers_mut().remove(CONTENT_LENGTH); // it does not count beside chunks (RFC 9112, 6.3)
+        }
         if let Some(phrase) = head.extensions.get::<ReasonPhrase>() {
             answer.extensions_mut().insert(phrase.clone());
         }
@@ -390,13 +403,20 @@ impl Proxy {
         let place = self.pool.place().ok_or_else(|| Refused::new("busy", "too many tunnels at once"))?;
         self.metrics.handshakes.inc();
         let opened = self.tunnel.open(target, deadline).await;
-        let lost = opened.as_ref().err().filter(|refused| refused.reason == "no_tunnel");
-        let was_lost = self.lost.swap(lost.is_some(), Ordering::Relaxed);
-        // once, and not for each device
-        match lost {
-            Some(refused) if !was_lost => log::warn!("{}", refused.message),
-            None if was_lost => log::info!("tunnel host reachable again"),
-            _ => {}
+        // told once, and not for each device
+        match &opened {
+            Err(refused) if refused.reason == "no_tunnel" => {
+                if !self.lost.swap(true, Ordering::Relaxed) {
+                    log::warn!("{}", refused.message);
+                }
+            }
+            // that tells neither way
+            Err(Refused { status: None, .. }) => {}
+            Ok(_) | Err(_) => {
+                if self.lost.swap(false, Ordering::Relaxed) {
+                    log::info!("tunnel host reachable again");
+                }
+            }
         }
         Ok(Kept { stream: opened?, place })
     }
@@ -541,7 +561,7 @@ impl Body for Passing {
     }
 }
 
-/// Joins two connections until either ends. Neither is half-closed, which would lose the answer [recorded].
+/// Joins two connections until either ends, or nothing comes from one of them for long. Neither is half-closed, which would lose the answer [recorded].
 async fn join(prometheus: impl AsyncRead + AsyncWrite + Send + 'static, device: Stream) {
     let (from_prometheus, to_prometheus) = tokio::io::split(prometheus);
     let (from_device, to_device) = tokio::io::split(device);

@@ -297,7 +297,7 @@ fn a_tunnel_host_that_is_none() {
         ),
         (format!("https://{}", untrusted.addr), "no_tunnel", "tunnel host not reachable: TLS: …certificate"),
         (format!("http://{}", wrong_key.addr), "no_access", "(407)"),
-        (other.url(), "no_tunnel", "the tunnel host is no VPN proxy of balena's (404)"),
+        (other.url(), "bad_tunnel", "the tunnel host is no VPN proxy of balena's (404)"),
     ] {
         let output = check(&sidecar(&cloud).env("TUNNEL_URL", url), &["--json"]);
         assert_eq!(output.status.code(), Some(1));

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -217,6 +218,17 @@ fn a_scrape_passes_through_as_it_is() {
     assert_eq!(seen.headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
 }
 
+/// An exporter that says its length and sends chunks: these count.
+#[test]
+fn chunks_count_where_a_length_is_told_as_well() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', Exporter::saying(answer).addr);
+    let target = target('a');
+    let answer = setup.send(&format!("GET http://{target}?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    assert!(!answer.contains("content-length") && answer.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{answer}");
+}
+
 #[test]
 fn a_tunnel_is_kept_and_used_again() {
     let exporter = Exporter::saying(OK);
@@ -276,6 +288,7 @@ fn it_is_no_open_proxy() {
         (format!("GET http://{}.balena/metrics", uuid('a')), not_target(&format!("{}.balena:80", uuid('a')))),
         (format!("GET http://x@{a}/metrics"), not_target(&format!("x@{a}"))),
         (format!("GET http://{}.balena:22222/metrics", uuid('a')), ssh.clone()),
+        (format!("CONNECT {}.balena:022222", uuid('a')), ssh.clone()),
         (format!("CONNECT {}.balena:22222", uuid('a')), ssh),
         (format!("CONNECT {d}"), not_target(&d)),
         (format!("CONNECT {other}"), not_target(&other)),
@@ -322,11 +335,34 @@ fn the_list_is_the_one_of_now() {
     assert_eq!(all(), after);
     fs::create_dir(setup.sidecar.path("balena.json")).unwrap();
     assert_eq!(all(), after);
-    setup.running.wait_for_lines("The 2 targets of before stay", 9);
     fs::remove_dir(setup.sidecar.path("balena.json")).unwrap();
+    // nobody ever writes into this pipe
+    assert!(Command::new("mkfifo").arg(setup.sidecar.path("balena.json")).status().unwrap().success());
+    assert_eq!(all(), after);
+    setup.running.wait_for_lines("The 2 targets of before stay", 10);
+    fs::remove_file(setup.sidecar.path("balena.json")).unwrap();
     write(&setup.sidecar, &[target('a')]);
     assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
     assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 1.0)].into());
+}
+
+/// As when Prometheus ends the scrapes of what has changed just when the list did.
+#[test]
+fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('d', Exporter::saying(OK).addr);
+    let many = (0..20_000).map(|number| format!("{number:032x}.balena:9100"));
+    write(&setup.sidecar, &many.chain([target('d')]).collect::<Vec<_>>());
+    // it reads this as soon as it is asked, and is left in the midst of it
+    for _ in 0..20 {
+        let mut stream = setup.connect();
+        stream.write_all(format!("GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\n\r\n", target('d')).as_bytes()).unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while setup.scrape(&target('d')).0 != "HTTP/1.1 200 OK" {
+        assert!(Instant::now() < deadline, "{}", setup.running.log().join("\n"));
+    }
+    assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 20_001.0)].into());
 }
 
 #[test]
@@ -460,7 +496,7 @@ fn what_hangs_holds_up_nothing_else() {
     setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"ok\"}", HANG as f64);
 }
 
-/// As many tunnels at once as half of the files that the process may open, but for 64.
+/// As many tunnels at once as a third of the files that the process may open, but for 64.
 #[test]
 fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     const PLACES: usize = 32;
@@ -472,7 +508,7 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
     let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
     write(&sidecar, &(0..=PLACES).flat_map(|number| [name(number, '0'), name(number, 'f')]).collect::<Vec<_>>());
-    let (running, url) = sidecar.tunnel_within(64 + 2 * PLACES, &vpn.url());
+    let (running, url) = sidecar.tunnel_within(64 + 3 * PLACES, &vpn.url());
     running.wait_for(&format!("{PLACES} at once"));
     let setup = Setup { vpn, url, running, sidecar };
     let good = |number| assert_eq!(setup.scrape(&name(number, '0')).0, "HTTP/1.1 200 OK", "{number}");
@@ -604,8 +640,13 @@ fn a_rotated_key_needs_no_restart() {
     setup.device('a', exporter.addr);
     setup.expect(&target('a'), 502, "refused: no access, unknown device, or balena's API busy");
     fs::write(setup.sidecar.path("key"), KEY).unwrap();
-    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
-    assert_eq!(setup.handshakes(), 3);
+    // to all that ask at once: one of them reads the file, and the others ask with what it found
+    thread::scope(|scope| {
+        let scrapes: Vec<_> = (0..8).map(|_| scope.spawn(|| setup.scrape(&target('a')).0)).collect();
+        for scrape in scrapes {
+            assert_eq!(scrape.join().unwrap(), "HTTP/1.1 200 OK");
+        }
+    });
 }
 
 #[test]
