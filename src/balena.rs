@@ -1,18 +1,18 @@
 //! The API client: conditional requests with bounds in size and time, and what each answer means.
 
 use std::error::Error;
-use std::io::Read;
 use std::iter;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::blocking::{Client, Response};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, StatusCode, Url};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::inventory::{Answer, Source};
 use crate::key::ApiKey;
@@ -20,7 +20,7 @@ use crate::outcome::Failure;
 use crate::query::Query;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
-const LARGEST_ANSWER: u64 = 64 << 20;
+const LARGEST_ANSWER: usize = 64 << 20;
 /// The longest that a `Retry-After` is followed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -43,6 +43,8 @@ pub struct Api {
 #[derive(Clone)]
 pub struct Balena {
     http: Client,
+    /// Runs within a request only, on the thread that asks: between two of them nothing wakes up.
+    runtime: Arc<Runtime>,
     /// How it is reached.
     pub api: Api,
     query: Query,
@@ -62,7 +64,10 @@ impl Balena {
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Balena { http, api, query })
+        // threads are for names to resolve
+        let runtime = Builder::new_current_thread().enable_all().thread_keep_alive(Duration::ZERO).build();
+        let runtime = runtime.map_err(|error| format!("the runtime: {error}"))?.into();
+        Ok(Balena { http, runtime, api, query })
     }
 
     /// Asks for this much of up to `top` devices with ids above `after`.
@@ -72,45 +77,34 @@ impl Balena {
 
     /// Asks for a path, unless what is there still has this `ETag`.
     pub fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
-        let mut response = self.send(path, etag, timeout)?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
-            response = self.send(path, etag, timeout)?;
-        }
-        let new_etag = text_of(response.headers(), &ETAG);
-        match response.status() {
-            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
-            StatusCode::OK => Ok(match self.body(response)? {
-                Some(body) => Answer::Devices(new_etag, body),
-                None => Answer::TooLarge(new_etag),
-            }),
-            _ => Err(self.refused(response)),
-        }
+        self.runtime.clone().block_on(async {
+            let mut response = self.send(path, etag, timeout).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
+                response = self.send(path, etag, timeout).await?;
+            }
+            let new_etag = text_of(response.headers(), &ETAG);
+            match response.status() {
+                StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
+                StatusCode::OK => match read(&mut response, LARGEST_ANSWER).await {
+                    Ok(body) if body.len() <= LARGEST_ANSWER => Ok(Answer::Devices(new_etag, body)),
+                    Ok(_) => Ok(Answer::TooLarge(new_etag)),
+                    Err(error) => Err(self.broken(error)),
+                },
+                _ => Err(self.refused(response).await),
+            }
+        })
     }
 
-    fn send(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
+    async fn send(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
         let url = Url::parse(&format!("{}{path}", self.api.url)).map_err(|error| Failure::new("bad_answer", error))?;
         let mut key = HeaderValue::from_str(&format!("Bearer {}", self.api.key.secret())).expect("keys are checked");
         key.set_sensitive(true);
-        // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
+        // for the whole answer, its body included
         let mut request = self.http.get(url).header(AUTHORIZATION, key).timeout(timeout);
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        request.send().map_err(|error| self.broken(error))
-    }
-
-    /// The body, or nothing if it is too large.
-    fn body(&self, response: Response) -> Result<Option<Vec<u8>>, Failure> {
-        let mut body = Vec::new();
-        match response.take(LARGEST_ANSWER + 1).read_to_end(&mut body) {
-            Ok(_) => Ok((body.len() as u64 <= LARGEST_ANSWER).then_some(body)),
-            Err(error) => Err(match error.downcast::<reqwest::Error>() {
-                Ok(error) => self.broken(error),
-                Err(error) => {
-                    Failure::new("broken_answer", format!("the answer of {} broke off: {error}", self.api.url))
-                }
-            }),
-        }
+        request.send().await.map_err(|error| self.broken(error))
     }
 
     /// A rotated secret needs no restart.
@@ -140,7 +134,7 @@ impl Balena {
     }
 
     /// An answer that is not the one asked for.
-    fn refused(&self, response: Response) -> Failure {
+    async fn refused(&self, response: Response) -> Failure {
         let (status, url) = (response.status(), &self.api.url);
         let headers = response.headers().clone();
         let (reason, hint) = match status.as_u16() {
@@ -157,7 +151,7 @@ impl Balena {
             _ => ("server_error", "the API is in trouble"),
         };
         let retry_after = retry_after(&headers);
-        let said = self.excerpt(response);
+        let said = self.excerpt(response).await;
         Failure {
             retry_after,
             code: Some(status.as_u16()),
@@ -166,12 +160,11 @@ impl Balena {
     }
 
     /// What the answer says of itself: up to the key, if it is echoed, and never so far that it may be cut in two.
-    fn excerpt(&self, response: Response) -> String {
+    async fn excerpt(&self, mut response: Response) -> String {
         let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
         let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
-        let mut body = Vec::new();
-        let read = response.take(800 + self.api.key.secret().len() as u64).read_to_end(&mut body);
-        let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
+        let body = read(&mut response, 800 + self.api.key.secret().len()).await.unwrap_or_default();
+        let said = if html { "".into() } else { String::from_utf8_lossy(&body) };
         let said = location.as_deref().unwrap_or(&said).split(self.api.key.secret()).next().unwrap_or_default();
         let said: String = said.chars().take(200).collect();
         if said.trim().is_empty() { String::new() } else { format!(", {}", said.trim()) }
@@ -190,6 +183,18 @@ impl Source for Balena {
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
         self.ask("$select=id,uuid,device_name", after, 1, None)
     }
+}
+
+/// The body, or as much of it as shows that it has more bytes than these.
+async fn read(response: &mut Response, most: usize) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > most {
+            break;
+        }
+    }
+    Ok(body)
 }
 
 /// An error and its causes.
