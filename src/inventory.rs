@@ -52,11 +52,10 @@ pub struct Entry {
     pub targets: usize,
     /// Its target groups, one a line, with `,\n` between.
     pub text: Box<[u8]>,
-    /// Of that text: equal fingerprints mean equal groups.
-    pub print: u64,
     /// Why it has none.
     pub left_out: Option<Box<LeftOut>>,
-    /// Fingerprint of the API's record, from which all of this was made; 0: it has to be made anew.
+    /// Fingerprint of the API's record, from which all of this was made; 0: it has to be made anew. Of a device in the
+    /// target file, whose text is not kept, that of its text.
     pub record: u64,
     /// Its fleet: id, name, slug.
     pub fleet: Option<Arc<(Option<u64>, String, String)>>,
@@ -223,8 +222,8 @@ impl Page {
                 self.entries.iter().rev().filter_map(|entry| entry.fleet.as_ref()).find(|known| ***known == fleet);
             known.cloned().unwrap_or_else(|| fleet.into())
         });
-        let (id, name, print) = (device.id.unwrap_or_default(), device.display_name().into(), fingerprint(&text));
-        Entry { id, name, targets, text: text.as_slice().into(), print, left_out, record, fleet }.into()
+        let (id, name) = (device.id.unwrap_or_default(), device.display_name().into());
+        Entry { id, name, targets, text: text.as_slice().into(), left_out, record, fleet }.into()
     }
 }
 

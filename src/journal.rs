@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use log::Level;
 
-use crate::inventory::{Entry, Inventory};
+use crate::inventory::{Entry, Inventory, fingerprint};
 use crate::outcome::Published;
 use crate::query::FleetRef;
 
@@ -124,8 +124,9 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
         gone.extend(iter::from_fn(|| before.next_if(|old| key(old) < key(entry))));
         let old = before.next_if(|old| key(old) == key(entry));
         let is_same = |old: &Arc<Entry>| {
-            Arc::ptr_eq(old, entry)
-                || (old.targets, old.print, &old.left_out) == (entry.targets, entry.print, &entry.left_out)
+            let has_text = || old.text == entry.text || old.record == fingerprint(&entry.text);
+            let is_alike = || (old.targets, &old.left_out) == (entry.targets, &entry.left_out);
+            Arc::ptr_eq(old, entry) || is_alike() && has_text()
         };
         if old.is_some_and(is_same) {
             continue;

@@ -180,13 +180,13 @@ fn read(file: File) -> io::Result<Vec<Entry>> {
         let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
         if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
             text = text + ",\n" + group;
-            (last.targets, last.print) = (last.targets + 1, fingerprint(text.as_bytes()));
+            (last.targets, last.record) = (last.targets + 1, fingerprint(text.as_bytes()));
             continue;
         }
         group.clone_into(&mut text);
         let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
-        let (name, print) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
-        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, print, ..Entry::default() });
+        let (name, record) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
+        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, record, ..Entry::default() });
     }
     Ok(entries)
 }
