@@ -155,19 +155,24 @@ pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> 
     }
 }
 
-/// Reads a page, `{"d": [ … ]}`. A device with a field of the wrong type costs itself alone: the page is read
-/// typed at first, and device by device only where that fails. An error means that this is no page at all.
-pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
+/// What a page, `{"d": [ … ]}`, says of each device. An error means that this is no page at all.
+pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     #[derive(Deserialize)]
-    struct Page<T> {
-        d: Vec<T>,
+    struct Page<'a> {
+        #[serde(borrow)]
+        d: Vec<&'a RawValue>,
     }
-    if let Ok(page) = serde_json::from_slice::<Page<Device>>(body) {
-        return Ok(page.d);
-    }
-    let page: Page<&RawValue> = serde_json::from_slice(body)?;
-    let devices = page.d.into_iter();
-    Ok(devices.map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))).collect())
+    serde_json::from_slice(body).map(|page: Page| page.d)
+}
+
+/// Reads a device; one with a field of the wrong type costs itself alone.
+pub fn parse(raw: &RawValue) -> Device<'_> {
+    serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))
+}
+
+/// Reads a page.
+pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
+    Ok(records(body)?.into_iter().map(parse).collect())
 }
 
 /// What is wrong, without the text that serde quotes: it may be long, and it may be a secret.

@@ -1,5 +1,6 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::inventory::{Entry, Inventory, Source};
@@ -18,7 +19,7 @@ pub trait Sink {
     /// What people know it by.
     fn name(&self) -> String;
     /// The devices in the list that stands there, if it can be read.
-    fn held(&self) -> Option<Vec<Entry>>;
+    fn held(&self) -> Option<Vec<Arc<Entry>>>;
     /// Puts the list there, unless it is there already.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }

@@ -5,6 +5,8 @@ use std::fmt::Display;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
+
 use crate::device::{self, Device, Text, one};
 use crate::outcome::Failure;
 use crate::query::FleetRef;
@@ -40,18 +42,23 @@ pub enum Answer {
 }
 
 /// A device: what is listed of it, or why nothing is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Entry {
     /// Its id, or 0 where it has none of its own.
     pub id: u64,
     /// How people are told of it.
-    pub name: Arc<str>,
+    pub name: Box<str>,
     /// How many target groups it has.
     pub targets: usize,
-    /// Of the text of its target groups: equal fingerprints mean equal groups.
-    pub print: u64,
+    /// Its target groups, one a line, with `,\n` between.
+    pub text: Box<[u8]>,
     /// Why it has none.
-    pub left_out: Option<Arc<LeftOut>>,
+    pub left_out: Option<Box<LeftOut>>,
+    /// Fingerprint of the API's record, from which all of this was made; 0: it has to be made anew. Of a device in the
+    /// target file, whose text is not kept, that of its text.
+    pub record: u64,
+    /// Its fleet: id, name, slug.
+    pub fleet: Option<Arc<(Option<u64>, String, String)>>,
 }
 
 /// The devices with ids above `after`, up to where the next page begins.
@@ -62,12 +69,10 @@ struct Page {
     /// The last id that it covers; none: it covers the rest.
     end: Option<u64>,
     etag: Option<String>,
-    /// Target groups, one a line, with `,\n` between.
-    text: Arc<Vec<u8>>,
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
+    /// Bytes of their texts.
+    size: usize,
     warnings: Vec<String>,
-    /// Fleets of its devices: id, name, slug.
-    fleets: BTreeSet<(Option<u64>, String, String)>,
 }
 
 /// All pages.
@@ -82,7 +87,7 @@ impl Inventory {
     /// Asks for every page. After an error the list must not be used, since pages of two times may stand side by side;
     /// what came until then is kept, so that the next try is cheaper.
     pub fn refresh(&mut self, source: &mut dyn Source, rules: &Rules) -> Result<(), Failure> {
-        let (mut index, mut after) = (0, 0);
+        let (mut index, mut after, mut size) = (0, 0, 0);
         loop {
             if let Some(page) = self.fetch(index, after, source, rules)? {
                 // The new page takes the place of all old ones that begin within it.
@@ -91,7 +96,7 @@ impl Inventory {
                 self.pages.splice(index..index + replaced, [page]);
                 self.version += 1;
             }
-            let size: usize = self.texts().map(|text| text.len()).sum();
+            size += self.pages[index].size;
             match self.pages[index].end {
                 Some(end) if index + 1 < MOST_PAGES && size < LARGEST_LIST => (index, after) = (index + 1, end),
                 Some(_) => return Err(bad(source, "it goes on without end")),
@@ -109,7 +114,8 @@ impl Inventory {
                 Answer::Unchanged => return Ok(None),
                 Answer::Devices(etag, body) => {
                     let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
-                    let page = Page::read(after, top, etag, &body, next, rules);
+                    let page = Page { after, top, etag, ..Page::default() };
+                    let page = page.read(&body, self.pages.get(index), next, rules);
                     return page.map(Some).map_err(|what| bad(source, what));
                 }
                 Answer::TooLarge(_) if top > 1 => (top, etag) = (top / 2, None),
@@ -118,13 +124,13 @@ impl Inventory {
         }
     }
 
-    /// The target groups of each page that has some: with `,\n` between them they make the list.
-    pub fn texts(&self) -> impl Iterator<Item = &Arc<Vec<u8>>> {
-        self.pages.iter().map(|page| &page.text).filter(|text| !text.is_empty())
+    /// The target groups of each device that has some: with `,\n` between them they make the list.
+    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries().map(|entry| &*entry.text).filter(|text| !text.is_empty())
     }
 
     /// All devices by rising id; those without an id stand where they came.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.pages.iter().flat_map(|page| &page.entries)
     }
 
@@ -135,7 +141,7 @@ impl Inventory {
 
     /// Slugs of the fleets with devices that this names.
     pub fn fleets_named(&self, wanted: &FleetRef) -> BTreeSet<&str> {
-        let fleets = self.pages.iter().flat_map(|page| &page.fleets);
+        let fleets = self.entries().filter_map(|entry| entry.fleet.as_deref());
         let named = fleets.filter(|(id, name, slug)| match wanted {
             FleetRef::Id(wanted) => *id == Some(*wanted),
             FleetRef::Name(wanted) => name == wanted,
@@ -146,37 +152,48 @@ impl Inventory {
 }
 
 impl Page {
-    /// `next` is where the following page began so far. A device that goes would shift all pages behind it; so a page
-    /// ends there again, if it is still worth its request.
-    fn read(
-        after: u64, top: usize, etag: Option<String>, body: &[u8], next: Option<u64>, rules: &Rules,
-    ) -> Result<Self, String> {
-        let mut devices = device::parse_page(body).map_err(|error| device::told(&error))?;
-        let ids: Vec<u64> = devices.iter().filter_map(|device| device.id).collect();
-        if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
+    /// Fills it. `old` is what stood in its place: a device of which the API says what it said before costs no more than to
+    /// see that. `next` is where the following page began so far: a device that goes would shift all pages behind it; so
+    /// a page ends there again, if it is still worth its request.
+    fn read(mut self, body: &[u8], old: Option<&Page>, next: Option<u64>, rules: &Rules) -> Result<Self, String> {
+        let mut old = old.map(|old| &*old.entries).unwrap_or_default().iter().peekable();
+        let find = |raw| {
+            let record = fingerprint(RawValue::get(raw).as_bytes());
+            if let Some(entry) = old.next_if(|entry| entry.record == record && record > 0) {
+                return (Some(entry.id).filter(|id| *id > 0), record, Ok(entry.clone()));
+            }
+            let device = device::parse(raw);
+            while old.next_if(|entry| Some(entry.id) <= device.id).is_some() {}
+            (device.id, record, Err(device))
+        };
+        let records = device::records(body).map_err(|error| device::told(&error))?;
+        let mut found: Vec<_> = records.into_iter().map(find).collect();
+        let ids: Vec<u64> = found.iter().filter_map(|(id, ..)| *id).collect();
+        if ids.first().is_some_and(|first| *first <= self.after) || !ids.is_sorted() {
             return Err("the ids do not rise".into());
         }
-        let mut page = Page { after, top, etag, ..Page::default() };
-        if devices.len() >= top {
-            page.end = Some(*ids.last().ok_or("no device has an id")?);
+        if found.len() >= self.top {
+            self.end = Some(*ids.last().ok_or("no device has an id")?);
             let kept = ids.iter().take_while(|id| next.is_none_or(|next| **id <= next)).count();
-            if kept < ids.len() && kept >= top / 2 {
-                page.end = next;
-                devices.retain(|device| device.id <= next);
+            if kept < ids.len() && kept >= self.top / 2 {
+                self.end = next;
+                found.retain(|(id, ..)| *id <= next);
             }
         }
         let mut last = None;
-        for mut device in devices {
-            if device.id.is_some() && device.id == last {
-                device.broken = Some("it comes twice, and the first one stays".into());
-                device.id = None;
-            }
-            last = device.id.or(last);
-            page.add(&device, rules);
+        for (id, record, found) in found {
+            let entry = found.unwrap_or_else(|mut device| {
+                if id.is_some() && id == last {
+                    device.broken = Some("it comes twice, and the first one stays".into());
+                    device.id = None;
+                }
+                self.entry(&device, record, rules)
+            });
+            self.size += entry.text.len();
+            self.entries.push(entry);
+            last = id.or(last);
         }
-        Arc::make_mut(&mut page.text).shrink_to_fit();
-        page.entries.shrink_to_fit();
-        Ok(page)
+        Ok(self)
     }
 
     /// The page of one device that is too large to be read: it is left out, and named.
@@ -188,31 +205,25 @@ impl Page {
         device.broken = Some("it is too large; remove long tags".into());
         let end = Some(device.id.filter(|id| *id > after).ok_or_else(bad)?);
         let mut page = Page { after, top: 1, end, etag, ..Page::default() };
-        page.add(&device, rules);
+        page.entries = vec![page.entry(&device, 0, rules)];
         Ok(page)
     }
 
-    fn add(&mut self, device: &Device, rules: &Rules) {
-        let text = Arc::make_mut(&mut self.text);
-        let before = text.len();
-        if before > 0 {
-            text.extend_from_slice(b",\n");
-        }
-        let start = text.len();
-        let mut entry =
-            Entry { id: device.id.unwrap_or_default(), name: device.display_name().into(), ..Entry::default() };
-        match target::map(device, rules, text, &mut self.warnings) {
-            Ok(targets) => (entry.targets, entry.print) = (targets, fingerprint(&text[start..])),
-            Err(left_out) => {
-                text.truncate(before);
-                entry.left_out = Some(Arc::new(left_out));
-            }
-        }
-        self.entries.push(entry);
-        if let Some(fleet) = one(&device.fleet) {
+    fn entry(&mut self, device: &Device, record: u64, rules: &Rules) -> Arc<Entry> {
+        let (mut text, warned) = (Vec::new(), self.warnings.len());
+        let mapped = target::map(device, rules, &mut text, &mut self.warnings);
+        let (targets, left_out) = mapped.map_or_else(|why| (0, Some(why.into())), |targets| (targets, None));
+        // Warnings are made anew each time.
+        let record = if self.warnings.len() > warned { 0 } else { record };
+        let fleet = one(&device.fleet).map(|fleet| {
             let text = |text: &Option<Text>| text.as_deref().unwrap_or_default().to_owned();
-            self.fleets.insert((fleet.id, text(&fleet.app_name), text(&fleet.slug)));
-        }
+            let fleet = (fleet.id, text(&fleet.app_name), text(&fleet.slug));
+            let known =
+                self.entries.iter().rev().filter_map(|entry| entry.fleet.as_ref()).find(|known| ***known == fleet);
+            known.cloned().unwrap_or_else(|| fleet.into())
+        });
+        let (id, name) = (device.id.unwrap_or_default(), device.display_name().into());
+        Entry { id, name, targets, text: text.as_slice().into(), left_out, record, fleet }.into()
     }
 }
 

@@ -1,11 +1,13 @@
 //! What the log announces, once: what became of the list, of each device whose state changed, and what is amiss.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fmt::{self, Display, Formatter};
+use std::iter;
 use std::sync::Arc;
 
 use log::Level;
 
-use crate::inventory::{Entry, Inventory};
+use crate::inventory::{Entry, Inventory, fingerprint};
 use crate::outcome::Published;
 use crate::query::FleetRef;
 
@@ -16,16 +18,13 @@ const MOST_LINES: usize = 20;
 pub struct Journal {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
-    /// The devices as they were told of.
-    devices: Option<Devices>,
+    /// The devices as they were told of, in order.
+    devices: Option<Vec<Arc<Entry>>>,
     /// The version of the list that was told of last.
     told: Option<u64>,
     warnings: BTreeSet<String>,
     refused: bool,
 }
-
-/// Devices by rising id; those without one of their own by name, and those of one name by number.
-type Devices = BTreeMap<(u64, Option<Arc<str>>, usize), Entry>;
 
 impl Journal {
     /// Nothing was told yet.
@@ -34,8 +33,8 @@ impl Journal {
     }
 
     /// Takes note, the first time, of the devices that were listed before.
-    pub fn begin(&mut self, held: impl FnOnce() -> Vec<Entry>) {
-        self.devices.get_or_insert_with(|| keyed(held()));
+    pub fn begin(&mut self, held: impl FnOnce() -> Vec<Arc<Entry>>) {
+        self.devices.get_or_insert_with(|| in_order(held()));
     }
 
     /// Tells what is new of a list that was published.
@@ -46,12 +45,20 @@ impl Journal {
             self.devices = Some(before);
             return;
         }
-        let now = keyed(list.entries().cloned());
-        let ([added, removed, changed], lines) = changes(&before, &now);
-        let left_out = now.values().filter(|entry| entry.targets == 0).count();
+        let now = in_order(list.entries().cloned().collect());
+        // What nobody sees is not kept: at first there is a line for each device.
+        let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MOST_LINES };
+        let (mut lines, mut number) = (Vec::new(), 0);
+        let [added, removed, changed] = changes(&before, &now, |change| {
+            number += 1;
+            if lines.len() < most {
+                lines.push(change);
+            }
+        });
+        let left_out = now.iter().filter(|entry| entry.targets == 0).count();
         let summary = format!(
             "{} of {} (+{added} -{removed} ~{changed}), {} left out",
-            count(now.values().map(|entry| entry.targets).sum(), "target"),
+            count(now.iter().map(|entry| entry.targets).sum(), "target"),
             count(now.len() - left_out, "device"),
             count(left_out, "device")
         );
@@ -68,52 +75,79 @@ impl Journal {
                 count(left_out, "device")
             ),
         }
-        tell(Level::Info, &lines);
+        tell(Level::Info, &lines, number);
         let warnings = warnings(list, &self.fleets);
-        tell(Level::Warn, &warnings.difference(&self.warnings).collect::<Vec<_>>());
+        let new: Vec<_> = warnings.difference(&self.warnings).collect();
+        tell(Level::Warn, &new, new.len());
         (self.devices, self.warnings) = (Some(now), warnings);
         (self.told, self.refused) = (Some(list.version), published == Published::Refused);
     }
 }
 
-fn keyed(entries: impl IntoIterator<Item = Entry>) -> Devices {
-    let mut devices = Devices::new();
-    for entry in entries {
-        let (id, name) = (entry.id, (entry.id == 0).then(|| entry.name.clone()));
-        let last = devices.range(..=(id, name.clone(), usize::MAX)).next_back();
-        let same = last.filter(|((other, named, _), _)| (other, named) == (&id, &name));
-        let number = same.map_or(0, |((.., number), _)| number + 1);
-        devices.insert((id, name, number), entry);
-    }
-    devices
+/// By rising id, and those without one of their own by name.
+fn key(entry: &Entry) -> (u64, Option<&str>) {
+    (entry.id, (entry.id == 0).then_some(&entry.name))
 }
 
-/// How many devices were added, removed and changed, and a line for each whose state did.
-fn changes(before: &Devices, now: &Devices) -> ([usize; 3], Vec<String>) {
-    let ([mut added, mut removed, mut changed], mut lines) = ([0; 3], Vec::new());
-    for (key, entry) in now {
-        let old = before.get(key);
-        let state = |entry: &Entry| (entry.targets, entry.print, entry.left_out.clone());
-        if old.is_some_and(|old| state(old) == state(entry)) {
+fn in_order(mut entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>> {
+    entries.sort_by(|one, other| key(one).cmp(&key(other)));
+    entries
+}
+
+/// What became of a device.
+enum Change<'a> {
+    Added(&'a Entry),
+    Changed(&'a Entry),
+    LeftOut(&'a Entry),
+    Removed(&'a Entry),
+}
+
+impl Display for Change<'_> {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Change::Added(entry) => write!(f, "added {}: {}", entry.name, count(entry.targets, "target")),
+            Change::Changed(entry) => write!(f, "changed {}", entry.name),
+            Change::LeftOut(entry) => {
+                let why = entry.left_out.as_ref().map_or("", |left_out| &left_out.why);
+                write!(f, "left out {}: {why}", entry.name)
+            }
+            Change::Removed(entry) => write!(f, "removed {}: the API does not list it any more", entry.name),
+        }
+    }
+}
+
+/// How many devices were added, removed and changed; `note` is told of each.
+fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
+    let ([mut added, mut removed, mut changed], mut gone) = ([0; 3], Vec::new());
+    let mut before = before.iter().peekable();
+    for entry in now {
+        gone.extend(iter::from_fn(|| before.next_if(|old| key(old) < key(entry))));
+        let old = before.next_if(|old| key(old) == key(entry));
+        let is_same = |old: &Arc<Entry>| {
+            let has_text = || old.text == entry.text || old.record == fingerprint(&entry.text);
+            let is_alike = || (old.targets, &old.left_out) == (entry.targets, &entry.left_out);
+            Arc::ptr_eq(old, entry) || is_alike() && has_text()
+        };
+        if old.is_some_and(is_same) {
             continue;
         }
         let was_listed = old.is_some_and(|old| old.targets > 0);
-        lines.push(if let Some(left_out) = &entry.left_out {
+        note(if entry.left_out.is_some() {
             removed += usize::from(was_listed);
-            format!("left out {}: {}", entry.name, left_out.why)
+            Change::LeftOut(entry)
         } else if was_listed {
             changed += 1;
-            format!("changed {}", entry.name)
+            Change::Changed(entry)
         } else {
             added += 1;
-            format!("added {}: {}", entry.name, count(entry.targets, "target"))
+            Change::Added(entry)
         });
     }
-    for (_, gone) in before.iter().filter(|(key, _)| !now.contains_key(key)) {
+    for gone in gone.into_iter().chain(before) {
         removed += usize::from(gone.targets > 0);
-        lines.push(format!("removed {}: the API does not list it any more", gone.name));
+        note(Change::Removed(gone));
     }
-    ([added, removed, changed], lines)
+    [added, removed, changed]
 }
 
 /// What is amiss with devices that are listed all the same, and with the fleets that were asked for.
@@ -135,13 +169,13 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     list.warnings().map(str::to_owned).chain(fleets).collect()
 }
 
-/// The first lines at this level, the rest at debug.
-fn tell(level: Level, lines: &[impl std::fmt::Display]) {
+/// The first of so many lines at this level, the rest at debug.
+fn tell(level: Level, lines: &[impl Display], number: usize) {
     for (index, line) in lines.iter().enumerate() {
         log::log!(if index < MOST_LINES { level } else { Level::Debug }, "{line}");
     }
-    if lines.len() > MOST_LINES {
-        log::info!("and {} more such lines at log level debug", lines.len() - MOST_LINES);
+    if number > MOST_LINES {
+        log::info!("and {} more such lines at log level debug", number - MOST_LINES);
     }
 }
 

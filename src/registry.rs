@@ -109,7 +109,7 @@ impl Registry {
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
         self.lock()?;
         let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.scratch)?;
-        let mut writer = BufWriter::new(file);
+        let mut writer = BufWriter::with_capacity(1 << 16, file);
         parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
@@ -125,9 +125,9 @@ impl Sink for Registry {
         self.path.display().to_string()
     }
 
-    fn held(&self) -> Option<Vec<Entry>> {
+    fn held(&self) -> Option<Vec<Arc<Entry>>> {
         match self.open() {
-            Ok(file) => read(file).ok(),
+            Ok(file) => read(file).ok().map(|entries| entries.into_iter().map(Arc::new).collect()),
             Err(error) => (error.kind() == io::ErrorKind::NotFound).then(Vec::new),
         }
     }
@@ -152,7 +152,7 @@ impl Sink for Registry {
 }
 
 /// The list as it stands in a file: JSON with a target group a line.
-pub fn parts<'l>(texts: impl Iterator<Item = &'l Arc<Vec<u8>>> + 'l) -> impl Iterator<Item = &'l [u8]> {
+pub fn parts<'l>(texts: impl Iterator<Item = &'l [u8]>) -> impl Iterator<Item = &'l [u8]> {
     let mut texts = texts.peekable();
     let [start, end]: [&[u8]; 2] = if texts.peek().is_some() { [b"[\n", b"\n]\n"] } else { [b"[]", b"\n"] };
     let groups = texts.enumerate().flat_map(|(nth, text)| [if nth == 0 { &b""[..] } else { b",\n" }, text]);
@@ -181,13 +181,13 @@ fn read(file: File) -> io::Result<Vec<Entry>> {
         let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
         if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
             text = text + ",\n" + group;
-            (last.targets, last.print) = (last.targets + 1, fingerprint(text.as_bytes()));
+            (last.targets, last.record) = (last.targets + 1, fingerprint(text.as_bytes()));
             continue;
         }
         group.clone_into(&mut text);
         let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
-        let (name, print) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
-        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, print, left_out: None });
+        let (name, record) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
+        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, record, ..Entry::default() });
     }
     Ok(entries)
 }

@@ -191,7 +191,7 @@ impl Sink for StandardOutput {
         "standard output".into()
     }
 
-    fn held(&self) -> Option<Vec<Entry>> {
+    fn held(&self) -> Option<Vec<Arc<Entry>>> {
         None
     }
 

@@ -90,8 +90,7 @@ struct Shown {
 #[derive(Default)]
 struct List {
     version: u64,
-    texts: Vec<Arc<Vec<u8>>>,
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
     /// By id.
     facts: BTreeMap<u64, Fact>,
     /// The list as JSON, once it was asked for, and packed.
@@ -314,7 +313,7 @@ impl Recorder {
     }
 
     fn list(&self, list: &Inventory) -> List {
-        let entries: Vec<Entry> = list.entries().cloned().collect();
+        let entries: Vec<Arc<Entry>> = list.entries().cloned().collect();
         let metrics = &self.0.metrics;
         metrics.devices.set(number(entries.len()));
         metrics.targets.set(number(entries.iter().map(|entry| entry.targets).sum()));
@@ -325,13 +324,7 @@ impl Recorder {
         let mut facts = self.1.borrow_mut();
         let ids: BTreeSet<u64> = entries.iter().map(|entry| entry.id).collect();
         facts.retain(|id, _| ids.contains(id));
-        List {
-            version: list.version,
-            texts: list.texts().cloned().collect(),
-            entries,
-            facts: facts.clone(),
-            ..List::default()
-        }
+        List { version: list.version, entries, facts: facts.clone(), ..List::default() }
     }
 }
 
@@ -460,6 +453,10 @@ const STYLE: &str = "body{font:16px sans-serif;margin:2em;max-width:60em}table{b
     th,td{border-bottom:1px solid #ccc;padding:.3em 1em .3em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}";
 
 impl List {
+    fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().map(|entry| &*entry.text).filter(|text| !text.is_empty())
+    }
+
     /// The addresses of the targets of each device.
     fn addresses(&self) -> BTreeMap<u64, Vec<String>> {
         #[derive(Deserialize)]
@@ -468,7 +465,7 @@ impl List {
             labels: BTreeMap<String, String>,
         }
         let mut addresses: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        let lines = self.texts.iter().flat_map(|text| text.split(|byte| *byte == b'\n'));
+        let lines = self.texts().flat_map(|text| text.split(|byte| *byte == b'\n'));
         for line in lines.map(|line| line.strip_suffix(b",").unwrap_or(line)) {
             let Ok(Group { targets, labels }) = serde_json::from_slice(line) else { continue };
             let id = labels.get(DEVICE_ID).and_then(|id| id.parse().ok());
@@ -479,7 +476,7 @@ impl List {
 
     /// Made once, whoever asks and how often; with gzip if that is taken.
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let json = self.json.get_or_init(|| registry::parts(self.texts.iter()).collect::<Vec<_>>().concat().into());
+        let json = self.json.get_or_init(|| registry::parts(self.texts()).collect::<Vec<_>>().concat().into());
         let packed = self.packed.get_or_init(|| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
             // into memory: it cannot fail

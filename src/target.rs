@@ -1,7 +1,6 @@
 //! A device and the rules → target groups, as Prometheus' `file_sd_configs` takes them. Pure functions.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
@@ -187,11 +186,7 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
         let chosen = label.name == UUID || rules.labels.contains(&label.name);
         labels.push((if chosen { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() }, value));
     }
-    for label in &META {
-        if let Some(value) = (label.value)(device) {
-            labels.push((label.name.into(), value));
-        }
-    }
+    labels.extend(META.iter().filter_map(|label| Some((label.name.into(), (label.value)(device)?))));
     for (kind, tags) in [("tag_", device.tags()), ("fleet_tag_", device.fleet_tags())] {
         // The API answers tags in any order, and the same devices always give the same bytes.
         let key_and_value = |tag: &'a Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
@@ -202,10 +197,11 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
             warnings.push(format!("{name} has {count} {kind}* labels; only the first {MOST_TAGS} are attached"));
             tags.truncate(MOST_TAGS);
         }
-        let mut names = HashSet::new();
         for (key, value) in tags {
-            let name = label_name(kind, key);
-            if names.insert(name.clone()) {
+            // what a label name may hold in Prometheus 2
+            let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+            let name: String = META_PREFIX.chars().chain(kind.chars()).chain(legal).collect();
+            if labels.iter().all(|(known, _)| *known != name) {
                 labels.push((name.into(), value.into()));
             } else {
                 let device = device.display_name();
@@ -217,24 +213,15 @@ fn labels<'a>(device: &'a Device, rules: &Rules, warnings: &mut Vec<String>) -> 
     labels
 }
 
-/// A key reduced to what a label name may hold in Prometheus 2.
-fn label_name(kind: &str, key: &str) -> String {
-    let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
-    META_PREFIX.chars().chain(kind.chars()).chain(legal).collect()
-}
-
 fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Steering<'a>) -> Vec<Pair<'a>> {
     let mut labels: Vec<Pair> = Vec::with_capacity(6);
     if let Some(name) = &exporter.name {
         labels.push((JOB.into(), name.into()));
         labels.push((EXPORTER.into(), name.into()));
     }
-    if let Some(scheme) = if address == Address::Public { Some("https") } else { steering.scheme } {
-        labels.push((SCHEME.into(), scheme.into()));
-    }
-    if let Some(path) = &exporter.path {
-        labels.push((METRICS_PATH.into(), path.into()));
-    }
+    let scheme = if address == Address::Public { Some("https") } else { steering.scheme };
+    labels.extend(scheme.map(|scheme| (SCHEME.into(), scheme.into())));
+    labels.extend(exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
     if let Some((interval, millis)) = steering.interval {
         labels.push((INTERVAL.into(), interval.into()));
         // Prometheus drops a target whose interval is shorter than its time-out.

@@ -424,7 +424,7 @@ impl Drop for Wire {
 }
 
 /// `None` when the client has closed the connection.
-fn read_request(stream: &mut impl Read, unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {
+pub fn read_request(stream: &mut impl Read, unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {
     loop {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut head = httparse::Request::new(&mut headers);

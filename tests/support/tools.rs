@@ -42,6 +42,13 @@ pub fn faketime() -> PathBuf {
     all.find(|file| file.is_file()).unwrap_or_else(|| missing("faketime"))
 }
 
+/// valgrind, and the folder of its tools where it is not where it was built for.
+pub fn valgrind() -> (PathBuf, Option<PathBuf>) {
+    let program = find("valgrind/valgrind", &["valgrind"], |_| true).unwrap_or_else(|| missing("valgrind"));
+    let library = program.with_file_name("lib");
+    (program, Some(library).filter(|library| library.join("default.supp").is_file()))
+}
+
 /// The folder of what Cargo built with this profile, where the program that runs is a test or an example.
 pub fn built() -> PathBuf {
     let program = env::current_exe().expect("the path of this program");

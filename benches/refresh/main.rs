@@ -1,0 +1,322 @@
+//! What a refresh costs, beside what one would write instead and the floor. `scripts/bench` runs it.
+
+mod api;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod table;
+
+use std::hint::black_box;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, fs, thread};
+
+use baletheus::device::Device;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use serde_json::Value;
+
+use api::Api;
+use support::cloud::KEY;
+use support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use table::{CURL, GO, Measure, OWN, PYTHON, SERDE, Table};
+
+/// Refreshes and starts of which the median is told.
+const ROUNDS: usize = 7;
+/// How long an idle program is watched.
+const WATCHED: Duration = Duration::from_secs(10);
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let numbers =
+        |args: &[String]| args.iter().map(|arg| arg.parse().expect("a number of devices")).collect::<Vec<_>>();
+    match args.split_first() {
+        Some((first, devices)) if first == "api" => api::serve(numbers(devices)[0]),
+        Some(_) => run(&numbers(&args)),
+        None => run(&[100, 1000, 10_000, 100_000]),
+    }
+}
+
+fn run(sizes: &[u64]) {
+    let rounds = env::var("ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("ROUNDS is a number"));
+    let binary = fs::metadata(path_of("BALETHEUS")).expect("it is built").len();
+    let tables: Vec<Table> = sizes.iter().map(|devices| measure(*devices, rounds)).collect();
+    println!("Medians of {rounds}.");
+    for table in &tables {
+        println!("\n{table}");
+    }
+    println!("\n{}", table::marks(&tables, binary));
+}
+
+/// A program's path as `scripts/bench` tells it.
+fn path_of(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/bench"))
+}
+
+/// The programs that discover: names, and the command lines that they begin with.
+fn contenders() -> [(&'static str, Vec<String>); 3] {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/peer.py");
+    [
+        (OWN, vec![path_of("BALETHEUS")]),
+        (GO, vec![path_of("PEER_GO")]),
+        (PYTHON, vec![path_of("PEER_PYTHON"), script.into()]),
+    ]
+}
+
+/// A contender in a folder of its own.
+struct Racer {
+    name: &'static str,
+    sidecar: Sidecar,
+    running: Option<Running>,
+    /// How many refreshes wrote the file, as its log tells.
+    updates: usize,
+}
+
+impl Racer {
+    fn new((name, program): (&'static str, Vec<String>), api: &Api) -> Self {
+        let sidecar = Sidecar::new(&program[0]).args(program[1..].iter().map(String::as_str));
+        let list = sidecar.path("balena.json").display().to_string();
+        let env = [("BALENA_API_URL", &*api.url), ("SD_FILE_PATH", &list), ("EXPORTERS", "node:9100")];
+        let sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
+        let sidecar = sidecar.env("API_KEY", KEY).env("REFRESH_RATE", "1h");
+        Racer { name, sidecar, running: None, updates: 0 }
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("it is started")
+    }
+
+    fn cpu(&self) -> Duration {
+        let id = self.running().id().try_into().expect("an id");
+        // that of all its threads, those that ended included
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(id)).expect("it lives");
+        clock_gettime(clock).expect("it lives").into()
+    }
+
+    /// Its CPU time once it rests: what a refresh leaves to be done is its own.
+    fn settled(&self) -> Duration {
+        let (deadline, mut last) = (Instant::now() + PATIENCE, self.cpu());
+        while Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+            let now = self.cpu();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+        panic!("{} does not come to rest", self.name);
+    }
+
+    fn wait_for_update(&mut self) {
+        self.updates += 1;
+        self.running().wait_for_lines("updated", self.updates);
+    }
+
+    /// Starts it anew; CPU and wall time to its first file.
+    fn start(&mut self) -> (Duration, Duration) {
+        let _ = fs::remove_file(self.list());
+        let start = Instant::now();
+        (self.running, self.updates) = (Some(self.sidecar.start()), 0);
+        self.wait_for_update();
+        (self.cpu(), start.elapsed())
+    }
+
+    /// CPU and wall time from a start with `--oneshot` to its end.
+    fn oneshot(&self) -> (Duration, Duration) {
+        let _ = fs::remove_file(self.list());
+        let mut command = self.sidecar.command();
+        command.arg("--oneshot");
+        run_once(command)
+    }
+
+    /// CPU and wall time of a refresh that changes the list.
+    fn changed(&mut self) -> (Duration, Duration) {
+        let (before, start) = (self.cpu(), Instant::now());
+        self.running().signal("HUP");
+        self.wait_for_update();
+        let wall = start.elapsed();
+        (self.settled() - before, wall)
+    }
+
+    /// CPU and wall time of a refresh that does not, and what was sent for it. Ours says nothing then: its wall time is
+    /// that to the last of so many answers.
+    fn unchanged(&mut self, api: &mut Api, state: u8, pages: usize) -> (Duration, Duration, usize) {
+        let (before, start) = (self.cpu(), SystemTime::now());
+        self.running().signal("HUP");
+        let end = (self.name != OWN).then(|| {
+            self.wait_for_update(); // since it writes all the same
+            SystemTime::now()
+        });
+        let (deadline, mut asked, mut sent, mut last) = (Instant::now() + PATIENCE, 0, 0, start);
+        while asked < pages {
+            assert!(Instant::now() < deadline, "{} asks for {asked} of {pages} pages", self.name);
+            thread::sleep(Duration::from_millis(5));
+            let traffic = api.set(state);
+            (asked, sent, last) = (asked + traffic.pages.len(), sent + traffic.sent, traffic.last.unwrap_or(last));
+        }
+        (self.settled() - before, end.unwrap_or(last).duration_since(start).unwrap_or_default(), sent)
+    }
+
+    fn list(&self) -> std::path::PathBuf {
+        self.sidecar.path("balena.json")
+    }
+
+    /// Which file it is, and its size.
+    fn file(&self) -> (u64, u64) {
+        fs::metadata(self.list()).map_or((0, 0), |file| (file.ino(), file.size()))
+    }
+
+    /// Each target with its labels, as JSON.
+    fn targets(&self) -> Vec<String> {
+        let list = fs::read(self.list()).expect("the list");
+        let groups: Vec<Value> = serde_json::from_slice(&list).expect("JSON");
+        let mut groups: Vec<String> = groups.iter().map(Value::to_string).collect();
+        groups.sort();
+        groups
+    }
+
+    /// How often its threads got the CPU.
+    fn switches(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.running().id())).expect("it lives");
+        let count = |task: &Path| status(task, "voluntary_ctxt_switches") + status(task, "nonvoluntary_ctxt_switches");
+        tasks.map(|task| count(&task.expect("a thread").path())).sum()
+    }
+
+    /// KiB.
+    fn memory(&self, name: &str) -> u64 {
+        status(Path::new(&format!("/proc/{}", self.running().id())), name)
+    }
+}
+
+/// A field of a `status` in `/proc` that is a number.
+fn status(of: &Path, name: &str) -> u64 {
+    let status = fs::read_to_string(of.join("status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("a field");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// CPU and wall time of a program from start to end.
+fn run_once(command: Command) -> (Duration, Duration) {
+    let (before, start) = (children(), Instant::now());
+    let output = finish(command);
+    let wall = start.elapsed();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    (children() - before, wall)
+}
+
+/// CPU time of all children that ended.
+fn children() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("it can be told");
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(micros.try_into().expect("a time"))
+}
+
+/// curl, for all of these pages with one connection; `compressed`, or into files of this folder.
+fn curl(api: &Api, pages: &[String], into: Option<&Path>) -> Command {
+    let mut command = Command::new("curl");
+    command.args([
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--globoff",
+        "--header",
+        &format!("Authorization: Bearer {KEY}"),
+    ]);
+    if into.is_none() {
+        command.arg("--compressed");
+    }
+    for (number, page) in pages.iter().enumerate() {
+        let file = into.map_or("/dev/null".into(), |folder| folder.join(number.to_string()));
+        command.arg("--output").arg(file).arg(format!("{}{page}", api.url));
+    }
+    command
+}
+
+/// CPU and wall time of parsing these pages, typed, one after the other.
+fn parse(bodies: &[Vec<u8>]) -> (Duration, Duration) {
+    #[derive(Deserialize)]
+    struct Page<'a> {
+        #[serde(borrow)]
+        d: Vec<Device<'a>>,
+    }
+    let cpu = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("our own"));
+    let (before, start) = (cpu(), Instant::now());
+    for body in bodies {
+        let page: Page = serde_json::from_slice(black_box(body)).expect("a page");
+        black_box(page.d);
+    }
+    (cpu() - before, start.elapsed())
+}
+
+fn measure(devices: u64, rounds: usize) -> Table {
+    use Measure::*;
+    let (mut table, mut api) = (Table::new(devices), Api::start(devices));
+    let mut racers = contenders().map(|is| Racer::new(is, &api));
+    let mut starters = contenders().map(|is| Racer::new(is, &api));
+    // Once for nothing, so that all answers are there, and what happens only once has happened.
+    let mut pages = Vec::new();
+    for racer in &mut racers {
+        racer.start();
+        for state in [1, 0] {
+            api.set(state);
+            racer.changed();
+            pages = api.set(state).pages;
+            racer.unchanged(&mut api, state, pages.len());
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run_once(curl(&api, &pages, Some(folder.path())));
+    let body = |number: usize| fs::read(folder.path().join(number.to_string())).expect("a page");
+    let bodies: Vec<_> = (0..pages.len()).map(body).collect();
+
+    for round in 0..rounds {
+        let state = u8::from(round % 2 == 0);
+        api.set(state);
+        for racer in &mut racers {
+            let before = racer.file();
+            table.times([ChangedCpu, ChangedWall], racer.name, racer.changed());
+            table.bytes(ChangedReceived, racer.name, api.set(state).sent as u64);
+            table.bytes(ChangedWritten, racer.name, written(before, racer.file()));
+        }
+        for racer in &mut racers {
+            let before = racer.file();
+            let (cpu, wall, sent) = racer.unchanged(&mut api, state, pages.len());
+            table.times([UnchangedCpu, UnchangedWall], racer.name, (cpu, wall));
+            table.bytes(UnchangedReceived, racer.name, sent as u64);
+            table.bytes(UnchangedWritten, racer.name, written(before, racer.file()));
+        }
+        let lists = racers.each_ref().map(Racer::targets);
+        assert!(lists.iter().all(|list| *list == lists[0]), "the lists differ");
+        for racer in &mut starters {
+            table.times([OneshotCpu, OneshotWall], racer.name, racer.oneshot());
+            table.times([FirstFileCpu, FirstFileWall], racer.name, racer.start());
+            racer.running = None;
+        }
+        table.times([ChangedCpu, ChangedWall], CURL, run_once(curl(&api, &pages, None)));
+        table.times([ChangedCpu, ChangedWall], SERDE, parse(&bodies));
+    }
+
+    let deadline = Instant::now() + PATIENCE;
+    while api.set(0).open > 0 {
+        assert!(Instant::now() < deadline, "connections stay open");
+        thread::sleep(Duration::from_millis(100));
+    }
+    for racer in &racers {
+        table.bytes(Peak, racer.name, racer.memory("VmHWM") << 10);
+        table.bytes(Idle, racer.name, racer.memory("VmRSS") << 10);
+    }
+    let before = racers.each_ref().map(Racer::switches);
+    thread::sleep(WATCHED);
+    for (racer, before) in racers.iter().zip(before) {
+        table.count(Wakeups, racer.name, racer.switches() - before);
+    }
+    table
+}
+
+fn written(before: (u64, u64), after: (u64, u64)) -> u64 {
+    if after == before { 0 } else { after.1 }
+}
