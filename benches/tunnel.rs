@@ -1,7 +1,7 @@
 //! What `baletheus tunnel` costs: `cargo bench --bench tunnel`, or `… -- 1000 300` for 1,000 devices of which 300 hang.
 //!
 //! Scrapes as Prometheus does, each device once in 15 s and all of them spread over that, first straight and then through
-//! the release binary and a stand-in for balena's VPN proxy, over TLS, both in this process. CPU and memory are the
+//! the binary as benches build it and a stand-in for balena's VPN proxy, over TLS, both in this process. CPU and memory are the
 //! tunnel's alone. Prints a row of a table for each run.
 
 #[path = "../tests/support/mod.rs"]

@@ -16,14 +16,13 @@ use crate::config::{self, Config};
 use crate::connect::{Connector, Refused, Tunnel};
 use crate::device::{one, parse_page};
 use crate::inventory::{Answer, Entry, Inventory};
-use crate::journal::{self, count};
-use crate::logging::{self, printable};
+use crate::journal::{self, count, warn_of_a_devices_key};
+use crate::logging::{self, cannot_start, printable};
 use crate::options;
 use crate::outcome::Failure;
 use crate::query::Query;
 use crate::registry;
 use crate::scrape::{self, Scraper};
-use crate::sidecar::{cannot_start, warn_of_a_devices_key};
 use crate::target::{Address, JOB, METRICS_PATH, SCHEME};
 
 /// What is asked of each device beside discovery, which leaves out what changes by itself.

@@ -4,13 +4,18 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::iter;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::Level;
+use serde_json::Value;
 
-use crate::inventory::{Entry, Inventory, fingerprint};
+use crate::balena::Balena;
+use crate::inventory::{Answer, Entry, Inventory, fingerprint};
 use crate::outcome::Published;
 use crate::query::FleetRef;
 
+/// Whose key it is must not hold up the first list for long.
+const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lines of each kind that a refresh may add to the log; the rest is at debug.
 const MOST_LINES: usize = 20;
 
@@ -182,4 +187,20 @@ fn tell(level: Level, lines: &[impl Display], number: usize) {
 /// `1 device`, `2 devices`.
 pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A device's own key sees that one device only, or nothing at all, without any warning of the API's.
+pub fn warn_of_a_devices_key(balena: &mut Balena) {
+    let body = match balena.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT) {
+        Ok(Answer::Devices(_, body)) => body,
+        Ok(_) => return,
+        Err(failure) => return log::debug!("cannot tell whose key this is: {}", failure.message),
+    };
+    let actor: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if actor["actorType"] == "device" {
+        log::warn!(
+            "the API key is a device's own and shows that one device only, or none: create a named API key \
+             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use log::LevelFilter;
@@ -80,4 +81,17 @@ pub fn printable(text: &str) -> String {
         }
         shown
     })
+}
+
+/// The end for mistakes in the configuration, all told at once; the log is not set up yet.
+pub fn misconfigured(errors: &[String]) -> ExitCode {
+    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
+    eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
+    ExitCode::from(2)
+}
+
+/// The last line before an end for want of something in the configuration or around the program.
+pub fn cannot_start(why: &str) -> ExitCode {
+    log::error!("cannot start: {why}");
+    ExitCode::from(2)
 }

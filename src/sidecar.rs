@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
@@ -18,8 +17,9 @@ use crate::check;
 use crate::config::{self, Config};
 use crate::discovery::{Clock, Discovery, Sink};
 use crate::health;
-use crate::inventory::{Answer, Entry, Inventory};
-use crate::logging;
+use crate::inventory::{Entry, Inventory};
+use crate::journal::warn_of_a_devices_key;
+use crate::logging::{self, cannot_start, misconfigured};
 use crate::options;
 use crate::outcome::{Failure, Published};
 use crate::pulse::Pulse;
@@ -29,8 +29,6 @@ use crate::status::{self, Status};
 use crate::tunnel;
 use crate::vitals;
 
-/// Whose key it is must not hold up the first list for long.
-const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a refresh may go on after a signal to stop, before it is cut short.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -62,13 +60,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         Err(errors) => misconfigured(&errors),
     }
-}
-
-/// Tells of all of them at once.
-pub fn misconfigured(errors: &[String]) -> ExitCode {
-    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
-    ExitCode::from(2)
 }
 
 fn run(config: Config) -> ExitCode {
@@ -116,28 +107,6 @@ fn run(config: Config) -> ExitCode {
         Discovery::new(&mut balena, sink, &mut nobody, config.rules, config.fleets).run(config.refresh, &mut clock)
     };
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// A device's own key sees that one device only, or nothing at all, without any warning of the API's.
-pub fn warn_of_a_devices_key(balena: &mut Balena) {
-    let body = match balena.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT) {
-        Ok(Answer::Devices(_, body)) => body,
-        Ok(_) => return,
-        Err(failure) => return log::debug!("cannot tell whose key this is: {}", failure.message),
-    };
-    let actor: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if actor["actorType"] == "device" {
-        log::warn!(
-            "the API key is a device's own and shows that one device only, or none: create a named API key \
-             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
-        );
-    }
-}
-
-/// The last line before an end for want of something in the configuration or around the program.
-pub fn cannot_start(why: &str) -> ExitCode {
-    log::error!("cannot start: {why}");
-    ExitCode::from(2)
 }
 
 /// Time that passes, and signals that cut it short.

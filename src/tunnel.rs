@@ -49,11 +49,10 @@ use crate::config;
 use crate::connect::{Connector, Deadline, PATIENCE, Refused, Stream, Traffic, Tunnel};
 use crate::endpoint::{self, METRICS, TEXT, addresses, register, reply};
 use crate::key::ApiKey;
-use crate::logging;
+use crate::logging::{self, cannot_start, misconfigured};
 use crate::options::{self, Values};
 use crate::pool::{Kept, Pool};
 use crate::scrape::broken;
-use crate::sidecar::{cannot_start, misconfigured};
 
 /// How long a tunnel is kept without a request, and a connection of Prometheus' or a joined pair without a byte.
 /// Balena's proxy lets a tunnel idle for 320 s at least [recorded]; Prometheus keeps a connection for 5 min.
