@@ -31,7 +31,7 @@ use tokio_rustls::TlsConnector;
 use crate::key::ApiKey;
 
 /// For the whole way to a device, where nothing else is known: below Prometheus' time-out of 10 s, so that there is time
-/// to say so. A device that swallows packets makes the proxy say nothing for 134 s [recorded].
+/// to say so. A device that swallows packets makes the proxy say nothing for 134 s.
 pub const PATIENCE: Duration = Duration::from_secs(9);
 /// The largest head of a proxy's answer, in bytes; balena's has 84.
 const LARGEST_HEAD: usize = 8 << 10;
@@ -279,7 +279,7 @@ impl Tunnel {
     }
 }
 
-/// What the proxy means by a status [recorded].
+/// What the proxy means by a status.
 fn refusal(status: u16, authority: &str) -> Refused {
     let (reason, message) = match status {
         // the same for all of these; it may pass by itself

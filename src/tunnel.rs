@@ -1,8 +1,8 @@
 //! `baletheus tunnel`: the proxy by which Prometheus scrapes any device through balena's VPN, as its `proxy_url`.
 //!
-//! For plain targets Prometheus sends `GET http://<uuid>.balena:<port>/<path>`, which balena's own proxy does not take
-//! [recorded]: here it becomes a request within a tunnel. For https targets Prometheus sends `CONNECT` itself, and the two
-//! are joined. It goes nowhere but to the targets of the target file.
+//! For plain targets Prometheus sends `GET http://<uuid>.balena:<port>/<path>`, which balena's own proxy does not take:
+//! here it becomes a request within a tunnel. For https targets Prometheus sends `CONNECT` itself, and the two are joined.
+//! It goes nowhere but to the targets of the target file.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -55,7 +55,7 @@ use crate::pool::{Kept, Pool};
 use crate::scrape::broken;
 
 /// How long a tunnel is kept without a request, and a connection of Prometheus' or a joined pair without a byte.
-/// Balena's proxy lets a tunnel idle for 320 s at least [recorded]; Prometheus keeps a connection for 5 min.
+/// Balena's proxy lets a tunnel idle for 320 s at least; Prometheus keeps a connection for 5 min.
 const IDLE: Duration = Duration::from_secs(300);
 /// How long an answer may wait for Prometheus to read it, in milliseconds.
 #[cfg(target_os = "linux")]
@@ -560,7 +560,7 @@ impl Body for Passing {
     }
 }
 
-/// Joins two connections until either ends, or nothing comes from one of them for long. Neither is half-closed, which would lose the answer [recorded].
+/// Joins two connections until either ends, or nothing comes from one of them for long. Neither is half-closed, which would lose the answer.
 async fn join(prometheus: impl AsyncRead + AsyncWrite + Send + 'static, device: Stream) {
     let (from_prometheus, to_prometheus) = tokio::io::split(prometheus);
     let (from_device, to_device) = tokio::io::split(device);
