@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 const KEY: &str = "a-key-for-the-bench";
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Intervals that count, after the first one, in which the tunnels are opened.
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 2;
 /// Prometheus' scrape time-out.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,8 +95,9 @@ fn run(devices: usize, hang: usize, exporter: SocketAddr) {
     let (tunnel, url) = sidecar.tunnel(&format!("https://localhost:{}", vpn.addr.port()));
 
     let direct = Client::builder().no_proxy().timeout(TIMEOUT).build().expect("a client");
-    let through =
-        Client::builder().proxy(Proxy::http(&url).expect("a URL")).timeout(TIMEOUT).build().expect("a client");
+    // Prometheus has few connections to a proxy for many targets; this client would keep one for each.
+    let through = Client::builder().pool_max_idle_per_host(0);
+    let through = through.proxy(Proxy::http(&url).expect("a URL")).timeout(TIMEOUT).build().expect("a client");
     let straight = vec![format!("http://{exporter}/metrics"); devices];
     let (_, latencies) = scrape(&direct, &straight, ROUNDS);
     drop(direct); // with its connections: the files that this process may open have a limit
