@@ -19,30 +19,12 @@
 #![warn(missing_docs, clippy::pedantic)]
 #![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // errors are told in the text
 
-pub mod allowed;
 pub mod balena;
 pub mod check;
+pub mod cli;
 pub mod config;
-pub mod connect;
-pub mod device;
 pub mod discovery;
-pub mod endpoint;
-pub mod exporter;
-pub mod health;
-pub mod inventory;
-pub mod journal;
-pub mod key;
 pub mod logging;
-pub mod options;
-pub mod outcome;
-pub mod pool;
-pub mod pulse;
-pub mod query;
-pub mod registry;
-pub mod scrape;
-pub mod sidecar;
+pub mod net;
 pub mod status;
-pub mod tag;
-pub mod target;
 pub mod tunnel;
-pub mod vitals;

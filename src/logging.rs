@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use log::LevelFilter;
 use serde::Serialize;
 
-use crate::options::{Values, one_of};
+use crate::config::options::{Values, one_of};
 
 /// What the log holds, and in which form.
 #[derive(Debug)]

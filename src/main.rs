@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    baletheus::sidecar::main(std::env::args_os())
+    baletheus::cli::main(std::env::args_os())
 }

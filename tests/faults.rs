@@ -795,7 +795,7 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
             _ if asked == name => Some("https://api.example.test".into()),
             _ => None,
         };
-        let config = config::read(baletheus::options::command().get_matches_from(["baletheus"]), &var).unwrap();
+        let config = config::read(baletheus::config::options::command().get_matches_from(["baletheus"]), &var).unwrap();
         for shown in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.api.key)] {
             assert!(shown.contains("ApiKey(…)") && !shown.contains(&KEY[..8]), "{shown}");
         }

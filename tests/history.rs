@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use baletheus::inventory::{Answer, Inventory, Source};
-use baletheus::outcome::Failure;
-use baletheus::registry;
-use baletheus::target::{Address, PLAIN, Rules};
+use baletheus::balena::failure::Failure;
+use baletheus::discovery::inventory::{Answer, Inventory, Source};
+use baletheus::discovery::target::{Address, PLAIN, Rules};
+use baletheus::discovery::target_file as registry;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
@@ -52,7 +52,7 @@ impl Source for Api<'_> {
 fn rules() -> Rules {
     Rules {
         address: Address::Vpn,
-        exporters: baletheus::exporter::parse_list("80").expect("an exporter"),
+        exporters: baletheus::discovery::exporter::parse_list("80").expect("an exporter"),
         public_domain: String::new(),
         labels: PLAIN.iter().map(|label| label.name).collect(),
         online_only: false,

@@ -9,7 +9,8 @@ mod support;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use baletheus::{device, exporter, tag};
+use baletheus::balena::device;
+use baletheus::discovery::{exporter, steering as tag};
 use serde_json::{Value, json};
 use support::cloud::{Cloud, Reply, recorded_devices};
 use support::sidecar::Sidecar;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use baletheus::options::OPTIONS;
+use baletheus::config::options::OPTIONS;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};

@@ -7,13 +7,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use baletheus::exporter;
-use baletheus::inventory::{Answer, Inventory, Source};
-use baletheus::registry::{self, Registry};
-use baletheus::target::{Address, PLAIN, Rules};
+use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::{Answer, Inventory, Source};
+use baletheus::discovery::target::{Address, PLAIN, Rules};
+use baletheus::discovery::target_file::{self as registry, Registry};
 use baletheus::{
+    balena::failure::{Failure, Published},
     discovery::Sink,
-    outcome::{Failure, Published},
 };
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! The README's tables say what the code says, and say it once.
 
-use baletheus::options::OPTIONS;
-use baletheus::target::{META, PLAIN, STEERED};
+use baletheus::config::options::OPTIONS;
+use baletheus::discovery::target::{META, PLAIN, STEERED};
 
 const README: &str = include_str!("../README.md");
 

@@ -3,7 +3,7 @@
 
 use super::cloud::{Cloud, KEY, Reply, Seen};
 use super::vpn::{Device, Vpn};
-use baletheus::exporter::{Exporter, parse_list};
+use baletheus::discovery::exporter::{Exporter, parse_list};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::f64::consts::TAU;

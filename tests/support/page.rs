@@ -1,10 +1,10 @@
 //! Any bytes as a page of the API: what comes of them is a list that Prometheus takes. The body of `fuzz/`, and of a
 //! property that CI holds.
 
-use baletheus::inventory::{Answer, Inventory, Source};
-use baletheus::outcome::Failure;
-use baletheus::target::{Address, PLAIN, Rules};
-use baletheus::{exporter, registry};
+use baletheus::balena::failure::Failure;
+use baletheus::discovery::inventory::{Answer, Inventory, Source};
+use baletheus::discovery::target::{Address, PLAIN, Rules};
+use baletheus::discovery::{exporter, target_file as registry};
 
 use super::rules;
 

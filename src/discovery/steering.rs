@@ -1,9 +1,9 @@
 //! Tags steer a device, as annotations steer a pod in Kubernetes. A device may write its own, so they are
 //! not trusted: none of them can name another host, and one that cannot be understood counts as absent.
 
-use crate::device::{Device, Tag, one};
-use crate::exporter::{self, Exporter};
-use crate::options::{boolean, one_of};
+use crate::balena::device::{Device, Tag, one};
+use crate::config::options::{boolean, one_of};
+use crate::discovery::exporter::{self, Exporter};
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "prometheus.io/scrape";

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
-use crate::connect::{Connector, Deadline, PATIENCE, Refused, Tunnel};
+use crate::net::connector::{Connector, Deadline, PATIENCE, Refused, Tunnel};
 
 /// Prometheus' own, where nothing else is configured.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::device::display_name;
+use crate::balena::device::display_name;
+use crate::balena::failure::{Failure, Published};
 use crate::discovery::Sink;
-use crate::inventory::{Entry, Inventory, fingerprint};
-use crate::outcome::{Failure, Published};
-use crate::target::{DEVICE_ID, META_PREFIX, UUID};
+use crate::discovery::inventory::{Entry, Inventory, fingerprint};
+use crate::discovery::target::{DEVICE_ID, META_PREFIX, UUID};
 
 /// The reason of a failure to write, for metrics.
 pub const WRITE_FAILURE: &str = "write";

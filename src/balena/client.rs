@@ -14,10 +14,10 @@ use reqwest::redirect::Policy;
 use reqwest::{Certificate, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 
-use crate::inventory::{Answer, Source};
-use crate::key::ApiKey;
-use crate::outcome::Failure;
-use crate::query::Query;
+use crate::balena::failure::Failure;
+use crate::balena::key::ApiKey;
+use crate::balena::query::Query;
+use crate::discovery::inventory::{Answer, Source};
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
 const LARGEST_ANSWER: u64 = 64 << 20;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::options::items;
+use crate::config::options::items;
 
 /// An exporter, the same on every device unless a tag says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]

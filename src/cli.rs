@@ -12,22 +12,22 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use crate::balena::Balena;
+use crate::balena::client::Balena;
+use crate::balena::failure::{Failure, Published};
+use crate::balena::query::Query;
 use crate::check;
+use crate::config::options;
 use crate::config::{self, Config};
+use crate::discovery::changes::warn_of_a_devices_key;
+use crate::discovery::inventory::{Entry, Inventory};
+use crate::discovery::target_file::{self as registry, Registry};
 use crate::discovery::{Clock, Discovery, Sink};
-use crate::health;
-use crate::inventory::{Entry, Inventory};
-use crate::journal::warn_of_a_devices_key;
 use crate::logging::{self, cannot_start, misconfigured};
-use crate::options;
-use crate::outcome::{Failure, Published};
-use crate::pulse::Pulse;
-use crate::query::Query;
-use crate::registry::{self, Registry};
+use crate::status::device_metrics as vitals;
+use crate::status::health;
+use crate::status::liveness::Pulse;
 use crate::status::{self, Status};
 use crate::tunnel;
-use crate::vitals;
 
 /// How long a refresh may go on after a signal to stop, before it is cut short.
 const GRACE: Duration = Duration::from_millis(500);

@@ -14,8 +14,8 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 
-use crate::journal::count;
-use crate::registry::{Look, look};
+use crate::discovery::changes::count;
+use crate::discovery::target_file::{Look, look};
 
 /// The largest target file, in bytes: as much as discovery writes.
 const LARGEST_FILE: u64 = 1 << 30;

@@ -1,6 +1,8 @@
 //! `baletheus check`, for the user whose device does not show up: the road from the API to the targets once, each target
 //! tried as Prometheus would, and what to do where one does not answer.
 
+pub mod probe;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
@@ -11,19 +13,19 @@ use clap::{Arg, ArgAction, Command};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::balena::Balena;
+use crate::balena::client::Balena;
+use crate::balena::device::{one, parse_page};
+use crate::balena::failure::Failure;
+use crate::balena::query::Query;
+use crate::check::probe::{self as scrape, Scraper};
+use crate::config::options;
 use crate::config::{self, Config};
-use crate::connect::{Connector, Refused, Tunnel};
-use crate::device::{one, parse_page};
-use crate::inventory::{Answer, Entry, Inventory};
-use crate::journal::{self, count, warn_of_a_devices_key};
+use crate::discovery::changes::{self as journal, count, warn_of_a_devices_key};
+use crate::discovery::inventory::{Answer, Entry, Inventory};
+use crate::discovery::target::{Address, JOB, METRICS_PATH, SCHEME};
+use crate::discovery::target_file as registry;
 use crate::logging::{self, cannot_start, printable};
-use crate::options;
-use crate::outcome::Failure;
-use crate::query::Query;
-use crate::registry;
-use crate::scrape::{self, Scraper};
-use crate::target::{Address, JOB, METRICS_PATH, SCHEME};
+use crate::net::connector::{Connector, Refused, Tunnel};
 
 /// What is asked of each device beside discovery, which leaves out what changes by itself.
 const STATE: &str = "$select=id,uuid,is_online&$expand=belongs_to__application($select=slug)";

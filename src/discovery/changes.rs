@@ -9,10 +9,10 @@ use std::time::Duration;
 use log::Level;
 use serde_json::Value;
 
-use crate::balena::Balena;
-use crate::inventory::{Answer, Entry, Inventory, fingerprint};
-use crate::outcome::Published;
-use crate::query::FleetRef;
+use crate::balena::client::Balena;
+use crate::balena::failure::Published;
+use crate::balena::query::FleetRef;
+use crate::discovery::inventory::{Answer, Entry, Inventory, fingerprint};
 
 /// Whose key it is must not hold up the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::device::{self, Device, Text, one};
-use crate::outcome::Failure;
-use crate::query::FleetRef;
-use crate::target::{self, LeftOut, Rules};
+use crate::balena::device::{self, Device, Text, one};
+use crate::balena::failure::Failure;
+use crate::balena::query::FleetRef;
+use crate::discovery::target::{self, LeftOut, Rules};
 
 /// Devices asked for at once.
 const TOP: usize = 1000;

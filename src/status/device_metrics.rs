@@ -11,11 +11,11 @@ use std::time::UNIX_EPOCH;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::balena::Balena;
-use crate::device::{One, Text, one};
+use crate::balena::client::Balena;
+use crate::balena::device::{One, Text, one};
+use crate::balena::failure::Failure;
 use crate::discovery::backoff;
-use crate::inventory::Answer;
-use crate::outcome::Failure;
+use crate::discovery::inventory::Answer;
 use crate::status::{Settings, Status};
 
 const STATE: &str = "$select=id,is_online,api_heartbeat_state,last_connectivity_event";

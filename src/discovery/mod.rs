@@ -1,13 +1,20 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks.
 
+pub mod changes;
+pub mod exporter;
+pub mod inventory;
+pub mod steering;
+pub mod target;
+pub mod target_file;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::inventory::{Entry, Inventory, Source};
-use crate::journal::Journal;
-use crate::outcome::{Failure, Published};
-use crate::query::FleetRef;
-use crate::target::Rules;
+use crate::balena::failure::{Failure, Published};
+use crate::balena::query::FleetRef;
+use crate::discovery::changes::Journal;
+use crate::discovery::inventory::{Entry, Inventory, Source};
+use crate::discovery::target::Rules;
 
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_secs(5);

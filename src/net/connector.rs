@@ -28,7 +28,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::key::ApiKey;
+use crate::balena::key::ApiKey;
 
 /// For the whole way to a device, where nothing else is known: below Prometheus' time-out of 10 s, so that there is time
 /// to say so. A device that swallows packets makes the proxy say nothing for 134 s.

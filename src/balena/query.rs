@@ -7,8 +7,8 @@ use std::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::tag::TagFilter;
-use crate::target::{Address, Rules};
+use crate::discovery::steering::TagFilter;
+use crate::discovery::target::{Address, Rules};
 
 /// A fleet as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

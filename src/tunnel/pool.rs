@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::connect::Stream;
+use crate::net::connector::Stream;
 
 /// A tunnel, and its place among all of them. Nothing more is kept: what HTTP needs takes several times the memory.
 pub struct Kept {

@@ -1,5 +1,7 @@
 //! Options → a checked [`Config`]. All errors come at once, before any work.
 
+pub mod options;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,15 +11,15 @@ use clap::ArgMatches;
 use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::balena::Api;
-use crate::exporter::{self, Exporter};
-use crate::key::ApiKey;
+use crate::balena::client::Api;
+use crate::balena::key::ApiKey;
+use crate::balena::query::FleetRef;
+use crate::config::options::{Values, boolean, duration, items, one_of, refresh};
+use crate::discovery::exporter::{self, Exporter};
+use crate::discovery::steering::TagFilter;
+use crate::discovery::target::{Address, PLAIN, Rules};
 use crate::logging;
-use crate::options::{Values, boolean, duration, items, one_of, refresh};
-use crate::query::FleetRef;
 use crate::status;
-use crate::tag::TagFilter;
-use crate::target::{Address, PLAIN, Rules};
 
 /// All that the program is told from outside, checked.
 #[derive(Debug)]

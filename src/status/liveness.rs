@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::inventory::Answer;
-use crate::outcome::Failure;
+use crate::balena::failure::Failure;
+use crate::discovery::inventory::Answer;
 
 /// Later than this it is not late but stuck.
 const OVERDUE: Duration = Duration::from_secs(60);

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use crate::device::{Device, Tag, Text, one};
-use crate::exporter::Exporter;
-use crate::tag::{self, Steering, TagFilter};
+use crate::balena::device::{Device, Tag, Text, one};
+use crate::discovery::exporter::Exporter;
+use crate::discovery::steering::{self as tag, Steering, TagFilter};
 
 /// How Prometheus reaches a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,10 @@
 //! What the sidecar tells of itself and of the fleet over HTTP: `/metrics`, `/-/healthy`, `/-/ready`, `/targets` and a
 //! page for people. It has a thread of its own, which only reads what the loop has put down: nobody waits for anybody.
 
+pub mod device_metrics;
+pub mod health;
+pub mod liveness;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -27,16 +31,16 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, Int
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 
-use crate::balena::Balena;
-use crate::device::{self, Device, one};
-use crate::endpoint::{self, METRICS, TEXT, addresses, register, reply};
-use crate::inventory::{Answer, Entry, Inventory, Source};
-use crate::options::{Values, boolean, refresh};
-use crate::outcome::{Failure, Published};
-use crate::pulse::Pulse;
-use crate::registry;
-use crate::target::DEVICE_ID;
-use crate::vitals::{self, escape};
+use crate::balena::client::Balena;
+use crate::balena::device::{self, Device, one};
+use crate::balena::failure::{Failure, Published};
+use crate::config::options::{Values, boolean, refresh};
+use crate::discovery::inventory::{Answer, Entry, Inventory, Source};
+use crate::discovery::target::DEVICE_ID;
+use crate::discovery::target_file as registry;
+use crate::net::server::{self as endpoint, METRICS, TEXT, addresses, register, reply};
+use crate::status::device_metrics::{self as vitals, escape};
+use crate::status::liveness::Pulse;
 
 /// Connections beyond this push out the oldest: each answer is made at once, so the oldest is an idle one.
 const MOST_CONNECTIONS: usize = 32;

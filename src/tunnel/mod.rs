@@ -4,6 +4,9 @@
 //! here it becomes a request within a tunnel. For https targets Prometheus sends `CONNECT` itself, and the two are joined.
 //! It goes nowhere but to the targets of the target file.
 
+pub mod allowed_targets;
+pub mod pool;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::poll_fn;
@@ -44,15 +47,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, interval, sleep, sleep_until, timeout};
 
-use crate::allowed::Allowed;
+use crate::balena::key::ApiKey;
+use crate::check::probe::broken;
 use crate::config;
-use crate::connect::{Connector, Deadline, PATIENCE, Refused, Stream, Traffic, Tunnel};
-use crate::endpoint::{self, METRICS, TEXT, addresses, register, reply};
-use crate::key::ApiKey;
+use crate::config::options::{self, Values};
 use crate::logging::{self, cannot_start, misconfigured};
-use crate::options::{self, Values};
-use crate::pool::{Kept, Pool};
-use crate::scrape::broken;
+use crate::net::connector::{Connector, Deadline, PATIENCE, Refused, Stream, Traffic, Tunnel};
+use crate::net::server::{self as endpoint, METRICS, TEXT, addresses, register, reply};
+use crate::tunnel::allowed_targets::Allowed;
+use crate::tunnel::pool::{Kept, Pool};
 
 /// How long a tunnel is kept without a request, and a connection of Prometheus' or a joined pair without a byte.
 /// Balena's proxy lets a tunnel idle for 320 s at least; Prometheus keeps a connection for 5 min.

@@ -1,0 +1,4 @@
+//! The network: ways out, and what listens.
+
+pub mod connector;
+pub mod server;
