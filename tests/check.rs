@@ -42,6 +42,9 @@ fn exporters(cloud: &Cloud) {
                 gzip("many{le=\"+Inf\"} 1\n".repeat(12_345).as_bytes())
             }
             "/moved" => Reply::status(302, &[("Location", "metrics")], b""),
+            "/away" => {
+                Reply::status(302, &[("Location", &format!("http://{}.balena:48484/v1/purge", "0".repeat(32)))], b"")
+            }
             "/circle" => Reply::status(302, &[("Location", "/circle")], b""),
             "/open" => typed(OPEN, "up 1\n# EOF\n"),
             "/open-half" => typed(OPEN, "up 1\n"),
@@ -144,6 +147,8 @@ fn through_the_vpn() {
         ("two", "9100,app:9199"),
         ("missing", "9100/nowhere"),
         ("circle", "9100/circle"),
+        ("away", "9100/away"),
+        ("host-ssh", "22222"),
         ("html", "9100/html"),
         ("prose", "9100/prose"),
         ("untyped", "9100/untyped"),
@@ -202,6 +207,8 @@ fn through_the_vpn() {
             ("two (", "fails", "port_closed", "port 9199 closed or device unreachable (500)"),
             ("missing (", "fails", "http", "HTTP 404 Not Found"),
             ("circle (", "fails", "http", "redirects without end"),
+            ("away (", "fails", "redirect", "redirects to 0000…0000.balena:48484, away from the target"),
+            ("host-ssh (", "fails", "not_target", "refused: port 22222 is the SSH of the host"),
             ("html (", "fails", "not_metrics", "not metrics, but text/html"),
             ("prose (", "fails", "not_metrics", "not metrics: line 2 is \"Hello"),
             ("untyped (", "fails", "not_metrics", "no Content-Type, which Prometheus 3 insists on"),
@@ -229,10 +236,13 @@ fn through_the_vpn() {
     assert_eq!((&row["online"], &row["samples"], &row["status"]), (&json!(true), &json!(12_345), &Value::Null));
     assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
     assert_eq!(rows(&output)[5]["status"], 500);
-    assert_eq!(rows(&output)[15]["hint"], "the exporter's own log may tell more");
-    assert_eq!(rows(&output)[18]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
+    assert_eq!(rows(&output)[17]["hint"], "the exporter's own log may tell more");
+    assert_eq!(rows(&output)[20]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
     let log = text(&output.stderr);
     assert!(log.lines().count() == 1 && log.contains("tag prometheus.io/exporters of bad-tag"), "{log}");
+    // neither the redirect's device nor any host's SSH gets a request
+    let asked = vpn.requests();
+    assert!(asked.iter().all(|head| !head.contains("48484") && !head.contains("22222")), "{asked:?}");
     // the tunnel's host has the key, and nobody else
     let head = vpn.requests().into_iter().next().unwrap();
     let user = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, format!("baletheus:{KEY}"));
@@ -243,14 +253,14 @@ fn through_the_vpn() {
     let output = check(&sidecar, &[]);
     let table = text(&output.stdout);
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines.len(), 1 + 27 + 2, "{table}");
+    assert_eq!(lines.len(), 1 + 29 + 2, "{table}");
     assert!(lines[0].starts_with("DEVICE ") && lines[0].ends_with("WHAT TO DO"), "{table}");
     assert!(lines[1].contains(".balena:9100  ") && !lines[1].contains("/metrics"), "{table}");
-    assert!(lines[22].contains(" unknown ") && lines[23].contains(" offline "), "{table}");
-    assert!(lines[27].starts_with("evil\\u{1b}[31m\\u{202e}"), "{table}");
+    assert!(lines[24].contains(" unknown ") && lines[25].contains(" offline "), "{table}");
+    assert!(lines[29].starts_with("evil\\u{1b}[31m\\u{202e}"), "{table}");
     assert!(lines[2].contains(".balena:9100/gzip  "), "{table}");
-    assert!(lines[10].contains("line 2 is \"Hello"), "{table}");
-    assert_eq!(lines[29], "26 targets: 8 answer, 17 fail, 1 offline; 1 device left out");
+    assert!(lines[12].contains("line 2 is \"Hello"), "{table}");
+    assert_eq!(lines[31], "28 targets: 8 answer, 19 fail, 1 offline; 1 device left out");
 }
 
 #[test]

@@ -1,79 +1,43 @@
-//! `baletheus check`, for the user whose device does not show up: the road from the API to the targets once, each target
-//! tried as Prometheus would, and what to do where one does not answer.
+//! `baletheus check`, for a device that does not show up: one refresh, then each target is tried as Prometheus would, and
+//! the report says what to do where one does not answer.
 
-pub mod probe;
+mod probe;
+mod report;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, Command};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use crate::balena::client::Balena;
 use crate::balena::device::{one, parse_page};
 use crate::balena::failure::Failure;
 use crate::balena::query::Query;
-use crate::check::probe::{self as scrape, Scraper};
+use crate::check::probe::Prober;
+use crate::check::report::Row;
 use crate::config::options;
 use crate::config::{self, Config};
-use crate::discovery::changes::{self as journal, count, warn_of_a_devices_key};
+use crate::discovery::changes::{self, warn_of_a_devices_key};
 use crate::discovery::inventory::{Answer, Entry, Inventory};
 use crate::discovery::target::{Address, JOB, METRICS_PATH, SCHEME};
-use crate::discovery::target_file as registry;
-use crate::logging::{self, cannot_start, printable};
-use crate::net::connector::{Connector, Refused, Tunnel};
+use crate::discovery::target_file;
+use crate::logging::{self, cannot_start};
+use crate::net::connector::Connector;
+use crate::net::vpn::{KeySource, Vpn};
 
-/// What is asked of each device beside discovery, which leaves out what changes by itself.
-const STATE: &str = "$select=id,uuid,is_online&$expand=belongs_to__application($select=slug)";
-/// Devices asked for at once.
-const TOP: usize = 1000;
-/// Targets tried at once: what hangs must not hold up the rest for long, and the VPN's proxy asks balena's API for each.
-const MOST_AT_ONCE: usize = 50;
-/// A column is not made wider than this for the sake of one cell.
-const WIDEST: usize = 80;
+/// The fields that discovery does not ask for, since they change all the time.
+const STATE_QUERY: &str = "$select=id,uuid,is_online&$expand=belongs_to__application($select=slug)";
+/// Devices in one request.
+const PAGE_SIZE: usize = 1000;
+/// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends
+/// a request to the API for each.
+const MAX_PROBES: usize = 50;
 
-/// A target, or a device without one. `--json` shows it as it is.
-#[derive(Debug, Default, Serialize)]
-struct Row {
-    /// Its name with the beginning of its uuid.
-    device: String,
-    uuid: Option<String>,
-    fleet: Option<String>,
-    /// The name of the exporter.
-    job: Option<String>,
-    /// What is asked for; null if it is left out.
-    url: Option<String>,
-    /// Whether balenaCloud sees it.
-    online: Option<bool>,
-    result: Outcome,
-    samples: Option<u64>,
-    seconds: Option<f64>,
-    /// One word for why it is left out or does not answer.
-    reason: Option<&'static str>,
-    /// The HTTP status that refused, of the VPN's proxy or of the exporter.
-    status: Option<u16>,
-    /// All of that for people.
-    answer: String,
-    /// What to do; empty if it answers.
-    hint: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    #[default]
-    LeftOut,
-    Answers,
-    /// It does not answer, and balenaCloud sees it offline: no failure.
-    Offline,
-    Fails,
-}
-
-/// Its command line: the options of discovery, and the form of what it prints.
+/// The command line: the options of discovery, and the format of the report.
 pub fn command() -> Command {
     Command::new("check")
         .about("Tries each target as Prometheus would and tells what is the matter: for a device that does not show up")
@@ -90,50 +54,57 @@ pub fn command() -> Command {
         .args(options::args())
 }
 
-/// Checks, prints, and gives 0 if every target answers that should.
+/// Checks and prints the report. The exit code is 0 if every target answers that should.
 pub fn run(config: Config, json: bool) -> ExitCode {
     logging::init(&config.log);
     let vpn = config.rules.address == Address::Vpn;
     for warning in config.warnings.iter().chain(&config::unencrypted(&config.tunnel).filter(|_| vpn)) {
         log::warn!("{warning}");
     }
-    let connector = Connector::new(config.api.roots.clone()).map_err(|error| format!("TLS: {error}"));
-    let tunnel = config.tunnel.as_str().parse().map_err(|_| "the tunnel's URL has no use".to_owned());
-    let (key, key_file) = (config.api.key.clone(), config.api.key_file.clone());
-    let query = Query::new(&config.fleets, &config.rules);
-    let balena = Balena::new(config.api, query);
-    let (mut balena, connector, tunnel) = match (balena, connector, tunnel) {
-        (Ok(balena), Ok(connector), Ok(tunnel)) => (balena, connector, tunnel),
-        (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return cannot_start(&error),
+    let (rules, fleets) = (config.rules.clone(), config.fleets.clone());
+    let (mut balena, prober) = match start(config) {
+        Ok(started) => started,
+        Err(error) => return cannot_start(&error),
     };
     warn_of_a_devices_key(&mut balena);
     let mut list = Inventory::default();
-    let asked = list.refresh(&mut balena, &config.rules).and_then(|()| states(&mut balena));
-    let rows = asked.and_then(|states| rows(&list, &states));
-    let mut rows = match rows {
+    let asked = list.refresh(&mut balena, &rules).and_then(|()| states(&mut balena));
+    let mut rows = match asked.and_then(|states| rows(&list, &states)) {
         Ok(rows) => rows,
         Err(failure) => {
             log::error!("cannot check: {}", failure.message);
             return ExitCode::FAILURE;
         }
     };
-    for warning in journal::warnings(&list, &config.fleets) {
+    for warning in changes::warnings(&list, &fleets) {
         log::warn!("{warning}");
     }
-    let tunnel = vpn.then(|| Tunnel::new(connector.clone(), tunnel, key, key_file));
-    if let Err(error) = try_all(&mut rows, Scraper { connector, tunnel }) {
+    if let Err(error) = probe_all(&mut rows, prober) {
         return cannot_start(&error.to_string());
     }
-    let text = if json { self::json(&rows) } else { table(&rows) };
+    let text = if json { report::json(&rows) } else { report::table(&rows) };
     let mut out = io::stdout().lock();
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         log::error!("cannot write to standard output: {error}");
         return ExitCode::FAILURE;
     }
-    if rows.iter().any(|row| row.result == Outcome::Fails) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if rows.iter().any(Row::fails) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// What balenaCloud tells of a device beside discovery.
+fn start(config: Config) -> Result<(Balena, Prober), String> {
+    let connector = Connector::new(config.api.roots.clone()).map_err(|error| format!("TLS: {error}"))?;
+    let vpn = if config.rules.address == Address::Vpn {
+        let url = config.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
+        let keys = KeySource::new(config.api.key.clone(), config.api.key_file.clone());
+        Some(Vpn::new(connector.clone(), url, keys))
+    } else {
+        None
+    };
+    let balena = Balena::new(config.api, Query::new(&config.fleets, &config.rules))?;
+    Ok((balena, Prober { connector, vpn }))
+}
+
+/// What balenaCloud knows about a device, beside what discovery asks for.
 #[derive(Default)]
 struct State {
     uuid: Option<String>,
@@ -144,7 +115,7 @@ struct State {
 fn states(balena: &mut Balena) -> Result<BTreeMap<u64, State>, Failure> {
     let (mut states, mut after) = (BTreeMap::new(), 0);
     loop {
-        let Answer::Devices(_, body) = balena.ask(STATE, after, TOP, None)? else {
+        let Answer::Devices(_, body) = balena.ask(STATE_QUERY, after, PAGE_SIZE, None)? else {
             return Err(Failure::new("bad_answer", "the API's answer is too large"));
         };
         let devices = parse_page(&body)
@@ -155,7 +126,7 @@ fn states(balena: &mut Balena) -> Result<BTreeMap<u64, State>, Failure> {
             let state = State { uuid: device.uuid().map(str::to_owned), fleet, online: device.is_online };
             states.insert(device.id.unwrap_or_default(), state);
         }
-        match end.filter(|end| devices.len() >= TOP && *end > after) {
+        match end.filter(|end| devices.len() >= PAGE_SIZE && *end > after) {
             Some(end) => after = end,
             None => return Ok(states),
         }
@@ -176,9 +147,9 @@ impl Group {
     }
 }
 
-/// A row for each target, and for each device that is left out; none has been tried yet.
+/// A row for each target, and for each device that is left out. No target has been tried yet.
 fn rows(list: &Inventory, states: &BTreeMap<u64, State>) -> Result<Vec<Row>, Failure> {
-    let text = registry::parts(list.texts()).collect::<Vec<_>>().concat();
+    let text = target_file::parts(list.texts()).collect::<Vec<_>>().concat();
     let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| Failure::new("bad_list", error))?;
     let (mut groups, unknown) = (groups.into_iter(), State::default());
     let mut rows = Vec::new();
@@ -189,8 +160,7 @@ fn rows(list: &Inventory, states: &BTreeMap<u64, State>) -> Result<Vec<Row>, Fai
             Row { device, uuid: uuid.clone(), fleet: fleet.clone(), online: *online, ..Row::default() }
         };
         if let Some(left_out) = &entry.left_out {
-            let (reason, answer) = (Some(left_out.reason), format!("left out: {}", left_out.why));
-            rows.push(Row { reason, answer, hint: hint(left_out.reason), ..row(entry) });
+            rows.push(row(entry).left_out(left_out));
         }
         rows.extend(groups.by_ref().take(entry.targets).map(|group| Row {
             job: group.labels.get(JOB).cloned(),
@@ -201,20 +171,20 @@ fn rows(list: &Inventory, states: &BTreeMap<u64, State>) -> Result<Vec<Row>, Fai
     Ok(rows)
 }
 
-/// Tries the targets of all rows, many at once; on a terminal it shows how far it is.
-fn try_all(rows: &mut [Row], scraper: Scraper) -> io::Result<()> {
+/// Tries the targets of all rows. On a terminal it shows the progress.
+fn probe_all(rows: &mut [Row], prober: Prober) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let urls: Vec<_> = rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?))).collect();
-    let (all, mut done, mut waiting, scraper) = (urls.len(), 0, urls.into_iter(), Arc::new(scraper));
+    let (all, mut done, mut waiting, prober) = (urls.len(), 0, urls.into_iter(), Arc::new(prober));
     let terminal = io::stderr().is_terminal();
     runtime.block_on(async {
-        let mut tries = JoinSet::new();
+        let mut running = JoinSet::new();
         loop {
-            for (index, url) in waiting.by_ref().take(MOST_AT_ONCE - tries.len()) {
-                let scraper = scraper.clone();
-                tries.spawn(async move { (index, scraper.scrape(&url).await) });
+            for (index, url) in waiting.by_ref().take(MAX_PROBES - running.len()) {
+                let prober = prober.clone();
+                running.spawn(async move { (index, prober.probe(&url).await) });
             }
-            let Some(ended) = tries.join_next().await else { break };
+            let Some(ended) = running.join_next().await else { break };
             if let Ok((index, answer)) = ended {
                 rows[index].answered(answer);
             }
@@ -227,111 +197,7 @@ fn try_all(rows: &mut [Row], scraper: Scraper) -> io::Result<()> {
     if terminal {
         eprint!("\r\x1b[2K");
     }
-    // a look-up of a name may hang on in a thread of its own
+    // the look-up of a name may hang on a thread of the runtime
     runtime.shutdown_background();
     Ok(())
-}
-
-impl Row {
-    fn answered(&mut self, answer: Result<scrape::Answer, Refused>) {
-        match answer {
-            Ok(answer) => {
-                let seconds = answer.took.as_secs_f64();
-                self.result = Outcome::Answers;
-                (self.samples, self.seconds) = (Some(answer.samples), Some(seconds));
-                let s = if answer.samples == 1 { "" } else { "s" };
-                self.answer = format!("{} sample{s} in {seconds:.2} s", thousands(answer.samples));
-            }
-            Err(refused) => {
-                let offline = self.online == Some(false);
-                self.result = if offline { Outcome::Offline } else { Outcome::Fails };
-                (self.reason, self.status) = (Some(refused.reason), refused.status);
-                // an HTTP answer shows its status itself
-                let status = refused.status.filter(|_| refused.reason != "http");
-                self.answer = refused.message + &status.map_or_else(String::new, |status| format!(" ({status})"));
-                self.hint = hint(if offline { "offline" } else { refused.reason });
-            }
-        }
-    }
-}
-
-/// What to do.
-fn hint(reason: &str) -> &'static str {
-    match reason {
-        // left out
-        "broken" | "no_id" | "bad_uuid" => "the API's record of it is odd: please report it",
-        "not_tagged" => "change its tag, or --tag (DEVICE_TAG)",
-        "switched_off" => "remove the tag, or set it to true",
-        "no_public_url" => "switch on its public device URL in balenaCloud's dashboard, or use --address vpn",
-        "no_lan_address" => "does its supervisor run? --address vpn needs no address",
-        // both
-        "offline" => "it is offline, which is no failure here: is it switched on, and on the net?",
-        // balena's VPN
-        "no_tunnel" | "bad_tunnel" => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
-        "no_access" => "try again in a minute; then see whether the key may reach this device",
-        "not_connected" => "restart it, or wait: it has lost balena's VPN",
-        "port_closed" | "refused" => {
-            "does the exporter run, on this port (--exporter), with host network or the port published?"
-        }
-        "no_device" => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
-        // any way
-        "no_such_host" => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
-        "no_route" => "is this machine in the device's network? --address vpn works from anywhere",
-        "timeout" => "is the device alive? does its exporter hang, or a firewall stand between?",
-        "tls" => "is the clock here right? does it need --ca-file (BALENA_CA_FILE)?",
-        "proxy" => "does the proxy allow it? NO_PROXY goes around it",
-        "http" | "not_metrics" => "is the path right (--exporter NAME:PORT/PATH), and what listens there the exporter?",
-        "not_http" => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
-        _ => "the exporter's own log may tell more",
-    }
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let comma = |index: usize| if index > 0 && (digits.len() - index).is_multiple_of(3) { "," } else { "" };
-    digits.chars().enumerate().fold(String::new(), |text, (index, digit)| format!("{text}{}{digit}", comma(index)))
-}
-
-/// One object a line.
-fn json(rows: &[Row]) -> String {
-    let lines: Vec<_> = rows.iter().filter_map(|row| serde_json::to_string(row).ok()).collect();
-    format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
-}
-
-fn table(rows: &[Row]) -> String {
-    let state = |online| match online {
-        Some(true) => "online",
-        Some(false) => "offline",
-        None => "unknown",
-    };
-    let lines: Vec<[String; 6]> = rows
-        .iter()
-        .map(|row| {
-            let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
-            // as short as it can be without leaving something open
-            let url = shown(&row.url);
-            let url = url.strip_prefix("http://").unwrap_or(&url);
-            let url = url.strip_suffix("/metrics").filter(|host| !host.contains('/')).unwrap_or(url);
-            let [device, answer] = [&row.device, &row.answer].map(|text| printable(text));
-            [device, shown(&row.fleet), url.to_owned(), state(row.online).into(), answer, row.hint.into()]
-        })
-        .collect();
-    let heads = ["DEVICE", "FLEET", "ADDRESS", "STATE", "ANSWER", "WHAT TO DO"].map(str::to_owned);
-    let width = |column: usize| {
-        let cells = lines.iter().chain([&heads]).map(|line| line[column].chars().count());
-        cells.filter(|width| *width <= WIDEST).max().unwrap_or_default()
-    };
-    let widths: [usize; 5] = std::array::from_fn(width);
-    let mut text = String::new();
-    for line in [&heads].into_iter().chain(&lines) {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
-        let _ = writeln!(text, "{}", (cells.collect::<String>() + &line[5]).trim_end());
-    }
-    let of = |outcome| rows.iter().filter(|row| row.result == outcome).count();
-    let [left_out, answer, offline, fail] =
-        [Outcome::LeftOut, Outcome::Answers, Outcome::Offline, Outcome::Fails].map(of);
-    let targets = count(answer + offline + fail, "target");
-    let left_out = count(left_out, "device");
-    let _ = writeln!(text, "\n{targets}: {answer} answer, {fail} fail, {offline} offline; {left_out} left out");
-    text
 }

@@ -1,4 +1,4 @@
-//! A target tried as Prometheus would, with bounds in time and size; nothing of the answer is kept.
+//! A target is tried as Prometheus would scrape it, within bounds of time and size. Its samples are counted.
 
 use std::io::{self, Write};
 use std::str;
@@ -15,89 +15,97 @@ use hyper_util::rt::TokioIo;
 use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
-use crate::net::connector::{Connector, Deadline, PATIENCE, Refused, Tunnel};
+use crate::net::connector::Connector;
+use crate::net::refused::{Reason, Refused};
+use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination};
+use crate::net::vpn::Vpn;
 
-/// Prometheus' own, where nothing else is configured.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// As Go's client, which Prometheus uses, follows them.
-const MOST_REDIRECTS: usize = 10;
-/// The largest answer, unpacked, in bytes. A `node_exporter`'s has 60 KB.
-const LARGEST_ANSWER: usize = 16 << 20;
-/// As Prometheus 2.42 sends it.
+/// Prometheus' default `scrape_timeout`.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+/// As many redirects as Go's HTTP client follows, which Prometheus uses.
+const MAX_REDIRECTS: usize = 10;
+/// The largest answer, unpacked, in bytes. A `node_exporter` answers with 60 KB.
+const MAX_ANSWER: usize = 16 << 20;
+/// The `Accept` header of Prometheus 2.42.
 const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
 /// Tries targets.
-pub struct Scraper {
+pub struct Prober {
     /// Opens connections.
     pub connector: Connector,
-    /// The way to all of them, if it is not the direct one.
-    pub tunnel: Option<Tunnel>,
+    /// The way to all targets, if it is not the direct one.
+    pub vpn: Option<Vpn>,
 }
 
-/// What a target answered.
+/// The answer of a target.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     /// Samples in it.
     pub samples: u64,
     /// From the first step to the last byte.
-    pub took: Duration,
+    pub duration: Duration,
 }
 
-impl Scraper {
+impl Prober {
     /// Asks for the metrics at this URL.
-    pub async fn scrape(&self, url: &str) -> Result<Answer, Refused> {
+    pub async fn probe(&self, url: &str) -> Result<Answer, Refused> {
         let start = Instant::now();
-        let late = |_| Refused::new("timeout", format!("timed out after {} s", TIMEOUT.as_secs()));
-        let samples = timeout(TIMEOUT, self.follow(url)).await.map_err(late)??;
-        Ok(Answer { samples, took: start.elapsed() })
+        let late = |_| Refused::new(Reason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
+        let samples = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
+        Ok(Answer { samples, duration: start.elapsed() })
     }
 
-    /// Follows redirects to wherever they lead, as Prometheus does.
+    /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
+    /// request goes.
     async fn follow(&self, url: &str) -> Result<u64, Refused> {
-        let not_http = |what: &str| Refused::new("http", format!("leads to {what:?}, which is no URL"));
-        let mut url = Url::parse(url).map_err(|_| not_http(url))?;
-        for _ in 0..=MOST_REDIRECTS {
+        let no_url = |what: &str| Refused::new(Reason::Http, format!("leads to {what:?}, which is no URL"));
+        let mut url = Url::parse(url).map_err(|_| no_url(url))?;
+        let target = host_port(&url);
+        check_destination(&target, true)?;
+        for _ in 0..=MAX_REDIRECTS {
             let answer = self.get(&url).await?;
             let location = text_of(&answer, &LOCATION).filter(|_| answer.status().is_redirection());
             let Some(location) = location else { return count(answer).await };
-            url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| not_http(location))?;
+            url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| no_url(location))?;
+            let to = host_port(&url);
+            if check_destination(&to, to == target).is_err() {
+                let message = format!("redirects to {to}, away from the target: a scrape does not follow");
+                let status = Some(answer.status().as_u16());
+                return Err(Refused { status, ..Refused::new(Reason::Redirect, message) });
+            }
         }
-        Err(Refused::new("http", "redirects without end"))
+        Err(Refused::new(Reason::Http, "redirects without end"))
     }
 
     async fn get(&self, url: &Url) -> Result<Response<Incoming>, Refused> {
-        let host = url.host_str().unwrap_or_default();
-        let authority = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
-        let uri: Uri = url.as_str().parse().map_err(|_| Refused::new("http", format!("{url} is no URL")))?;
-        let stream = match &self.tunnel {
+        let no_url = || Refused::new(Reason::Http, format!("{url} is no URL"));
+        let (host, authority) = (url.host_str().unwrap_or_default(), host_port(url));
+        let uri: Uri = url.as_str().parse().map_err(|_| no_url())?;
+        let stream = match &self.vpn {
             None => self.connector.open(&uri).await?,
-            Some(tunnel) if url.scheme() == "https" => {
-                self.connector.secure(tunnel.open(&authority, Deadline::within(PATIENCE)).await?, host).await?
+            Some(vpn) => {
+                let stream = vpn.open(&authority, Deadline::after(DEFAULT_TIMEOUT)).await?;
+                if url.scheme() == "https" { self.connector.secure(stream, host).await? } else { stream }
             }
-            Some(tunnel) => tunnel.open(&authority, Deadline::within(PATIENCE)).await?,
         };
         let request = Request::get(uri.path_and_query().map_or("/", PathAndQuery::as_str))
             .header(HOST, authority)
             .header(USER_AGENT, concat!("baletheus/", env!("CARGO_PKG_VERSION")))
             .header(ACCEPT, FORMATS)
             .header(ACCEPT_ENCODING, "gzip")
-            .header("X-Prometheus-Scrape-Timeout-Seconds", TIMEOUT.as_secs())
+            .header("X-Prometheus-Scrape-Timeout-Seconds", SCRAPE_TIMEOUT.as_secs())
             .body(Empty::<Bytes>::new())
-            .map_err(|_| Refused::new("http", format!("{url} is no URL")))?;
+            .map_err(|_| no_url())?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        // it ends with the answer, or when nobody waits for that any more
+        // it ends with the answer, or when the probe ends
         tokio::spawn(connection);
         sender.send_request(request).await.map_err(|error| broken(&error))
     }
 }
 
-/// Why an exchange over a connection failed.
-pub fn broken(error: &hyper::Error) -> Refused {
-    if error.is_parse() {
-        Refused::new("not_http", format!("not HTTP: {error}"))
-    } else {
-        Refused::new("broke_off", format!("broke off: {error}"))
-    }
+/// The host and port of a URL, as `host:port`.
+fn host_port(url: &Url) -> String {
+    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80))
 }
 
 fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str> {
@@ -108,18 +116,18 @@ fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str>
 async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
     if answer.status() != StatusCode::OK {
         let message = format!("HTTP {}", answer.status());
-        return Err(Refused { status: Some(answer.status().as_u16()), ..Refused::new("http", message) });
+        return Err(Refused { status: Some(answer.status().as_u16()), ..Refused::new(Reason::Http, message) });
     }
-    // Prometheus 3 refuses other types, and an answer without one.
+    // Prometheus 3 fails a scrape with another type or without one
     let format = text_of(&answer, &CONTENT_TYPE).unwrap_or_default();
     let format = format.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let open_metrics = match &*format {
         "text/plain" => false,
         "application/openmetrics-text" => true,
-        "" => return Err(Refused::new("not_metrics", "no Content-Type, which Prometheus 3 insists on")),
-        other => return Err(Refused::new("not_metrics", format!("not metrics, but {other}"))),
+        "" => return Err(Refused::new(Reason::NotMetrics, "no Content-Type, which Prometheus 3 insists on")),
+        other => return Err(Refused::new(Reason::NotMetrics, format!("not metrics, but {other}"))),
     };
-    let not_metrics = |error: io::Error| Refused::new("not_metrics", error.to_string());
+    let not_metrics = |error: io::Error| Refused::new(Reason::NotMetrics, error.to_string());
     let mut metrics = Metrics::default();
     let packed = text_of(&answer, &CONTENT_ENCODING) == Some("gzip");
     {
@@ -132,28 +140,28 @@ async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
         }
         sink.flush().map_err(not_metrics)?;
     }
-    metrics.end().map_err(not_metrics)?; // the last line need not end
+    metrics.end_line().map_err(not_metrics)?; // the last line may lack its line feed
     if open_metrics && metrics.last != b"# EOF" {
-        return Err(Refused::new("not_metrics", "OpenMetrics without # EOF at its end"));
+        return Err(Refused::new(Reason::NotMetrics, "OpenMetrics without # EOF at its end"));
     }
     Ok(metrics.samples)
 }
 
-/// What is remembered of metrics as they come.
+/// Counts samples as the bytes arrive, and keeps one line.
 #[derive(Default)]
 struct Metrics {
     bytes: usize,
     samples: u64,
     lines: u64,
-    /// The beginning of the line that goes on.
+    /// The current line so far.
     line: Vec<u8>,
-    /// The last line that was not empty, if it was a comment.
+    /// The last line that is not empty, if it is a comment.
     last: Vec<u8>,
 }
 
 impl Metrics {
-    /// The line is whole.
-    fn end(&mut self) -> io::Result<()> {
+    /// Judges a complete line.
+    fn end_line(&mut self) -> io::Result<()> {
         self.lines += 1;
         let line = self.line.trim_ascii();
         if line.starts_with(b"#") {
@@ -173,13 +181,13 @@ impl Metrics {
 impl Write for Metrics {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes += bytes.len();
-        if self.bytes > LARGEST_ANSWER {
-            return Err(io::Error::other(format!("not metrics: more than {} MiB", LARGEST_ANSWER >> 20)));
+        if self.bytes > MAX_ANSWER {
+            return Err(io::Error::other(format!("not metrics: more than {} MiB", MAX_ANSWER >> 20)));
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(part);
             if part.ends_with(b"\n") {
-                self.end()?;
+                self.end_line()?;
             }
         }
         Ok(bytes.len())
@@ -190,7 +198,7 @@ impl Write for Metrics {
     }
 }
 
-/// `name{label="value"} 1.5` with more behind it, or without labels.
+/// Whether a line is a sample: `name{label="value"} 1.5`, with or without labels and a timestamp.
 fn is_sample(line: &[u8]) -> bool {
     let Ok(line) = str::from_utf8(line) else { return false };
     let starts = |c: char| c.is_ascii_alphabetic() || "_:{".contains(c); // {"name"} since Prometheus 3

@@ -1,4 +1,7 @@
-//! The network: ways out, and what listens.
+//! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
 pub mod connector;
+pub(crate) mod refused;
+pub(crate) mod scrape;
 pub mod server;
+pub(crate) mod vpn;

@@ -1,22 +1,42 @@
-//! What the HTTP endpoints of both services have in common.
+//! The servers of the program: listening, the one accept loop, and what the endpoints of both services share.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use hyper::body::Body;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Response, StatusCode};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
 
-/// The type of text for people.
+/// How long bytes may wait for a client that does not read, in milliseconds.
+#[cfg(target_os = "linux")]
+const SEND_TIMEOUT: u32 = 60_000;
+/// The wait before another try to accept a connection or to find a place for it.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The content type of text for people.
 pub const TEXT: &str = "text/plain; charset=utf-8";
-/// The type of metrics, which Prometheus 3 insists on.
+/// The content type of metrics, without which Prometheus 3 fails the scrape.
 pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Reads `host:port`, or `:port` for all interfaces: the first address that can be had counts.
+/// Reads `host:port`, or `:port` for all interfaces, as the addresses to try in this order.
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
-    // where there is no IPv6, the second
+    // the second one is for hosts without IPv6
     let all = text.strip_prefix(':').map(|port| ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}")));
     let found: Result<Vec<_>, _> = match &all {
         Some(all) => all.iter().map(|text| text.parse()).collect(),
@@ -25,7 +45,7 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     found.map_err(|_| "not host:port or :port".into())
 }
 
-/// Listens at the first of these addresses that can be had, for use with tokio; the error is for the user.
+/// Listens on the first of these addresses that is free, for use with tokio; the error is for the user.
 pub fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, String> {
     let start = || -> io::Result<TcpListener> {
         let listener = TcpListener::bind(addresses)?;
@@ -35,7 +55,194 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, String> {
     start().map_err(|error| format!("cannot listen on {addresses:?}: {error}"))
 }
 
-/// An answer of this type.
+/// The bounds of a server.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// The most connections at once.
+    pub connections: usize,
+    /// Which connection makes room for one more.
+    pub full: Full,
+    /// From the start of a connection, or the end of an answer, to the end of the next request's head.
+    pub head_timeout: Duration,
+    /// The largest head of a request, in bytes.
+    pub max_head: usize,
+    /// For a request and its answer, after which the connection closes. Without it, a connection takes several requests.
+    pub single: Option<Duration>,
+}
+
+/// Which connection closes when all are in use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The oldest one, for answers that are made at once: an old connection is an idle or slow one.
+    CloseOldest,
+    /// The one that has waited longest for a request. If all of them are being answered, the new one waits.
+    CloseIdle,
+}
+
+/// Accepts connections and answers their requests, on a current-thread runtime.
+pub async fn serve<H, F, B>(listener: TcpListener, limits: Limits, handler: H) -> io::Result<Infallible>
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
+{
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let (closable, places) = (Arc::new(Closable::default()), Arc::new(Semaphore::new(limits.connections)));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // most likely the process has no file descriptor left
+            closable.close_first();
+            sleep(RETRY).await;
+            continue;
+        };
+        let place = closable.place(&places).await?;
+        let _ = stream.set_nodelay(true); // a failure costs some time only
+        #[cfg(target_os = "linux")]
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT);
+        let waiting = Arc::new(Waiting { closable: closable.clone(), task: OnceLock::new(), number: Mutex::default() });
+        let (answering, handler) = (waiting.clone(), handler.clone());
+        let task = tokio::spawn(async move {
+            converse(stream, limits, answering, handler).await;
+            drop(place);
+        });
+        // the task starts at the next await
+        let _ = waiting.task.set(task.abort_handle());
+        waiting.start();
+    }
+}
+
+/// Answers the requests of a connection. An error is the client's: it went away, was too slow, or did not speak HTTP.
+async fn converse<H, F, B>(stream: TcpStream, limits: Limits, waiting: Arc<Waiting>, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
+{
+    let answer = service_fn(move |request| {
+        let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
+        let answer = handler(request);
+        async { Ok::<_, Infallible>(answer.await.map(|body| Tracked { body, _answering: answering })) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).max_buf_size(limits.max_head);
+    http.keep_alive(limits.single.is_none());
+    let connection = http.serve_connection(TokioIo::new(stream), answer).with_upgrades();
+    match limits.single {
+        Some(longest) => _ = timeout(longest, connection).await,
+        None => _ = connection.await,
+    }
+}
+
+/// The connections that may be closed to make room, from the one that has waited longest.
+#[derive(Default)]
+struct Closable(Mutex<Numbered>);
+
+#[derive(Default)]
+struct Numbered {
+    next: u64,
+    tasks: BTreeMap<u64, AbortHandle>,
+}
+
+impl Closable {
+    /// A place for one more connection.
+    async fn place(&self, places: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        loop {
+            self.close_first();
+            if let Ok(place) = timeout(RETRY, places.clone().acquire_owned()).await {
+                return place.map_err(io::Error::other);
+            }
+        }
+    }
+
+    fn close_first(&self) {
+        if let Some((_, task)) = self.lock().tasks.pop_first() {
+            task.abort();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Numbered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's entry among those that may be closed.
+struct Waiting {
+    closable: Arc<Closable>,
+    task: OnceLock<AbortHandle>,
+    number: Mutex<Option<u64>>,
+}
+
+impl Waiting {
+    fn start(&self) {
+        let Some(task) = self.task.get().filter(|task| !task.is_finished()) else { return };
+        let mut numbered = self.closable.lock();
+        let number = numbered.next;
+        numbered.next += 1;
+        numbered.tasks.insert(number, task.clone());
+        *self.number() = Some(number);
+    }
+
+    fn end(&self) {
+        let number = self.number().take();
+        if let Some(number) = number {
+            self.closable.lock().tasks.remove(&number);
+        }
+    }
+
+    fn number(&self) -> MutexGuard<'_, Option<u64>> {
+        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The time of a request in which its connection does not wait.
+struct Answering(Arc<Waiting>);
+
+impl Answering {
+    fn start(waiting: Arc<Waiting>) -> Self {
+        waiting.end();
+        Answering(waiting)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.start();
+    }
+}
+
+/// A body that ends the answering of its request.
+struct Tracked<B> {
+    body: B,
+    _answering: Option<Answering>,
+}
+
+impl<B: Body + Unpin> Body for Tracked<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer with this content type.
 pub fn reply<B: Body>(status: StatusCode, kind: &'static str, body: impl Into<B>) -> Response<B> {
     let mut answer = Response::new(body.into());
     *answer.status_mut() = status;
@@ -43,7 +250,7 @@ pub fn reply<B: Body>(status: StatusCode, kind: &'static str, body: impl Into<B>
     answer
 }
 
-/// Metrics of any process of ours; its own come to them.
+/// A registry with the metrics that both services have: the version and the process's own.
 pub fn registry() -> prometheus::Result<Registry> {
     let registry = Registry::new();
     let build = Opts::new("baletheus_build_info", "Version of baletheus.");
@@ -63,7 +270,7 @@ pub fn register<M: Collector + Clone + 'static>(
     Ok(metric)
 }
 
-/// All of them, as Prometheus reads them.
+/// All metrics, in Prometheus' text format.
 pub fn metrics(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).unwrap_or_default()
 }

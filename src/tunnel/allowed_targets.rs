@@ -1,4 +1,4 @@
-//! Where the tunnel may go: the hosts and ports of the targets that stand in the target file now.
+//! Which targets the tunnel may go to: those in the target file, by host and port.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -18,88 +18,87 @@ use crate::discovery::changes::count;
 use crate::discovery::target_file::{Look, look};
 
 /// The largest target file, in bytes: as much as discovery writes.
-const LARGEST_FILE: u64 = 1 << 30;
-
-/// A reading that takes longer is not waited for: the last list rather than none.
-const PROMPT: Duration = Duration::from_secs(1);
-/// A file that could not be read is tried again after this, even if it looks as it did.
-const AGAIN: Duration = Duration::from_secs(10);
+const MAX_FILE: u64 = 1 << 30;
+/// How long a scrape waits for the file to be read. After that the previous list decides.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// The wait before a file that could not be read is tried again, even if it has not changed.
+const RETRY: Duration = Duration::from_secs(10);
 
 type Targets = HashSet<Box<str>>;
 
-/// The targets of a target file, which is read again when it has changed.
-pub struct Allowed {
+/// The targets of the target file, which is read again when it has changed.
+pub struct AllowedTargets {
     path: PathBuf,
-    held: Mutex<Held>,
-    /// How many there are.
+    state: Mutex<State>,
+    /// The number of targets.
     count: IntGauge,
 }
 
 #[derive(Default)]
-struct Held {
+struct State {
     targets: Targets,
-    /// What the file looked like when it was last read, if it could be seen.
+    /// The file's metadata when it was last read, if there was a file.
     seen: Option<Look>,
-    /// What the last reading came to, and when; none before the first.
+    /// The result of the last reading and its time; none before the first.
     read: Option<(Result<(), String>, Instant)>,
     reading: Option<Reading>,
 }
 
-/// It goes on without the scrape that began it.
+/// A reading in progress. It goes on if the scrape that started it ends.
 struct Reading {
     look: Option<Look>,
     start: Instant,
     task: JoinHandle<Result<Targets, String>>,
 }
 
-impl Allowed {
-    /// Nothing is read yet.
+impl AllowedTargets {
+    /// Reads nothing yet.
     pub fn new(path: PathBuf, count: IntGauge) -> Self {
-        Allowed { path, held: Mutex::default(), count }
+        AllowedTargets { path, state: Mutex::default(), count }
     }
 
-    /// Whether this `host:port` is a target. A file that cannot be read, or has none, leaves those that were read last.
-    pub async fn has(&self, target: &str) -> bool {
+    /// Whether this `host:port` is a target. If the file cannot be read or holds no target, the previous list decides.
+    pub async fn contains(&self, target: &str) -> bool {
         let look = look(&self.path);
-        let mut held = self.held.lock().await;
-        let again = match &held.read {
+        let mut state = self.state.lock().await;
+        let changed = match &state.read {
             None => true,
-            Some((Ok(()), _)) => held.seen != look,
-            Some((Err(_), when)) => held.seen != look || when.elapsed() >= AGAIN,
+            Some((Ok(()), _)) => state.seen != look,
+            Some((Err(_), when)) => state.seen != look || when.elapsed() >= RETRY,
         };
-        if again && held.reading.is_none() {
+        if changed && state.reading.is_none() {
             let path = self.path.clone();
-            held.reading = Some(Reading { look, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
+            state.reading = Some(Reading { look, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
         }
-        if let Some(reading) = &mut held.reading
-            && let Ok(read) = timeout_at(reading.start + PROMPT, &mut reading.task).await
+        if let Some(reading) = &mut state.reading
+            && let Ok(read) = timeout_at(reading.start + READ_TIMEOUT, &mut reading.task).await
         {
             let look = reading.look;
-            held.reading = None;
-            self.take(&mut held, look, read.unwrap_or_else(|error| Err(error.to_string())));
+            state.reading = None;
+            self.take(&mut state, look, read.unwrap_or_else(|error| Err(error.to_string())));
         }
-        held.targets.contains(target)
+        state.targets.contains(target)
     }
 
-    fn take(&self, held: &mut Held, look: Option<Look>, read: Result<Targets, String>) {
+    fn take(&self, state: &mut State, look: Option<Look>, read: Result<Targets, String>) {
         let path = self.path.display();
         let read = read.map(|targets| {
-            let level = if held.targets.is_empty() { Level::Info } else { Level::Debug };
+            let level = if state.targets.is_empty() { Level::Info } else { Level::Debug };
             log::log!(level, "{} in {path}", count(targets.len(), "target"));
             self.count.set(i64::try_from(targets.len()).unwrap_or(i64::MAX));
-            held.targets = targets;
+            state.targets = targets;
         });
-        let is_new = held.seen != look || held.read.as_ref().is_none_or(|(before, _)| *before != read);
+        let is_new = state.seen != look || state.read.as_ref().is_none_or(|(before, _)| *before != read);
         if let Err(why) = &read
             && is_new
         {
-            let left = match held.targets.len() {
+            let left = match state.targets.len() {
                 0 => "Until then all is refused".to_owned(),
                 targets => format!("The {} of before stay", count(targets, "target")),
             };
             log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {left}");
         }
-        (held.seen, held.read) = (look, Some((read, Instant::now())));
+        (state.seen, state.read) = (look, Some((read, Instant::now())));
     }
 }
 
@@ -117,8 +116,8 @@ fn read(path: &Path) -> Result<Targets, String> {
     }
     let file = File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > LARGEST_FILE {
+    file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_FILE {
         return Err("is too large".into());
     }
     let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;

@@ -1,4 +1,4 @@
-//! Tunnels that are kept: one handshake for a device, and not one for each scrape.
+//! Tunnels that are kept between scrapes, so that a device needs one handshake and not one for each scrape.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,17 +9,21 @@ use tokio::time::Instant;
 
 use crate::net::connector::Stream;
 
-/// A tunnel, and its place among all of them. Nothing more is kept: what HTTP needs takes several times the memory.
-pub struct Kept {
-    /// Where nothing is on its way.
+/// How long a tunnel is kept without a request, a connection of Prometheus without a scrape, and a relay without a byte.
+/// balena's proxy lets a tunnel idle for at least 320 s; Prometheus keeps a connection for 300 s.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
+pub struct Tunnel {
+    /// The connection, in which no byte is in flight.
     pub stream: Stream,
-    /// Free again when it is dropped.
+    /// The place, which is free again when this is dropped.
     pub place: OwnedSemaphorePermit,
 }
 
 /// The tunnels that wait for their next request.
 pub struct Pool {
-    /// One for each tunnel that may be open.
+    /// A permit for each tunnel that may be open.
     places: Arc<Semaphore>,
     idle: Mutex<Idle>,
 }
@@ -27,19 +31,19 @@ pub struct Pool {
 #[derive(Default)]
 struct Idle {
     next: u64,
-    /// From the one that has waited longest.
-    all: BTreeMap<u64, (Arc<str>, Instant, Kept)>,
-    /// Those of each target, by number; the last one has waited the shortest time.
-    of: HashMap<Arc<str>, Vec<u64>>,
+    /// All tunnels by number, from the one that has waited longest.
+    all: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
+    /// The numbers of each target's tunnels; the last one has waited the shortest time.
+    by_target: HashMap<Arc<str>, Vec<u64>>,
 }
 
 impl Idle {
-    fn remove(&mut self, number: u64) -> Option<Kept> {
+    fn remove(&mut self, number: u64) -> Option<Tunnel> {
         let (target, _, kept) = self.all.remove(&number)?;
-        if let Some(numbers) = self.of.get_mut(&target) {
+        if let Some(numbers) = self.by_target.get_mut(&target) {
             numbers.retain(|other| *other != number);
             if numbers.is_empty() {
-                self.of.remove(&target);
+                self.by_target.remove(&target);
             }
         }
         Some(kept)
@@ -47,28 +51,28 @@ impl Idle {
 }
 
 impl Pool {
-    /// With places for so many tunnels, idle or not.
+    /// A pool with places for so many tunnels, idle or in use.
     pub fn new(places: usize) -> Self {
         Pool { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
     }
 
     /// A kept tunnel to this target, which may turn out to be closed.
-    pub fn take(&self, target: &str) -> Option<Kept> {
+    pub fn take(&self, target: &str) -> Option<Tunnel> {
         let mut idle = self.idle();
-        let number = *idle.of.get(target)?.last()?;
+        let number = *idle.by_target.get(target)?.last()?;
         idle.remove(number)
     }
 
     /// Keeps a tunnel for the next request.
-    pub fn keep(&self, target: Arc<str>, kept: Kept) {
+    pub fn keep(&self, target: Arc<str>, kept: Tunnel) {
         let mut idle = self.idle();
         let number = idle.next;
         idle.next += 1;
-        idle.of.entry(target.clone()).or_default().push(number);
+        idle.by_target.entry(target.clone()).or_default().push(number);
         idle.all.insert(number, (target, Instant::now(), kept));
     }
 
-    /// A place for one more, if need be that of the tunnel that has waited longest; none if all are in use.
+    /// A place for a new tunnel, if necessary that of the tunnel that has waited longest; none if all are in use.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         self.places.clone().try_acquire_owned().ok().or_else(|| {
             let mut idle = self.idle();
@@ -77,11 +81,11 @@ impl Pool {
         })
     }
 
-    /// Closes those that have waited longer than this.
-    pub fn expire(&self, longest: Duration) {
+    /// Closes the tunnels that have waited for `IDLE_TIMEOUT`.
+    pub fn expire(&self) {
         let mut idle = self.idle();
         while let Some((number, (_, since, _))) = idle.all.first_key_value()
-            && since.elapsed() > longest
+            && since.elapsed() > IDLE_TIMEOUT
         {
             let number = *number;
             idle.remove(number);

@@ -1,0 +1,180 @@
+//! The report of `check`: a table for people or JSON for programs, with a hint for each reason.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::check::probe::Answer;
+use crate::discovery::changes::count;
+use crate::discovery::target::LeftOut;
+use crate::logging::printable;
+use crate::net::refused::{Reason, Refused};
+
+/// The widest column of the table: a single longer cell does not widen its column.
+const MAX_WIDTH: usize = 80;
+
+/// A target, or a device without one. These are the fields of `--json`.
+#[derive(Debug, Default, Serialize)]
+pub struct Row {
+    /// The device's name and the beginning of its uuid.
+    pub device: String,
+    pub uuid: Option<String>,
+    pub fleet: Option<String>,
+    /// The name of the exporter.
+    pub job: Option<String>,
+    /// The URL that is scraped; none if the device is left out.
+    pub url: Option<String>,
+    /// Whether balenaCloud sees the device.
+    pub online: Option<bool>,
+    pub result: Outcome,
+    pub samples: Option<u64>,
+    pub seconds: Option<f64>,
+    /// The word for why it is left out or does not answer.
+    pub reason: Option<&'static str>,
+    /// The HTTP status that refused, of the VPN proxy or of the exporter.
+    pub status: Option<u16>,
+    /// The result, for people.
+    pub answer: String,
+    /// What to do; empty if the target answers.
+    pub hint: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    #[default]
+    LeftOut,
+    Answers,
+    /// The target does not answer and balenaCloud sees the device offline, which is no failure.
+    Offline,
+    Fails,
+}
+
+impl Row {
+    /// The row of a device that is left out.
+    pub fn left_out(self, left_out: &LeftOut) -> Self {
+        let answer = format!("left out: {}", left_out.why);
+        Row { reason: Some(left_out.reason), answer, hint: left_out_hint(left_out.reason), ..self }
+    }
+
+    /// Takes the result of a probe.
+    pub fn answered(&mut self, answer: Result<Answer, Refused>) {
+        match answer {
+            Ok(answer) => {
+                let seconds = answer.duration.as_secs_f64();
+                self.result = Outcome::Answers;
+                self.samples = Some(answer.samples);
+                self.seconds = Some(seconds);
+                let s = if answer.samples == 1 { "" } else { "s" };
+                self.answer = format!("{} sample{s} in {seconds:.2} s", thousands(answer.samples));
+            }
+            Err(refused) => {
+                let offline = self.online == Some(false);
+                self.result = if offline { Outcome::Offline } else { Outcome::Fails };
+                self.reason = Some(refused.reason.as_str());
+                self.status = refused.status;
+                self.hint = if offline { OFFLINE_HINT } else { hint(refused.reason) };
+                // an HTTP error has its status in the message
+                let status = refused.status.filter(|_| refused.reason != Reason::Http);
+                self.answer = refused.message + &status.map_or_else(String::new, |status| format!(" ({status})"));
+            }
+        }
+    }
+
+    /// Whether the target should answer and does not.
+    pub fn fails(&self) -> bool {
+        self.result == Outcome::Fails
+    }
+}
+
+const OFFLINE_HINT: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
+
+/// What to do about a device that is left out. To become an exhaustive match over the reasons of discovery.
+fn left_out_hint(reason: &str) -> &'static str {
+    match reason {
+        "not_tagged" => "change its tag, or --tag (DEVICE_TAG)",
+        "switched_off" => "remove the tag, or set it to true",
+        "offline" => OFFLINE_HINT,
+        "no_public_url" => "switch on its public device URL in balenaCloud's dashboard, or use --address vpn",
+        "no_lan_address" => "does its supervisor run? --address vpn needs no address",
+        _ => "the API's record of it is odd: please report it",
+    }
+}
+
+/// What to do about a target that does not answer.
+fn hint(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NoTunnel | Reason::BadTunnel => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
+        Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
+        Reason::NotConnected => "restart it, or wait: it has lost balena's VPN",
+        Reason::PortClosed | Reason::ConnectionRefused => {
+            "does the exporter run, on this port (--exporter), with host network or the port published?"
+        }
+        Reason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
+        Reason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
+        Reason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
+        Reason::NoConnection => "try again: it is this machine or its network that fails",
+        Reason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
+        Reason::Tls => "is the clock here right? does it need --ca-file (BALENA_CA_FILE)?",
+        Reason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
+        Reason::Http | Reason::NotMetrics => {
+            "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
+        }
+        Reason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
+        Reason::NotTarget => "name another port (--exporter): a scrape does not go there",
+        Reason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
+        Reason::BrokeOff | Reason::TooLarge => "the exporter's own log may tell more",
+        Reason::Busy => "try again in a minute",
+    }
+}
+
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let comma = |index: usize| if index > 0 && (digits.len() - index).is_multiple_of(3) { "," } else { "" };
+    digits.chars().enumerate().fold(String::new(), |text, (index, digit)| format!("{text}{}{digit}", comma(index)))
+}
+
+/// The report as a JSON array, with one object on each line.
+pub fn json(rows: &[Row]) -> String {
+    let lines: Vec<_> = rows.iter().filter_map(|row| serde_json::to_string(row).ok()).collect();
+    format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
+}
+
+/// The cells of a row.
+fn cells(row: &Row) -> [String; 6] {
+    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+    let online = match row.online {
+        Some(true) => "online",
+        Some(false) => "offline",
+        None => "unknown",
+    };
+    // shortened where that is unambiguous
+    let url = shown(&row.url);
+    let url = url.strip_prefix("http://").unwrap_or(&url);
+    let url = url.strip_suffix("/metrics").filter(|host| !host.contains('/')).unwrap_or(url);
+    let [device, answer] = [&row.device, &row.answer].map(|text| printable(text));
+    [device, shown(&row.fleet), url.to_owned(), online.into(), answer, row.hint.into()]
+}
+
+/// The report as a table.
+pub fn table(rows: &[Row]) -> String {
+    let heads = ["DEVICE", "FLEET", "ADDRESS", "STATE", "ANSWER", "WHAT TO DO"].map(str::to_owned);
+    let lines: Vec<_> = [heads].into_iter().chain(rows.iter().map(cells)).collect();
+    let width = |column: usize| {
+        let cells = lines.iter().map(|line| line[column].chars().count());
+        cells.filter(|width| *width <= MAX_WIDTH).max().unwrap_or_default()
+    };
+    let widths: [usize; 5] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
+        let _ = writeln!(text, "{}", (cells.collect::<String>() + &line[5]).trim_end());
+    }
+    let of = |outcome| rows.iter().filter(|row| row.result == outcome).count();
+    let [left_out, answer, offline, fail] =
+        [Outcome::LeftOut, Outcome::Answers, Outcome::Offline, Outcome::Fails].map(of);
+    let targets = count(answer + offline + fail, "target");
+    let left_out = count(left_out, "device");
+    let _ = writeln!(text, "\n{targets}: {answer} answer, {fail} fail, {offline} offline; {left_out} left out");
+    text
+}

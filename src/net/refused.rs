@@ -1,0 +1,104 @@
+//! Why a target cannot be scraped: the reasons that the tunnel and `check` share.
+
+use std::error::Error;
+use std::fmt;
+
+/// Declares each reason once: its doc comment, its name, and its word for metrics and JSON.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
+        /// A reason, for programs.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// All reasons.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word for it in metrics and JSON.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No answer in time.
+    Timeout = "timeout",
+    /// Nothing listens on the port.
+    ConnectionRefused = "refused",
+    /// No network leads to the address.
+    NoRoute = "no_route",
+    /// The host's name does not resolve.
+    NoSuchHost = "no_such_host",
+    /// Any other failure to connect.
+    NoConnection = "no_connection",
+    /// TLS fails, most often because of the certificate.
+    Tls = "tls",
+    /// The proxy that the environment names does not connect.
+    Proxy = "proxy",
+    /// balena's VPN proxy cannot be reached.
+    NoTunnel = "no_tunnel",
+    /// The tunnel's URL leads to something else than balena's VPN proxy.
+    BadTunnel = "bad_tunnel",
+    /// balena's VPN proxy answers 407.
+    NoAccess = "no_access",
+    /// The device is not connected to the VPN.
+    NotConnected = "not_connected",
+    /// The device's port is closed, or the device does not answer.
+    PortClosed = "port_closed",
+    /// balena's VPN proxy does not take the name for a device.
+    NoDevice = "no_device",
+    /// The answer is not HTTP.
+    NotHttp = "not_http",
+    /// The connection closes before the whole answer is there.
+    BrokeOff = "broke_off",
+    /// The answer is larger than the tunnel passes.
+    TooLarge = "too_large",
+    /// The tunnel or `check` does not go there.
+    NotTarget = "not_target",
+    /// All places of the tunnel are in use.
+    Busy = "busy",
+    /// The exporter answers with an HTTP error, or redirects in a circle.
+    Http = "http",
+    /// The exporter redirects away from the target.
+    Redirect = "redirect",
+    /// The answer holds no metrics.
+    NotMetrics = "not_metrics",
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A scrape that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The reason, for programs.
+    pub reason: Reason,
+    /// The status of the answer that refused, if there was one.
+    pub status: Option<u16>,
+    /// The reason, for people; short enough for a status line.
+    pub message: String,
+}
+
+impl Refused {
+    /// A failure without an HTTP status.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Refused { reason, status: None, message: message.into() }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Refused {}

@@ -1,0 +1,110 @@
+//! balena's VPN proxy, an HTTP `CONNECT` proxy: the way to any port of any device that the API key may reach.
+//!
+//! What the comments say about the proxy was recorded from open-balena-vpn 12.3.105 (`tests/recordings/vpn`).
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hyper::Uri;
+use tokio::task::spawn_blocking;
+
+use crate::balena::key::ApiKey;
+use crate::net::connector::{Connector, Stream, connect};
+use crate::net::refused::{Reason, Refused};
+use crate::net::scrape::Deadline;
+
+/// The API key and the file that holds it, if it came from one.
+pub struct KeySource {
+    key: Mutex<ApiKey>,
+    file: Option<PathBuf>,
+}
+
+impl KeySource {
+    /// A key that was read from this file before.
+    pub fn new(key: ApiKey, file: Option<PathBuf>) -> Self {
+        KeySource { key: Mutex::new(key), file }
+    }
+
+    /// The key to use now.
+    pub fn current(&self) -> ApiKey {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the file again after `used` was refused, and returns whether there is another key now. It blocks.
+    pub fn renew(&self, used: &ApiKey) -> bool {
+        // another thread may have read the file since
+        if self.current() == *used
+            && let Some(file) = self.file.as_ref().filter(|file| file.is_file())
+            && let Ok(key) = ApiKey::read(file)
+        {
+            *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+        }
+        self.current() != *used
+    }
+}
+
+/// Opens connections through the proxy, to `<uuid>.balena:<port>`.
+///
+/// - The proxy checks access at `CONNECT` only. A tunnel may idle (320 s tried) and take several requests; a tunnel whose
+///   request timed out must not be used again.
+/// - A half-closed connection (`SHUT_WR`) ends the tunnel and loses the answer.
+/// - After an error answer the proxy only half-closes, so the connection is dropped here.
+pub struct Vpn {
+    connector: Connector,
+    url: Uri,
+    keys: Arc<KeySource>,
+}
+
+impl Vpn {
+    /// Uses the proxy at this URL.
+    pub fn new(connector: Connector, url: Uri, keys: KeySource) -> Self {
+        Vpn { connector, url, keys: Arc::new(keys) }
+    }
+
+    /// Opens a tunnel to `<uuid>.balena:<port>`. A key that is refused is read again from its file.
+    pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
+        let key = self.keys.current();
+        match self.ask(authority, &key, deadline).await {
+            Err(refused) if refused.status == Some(407) && self.renew(&key).await => {
+                self.ask(authority, &self.keys.current(), deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn renew(&self, used: &ApiKey) -> bool {
+        let (keys, used) = (self.keys.clone(), used.clone());
+        spawn_blocking(move || keys.renew(&used)).await.unwrap_or(false)
+    }
+
+    async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, Refused> {
+        let unreachable = |refused: Refused| {
+            Refused::new(Reason::NoTunnel, format!("tunnel host not reachable: {}", refused.message))
+        };
+        let mut stream = deadline.wait(self.connector.open(&self.url)).await.flatten().map_err(unreachable)?;
+        // the proxy ignores the name of the user; it does not know the scheme in lower case
+        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", key.secret())));
+        match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
+            Ok(200) => Ok(stream),
+            Ok(status) => Err(refusal(status, authority)),
+            Err(error) => Err(Refused::new(Reason::BadTunnel, format!("tunnel host: {error}"))),
+        }
+    }
+}
+
+/// What a status of the proxy means.
+fn refusal(status: u16, authority: &str) -> Refused {
+    let (reason, message) = match status {
+        // one status for three causes, of which the last passes by itself
+        407 => (Reason::NoAccess, "refused: no access, unknown device, or balena's API busy".into()),
+        503 => (Reason::NotConnected, "device not connected to the VPN".into()),
+        500 => {
+            let port = authority.rsplit(':').next().unwrap_or_default();
+            (Reason::PortClosed, format!("port {port} closed or device unreachable"))
+        }
+        403 => (Reason::NoDevice, "refused: not the name of a device".into()),
+        _ => (Reason::BadTunnel, "the tunnel host is no VPN proxy of balena's".into()),
+    };
+    Refused { status: Some(status), ..Refused::new(reason, message) }
+}
