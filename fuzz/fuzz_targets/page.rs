@@ -1,4 +1,4 @@
-//! Any bytes as a page of the API; `tests/properties.rs` holds the same body against spoiled recordings.
+//! Any bytes as a page of the API; `tests/it/properties.rs` holds the same body against spoiled recordings.
 #![no_main]
 
 #[path = "../../tests/support/page.rs"]

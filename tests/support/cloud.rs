@@ -1,5 +1,5 @@
 //! A simulated balenaCloud: what a real open-balena-api 49.0.12 answered when it was recorded, over any devices.
-//! `tests/recordings.rs` holds it against the recordings. Plain sockets and a thread a connection, so that a test has every
+//! `tests/it/recordings.rs` holds it against the recordings. Plain sockets and a thread a connection, so that a test has every
 //! byte and every pause of an answer in its hands.
 
 use super::odata::{self, Refused, Resource};

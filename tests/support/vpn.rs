@@ -1,5 +1,5 @@
 //! A stand-in for balena's VPN proxy, which answers as the recordings in `tests/recordings/vpn` do.
-//! `tests/vpn_recordings.rs` holds it against them.
+//! `tests/it/vpn_recordings.rs` holds it against them.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,7 +1,5 @@
 //! What the sidecar tells over HTTP, of itself and of each device.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -9,11 +7,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Cloud, KEY, Reply, Step, recorded_devices};
+use crate::support::fleet::{demo_fleet, find};
+use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use crate::support::tools;
 use serde_json::{Value, json};
-use support::cloud::{Cloud, KEY, Reply, Step, recorded_devices};
-use support::fleet::{demo_fleet, find};
-use support::sidecar::{PATIENCE, Running, Sidecar, finish};
-use support::tools;
 
 fn sidecar(cloud: &Cloud) -> Sidecar {
     Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
@@ -200,7 +198,7 @@ fn the_readme_has_every_metric() {
     let row = |(name, about): (&str, &str)| format!("| `{name}` | {} |", about.trim_end_matches('.'));
     let table =
         ["| metric | tells |", "| --- | --- |"].map(str::to_owned).into_iter().chain(ours.map(row)).collect::<Vec<_>>();
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let found = readme.split_once("<!-- metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
     let found: Vec<_> = found.lines().take_while(|line| !line.is_empty()).collect();
     assert_eq!(found, table, "the README's table has to be:\n{}\n", table.join("\n"));

@@ -1,21 +1,19 @@
 //! End to end: a simulated balenaCloud, the sidecar, and what the real Prometheus makes of its file with the project's
 //! `prometheus.yml`.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::support::cloud::{Cloud, Reply};
+use crate::support::exporter::Exporters;
+use crate::support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
+use crate::support::prometheus::{NodeExporter, Prometheus, project_config, promtool_check_config};
+use crate::support::sidecar::{PATIENCE, Running, Sidecar};
+use crate::support::tls::Authority;
 use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, Reply};
-use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
-use support::prometheus::{NodeExporter, Prometheus, project_config, promtool_check_config};
-use support::sidecar::{PATIENCE, Running, Sidecar};
-use support::tls::Authority;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 

@@ -1,14 +1,12 @@
 //! The simulated balenaCloud gives the answers that a real open-balena-api gave when it was recorded.
 
-mod support;
-
+use crate::support::cloud::{self, Cloud, KEY};
+use crate::support::recording::{self, Answer, Recording, Request};
 use flate2::read::GzDecoder;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
-use support::cloud::{self, Cloud, KEY};
-use support::recording::{self, Answer, Recording, Request};
 
 const DEVICE_KEY: &str = "simulated-device-key-of-device-1";
 

@@ -1,7 +1,5 @@
 //! `baletheus tunnel`: where it goes and where not, what it passes through, and what is said of each failure.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,13 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::KEY;
+use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use crate::support::tls::Authority;
+use crate::support::vpn::{Device, Vpn};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection, StreamOwned};
 use serde_json::json;
-use support::cloud::KEY;
-use support::sidecar::{PATIENCE, Running, Sidecar, finish};
-use support::tls::Authority;
-use support::vpn::{Device, Vpn};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
@@ -728,7 +726,7 @@ fn the_readme_has_every_metric() {
     let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP baletheus_tunnel_")?.split_once(' '));
     let table: Vec<_> =
         helps.map(|(name, help)| format!("| `baletheus_tunnel_{name}` | {} |", help.trim_end_matches('.'))).collect();
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let found = readme.split_once("<!-- tunnel metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
     let found: Vec<_> = found.lines().skip(2).take_while(|line| !line.is_empty()).collect();
     assert_eq!(found, table, "the README's table has to be:\n{}\n", table.join("\n"));

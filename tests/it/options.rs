@@ -1,7 +1,7 @@
 //! Every row of the option table, every error and every exit code, on the real binary beside a simulated balenaCloud.
 
-mod support;
-
+use crate::support::cloud::{Cloud, KEY, Reply, Seen, Step};
+use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use baletheus::config::options::OPTIONS;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,8 +17,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::cloud::{Cloud, KEY, Reply, Seen, Step};
-use support::sidecar::{PATIENCE, Running, Sidecar};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
@@ -125,7 +123,7 @@ struct Run {
 /// Runs to the end. No run of this file may show the key.
 fn finish(command: Command) -> Run {
     let shown = format!("{command:?}");
-    let Output { status, stdout, stderr } = support::sidecar::finish(command);
+    let Output { status, stdout, stderr } = crate::support::sidecar::finish(command);
     let (out, err) = (String::from_utf8(stdout).expect("UTF-8"), String::from_utf8(stderr).expect("UTF-8"));
     assert!(!out.contains(KEY) && !err.contains(KEY), "the key is shown by {shown}\n{out}\n{err}");
     Run { code: status.code(), out, err }
@@ -253,11 +251,11 @@ const ELSEWHERE: &[&str] = &[
     "timeout",
     "write-empty",
     "oneshot",
-    // tests/status.rs
+    // status.rs
     "listen",
     "device-refresh",
     "device-metrics",
-    // tests/check.rs
+    // check.rs
     "tunnel-url",
 ];
 

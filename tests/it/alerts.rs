@@ -1,7 +1,7 @@
 //! The alerts: promtool of Prometheus 2 and 3 takes the rules and runs their unit tests, and each alert has all that
 //! whom it wakes needs.
 
-mod support;
+use crate::support;
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::alerts::{Rule, Tests, read, rule_files, rules, test_files};
 use support::tools;
 
-const RUNBOOK: &str = include_str!("../docs/alerts.md");
+const RUNBOOK: &str = include_str!("../../docs/alerts.md");
 const RUNBOOK_URL: &str = "https://github.com/balena-io-playground/baletheus/blob/master/docs/alerts.md";
 
 fn promtool(major: u8) {

@@ -1,7 +1,5 @@
 //! `baletheus check`: every way to a device, every kind of answer, and what is said of it.
 
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
@@ -9,15 +7,15 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::cloud::{Cloud, KEY, Reply, Step};
+use crate::support::fleet::{demo_fleet, find, set_tag, sibling};
+use crate::support::sidecar::{Sidecar, finish};
+use crate::support::tls::Authority;
+use crate::support::vpn::Vpn;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, KEY, Reply, Step};
-use support::fleet::{demo_fleet, find, set_tag, sibling};
-use support::sidecar::{Sidecar, finish};
-use support::tls::Authority;
-use support::vpn::Vpn;
 
 const METRICS: &str = "# HELP up A.\nup{a=\"} 1\\\" \"} 1 1795330772104\nb_total 1.5e3\n\nc NaN\n";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";

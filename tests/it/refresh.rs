@@ -1,14 +1,12 @@
 //! Refresh after refresh: what is asked for, what is written, what is told, and when the next one comes.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
+use crate::support::sidecar::{PATIENCE, Sidecar};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
-use support::sidecar::{PATIENCE, Sidecar};
 
 fn sidecar(cloud: &Cloud) -> Sidecar {
     Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)

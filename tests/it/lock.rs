@@ -1,12 +1,10 @@
 //! Two sidecars on one file by mistake: the second says so and ends, and the first goes on unharmed.
 
-mod support;
-
 use std::fs;
 
-use support::cloud::Cloud;
-use support::fleet::many;
-use support::sidecar::{Sidecar, finish};
+use crate::support::cloud::Cloud;
+use crate::support::fleet::many;
+use crate::support::sidecar::{Sidecar, finish};
 
 fn sidecar(cloud: &Cloud) -> Sidecar {
     Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)

@@ -1,7 +1,7 @@
 //! The dashboards and the alerts ask for what is there: each query of each panel, variable, annotation and alert runs on a
 //! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data.
 
-mod support;
+use crate::support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,7 +1,5 @@
 //! `cargo run --example demo`, as the README has it: what it shows, and that nothing is left of it.
 
-mod support;
-
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,9 +7,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::sidecar::{PATIENCE, Running};
+use crate::support::tools;
 use serde_json::Value;
-use support::sidecar::{PATIENCE, Running};
-use support::tools;
 
 /// The demo in a process group of its own, as a shell starts it.
 struct Demo {

@@ -1,16 +1,14 @@
 //! The real Prometheus, 2 and 3, takes what the status endpoint tells: metrics, and the list as http_sd.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use crate::support::cloud::Cloud;
+use crate::support::fleet::{demo_fleet, find};
+use crate::support::prometheus::Prometheus;
+use crate::support::sidecar::Sidecar;
 use serde_json::Value;
-use support::cloud::Cloud;
-use support::fleet::{demo_fleet, find};
-use support::prometheus::Prometheus;
-use support::sidecar::Sidecar;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

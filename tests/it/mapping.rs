@@ -4,16 +4,14 @@
 //! rules and not this program; in the others each line was written down from the rules, by what the device's name says.
 //! The order of the labels in a line is the program's own choice.
 
-mod support;
-
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::support::cloud::{Cloud, Reply, recorded_devices};
+use crate::support::sidecar::Sidecar;
 use baletheus::balena::device;
 use baletheus::discovery::{exporter, steering as tag};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, Reply, recorded_devices};
-use support::sidecar::Sidecar;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 

@@ -1,15 +1,13 @@
 //! The stand-in for balena's VPN proxy answers as the real one did, byte for byte.
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use support::sidecar::PATIENCE;
-use support::vpn::Vpn;
+use crate::support::sidecar::PATIENCE;
+use crate::support::vpn::Vpn;
 
 /// The key of the recordings.
 const KEY: &str = "API-KEY";

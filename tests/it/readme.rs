@@ -3,7 +3,7 @@
 use baletheus::config::options::OPTIONS;
 use baletheus::discovery::target::{META, PLAIN, STEERED};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// The table behind a comment is exactly this one.
 fn check(comment: &str, table: &str) {

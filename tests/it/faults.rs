@@ -2,8 +2,6 @@
 //! list stays, the reason is told, the key is not, the next try comes when it should, and all is well once the fault ends.
 //! `docs/faults.md` has each of them.
 
-mod support;
-
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -19,6 +17,10 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::cloud::{Cloud, KEY, Reply, Seen, Step};
+use crate::support::doc;
+use crate::support::prometheus::promtool_check_config;
+use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use baletheus::config;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use flate2::Compression;
@@ -29,10 +31,6 @@ use reqwest::header::HeaderValue;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::cloud::{Cloud, KEY, Reply, Seen, Step};
-use support::doc;
-use support::prometheus::promtool_check_config;
-use support::sidecar::{PATIENCE, Running, Sidecar, finish};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 

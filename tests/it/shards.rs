@@ -1,6 +1,6 @@
 //! The example of docs/shards.md: each device is on exactly one server, with all its exporters.
 
-mod support;
+use crate::support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ const SHARDS: usize = 4;
 
 /// The only example, with another shard's number and the list of this sidecar.
 fn example(shard: usize, list: &str) -> String {
-    let document = include_str!("../docs/shards.md");
+    let document = include_str!("../../docs/shards.md");
     let blocks: Vec<_> = document.split("```yaml\n").skip(1).collect();
     let [block] = blocks[..] else { panic!("not one example") };
     let mut config = block.split("```").next().unwrap().to_owned();

@@ -2,11 +2,12 @@
 //!
 //! What Prometheus takes is written down a second time in `support/rules.rs`, and `promtool` has the last word.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::support::prometheus::promtool_check_config;
+use crate::support::recording::{self, Recording};
+use crate::support::{page, rules};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::{Answer, Inventory, Source};
 use baletheus::discovery::target::{Address, PLAIN, Rules};
@@ -21,9 +22,6 @@ use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
-use support::prometheus::promtool_check_config;
-use support::recording::{self, Recording};
-use support::{page, rules};
 
 const DOMAIN: &str = "balena-devices.com";
 

@@ -3,8 +3,6 @@
 //!
 //! A full and a read-only disk are mounted in a user namespace of the test's own, for which nobody has to be root.
 
-mod support;
-
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -12,11 +10,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::cloud::Cloud;
+use crate::support::fleet::many;
+use crate::support::moments::{Moments, unfinished};
+use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish, pid};
 use rustix::process::{Resource, Rlimit, geteuid, prlimit};
-use support::cloud::Cloud;
-use support::fleet::many;
-use support::moments::{Moments, unfinished};
-use support::sidecar::{PATIENCE, Running, Sidecar, finish, pid};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 const FILE: &str = "disk/balena.json";

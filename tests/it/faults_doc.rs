@@ -1,12 +1,10 @@
 //! `docs/faults.md` cannot go stale: each of its lines leads to tests that are there.
 
-mod support;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use support::doc;
+use crate::support::doc;
 
 #[test]
 fn each_line_of_the_document_leads_to_tests_that_are_there() {
@@ -17,8 +15,7 @@ fn each_line_of_the_document_leads_to_tests_that_are_there() {
         assert!(faults.insert(&row.fault), "{:?} is there twice", row.fault);
         assert!(!row.fault.is_empty() && !row.does.is_empty(), "a cell is empty: {:?}", row.fault);
         for shown in &row.tests {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(&shown.file);
-            let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let source = source(&shown.file);
             let (before, _) = source
                 .split_once(&format!("fn {}(", shown.test))
                 .unwrap_or_else(|| panic!("{}: {} has no fn {}", row.fault, shown.file, shown.test));
@@ -37,4 +34,12 @@ fn each_line_of_the_document_leads_to_tests_that_are_there() {
             }
         }
     }
+}
+
+/// The text of a file of tests, in `tests/it` or `tests`.
+fn source(file: &str) -> String {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let files = [tests.join("it").join(file), tests.join(file)];
+    let read = files.iter().find_map(|file| fs::read_to_string(file).ok());
+    read.unwrap_or_else(|| panic!("{file} is neither in tests/it nor in tests"))
 }
