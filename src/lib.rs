@@ -1,30 +1,30 @@
-//! Baletheus finds every device of a balena fleet and keeps Prometheus' list of targets true.
+//! Baletheus finds every device of a balena fleet and keeps Prometheus' target file up to date.
 //!
-//! The road that a device takes:
+//! The road of a device: **API → device → targets → file**.
 //!
-//! 1. [`balena`] asks the API for a page of devices, and knows what each answer means.
-//! 2. [`device`] reads the page: each device typed, a broken one apart from its neighbours.
-//! 3. [`target`] maps a device to target groups by the rules of the [`config`] and the [`tag`]s of
-//!    the device: pure functions, every label declared once.
-//! 4. [`inventory`] keeps the pages, so that what did not change costs nothing.
-//! 5. [`registry`] replaces the target file, atomically, durably, and only when the list changed.
-//! 6. [`discovery`] is the loop around it: fetch, map, write, wait. It knows nothing of HTTP, files
-//!    or clocks; [`sidecar`] hands them in.
+//! 1. [`balena`] asks the API for a page of devices and knows what each answer means.
+//! 2. [`discovery`] keeps the pages, maps each device to target groups, replaces the target file when the list changes, and
+//!    waits for the next refresh.
 //!
-//! Beside it, [`check`] walks the same road and then tries each target: [`connect`] opens the way, [`scrape`] asks for
-//! the metrics.
+//! Three programs surround it: [`status`] is the HTTP endpoint for metrics and people, [`tunnel`] is Prometheus' proxy to devices
+//! in balena's VPN, and [`check`] tries each target and reports why one does not answer. [`net`] has the connections that they share.
 //!
-//! The other service, [`tunnel`], is Prometheus' own way to those of the targets that stand behind balena's VPN.
+//! [`cli`] is the front door: [`config`] reads the options of each command, and the command runs.
 
 #![warn(missing_docs, clippy::pedantic)]
-#![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // errors are told in the text
+#![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // where the type of the error says it all
 
+mod backoff;
 pub mod balena;
-pub mod check;
+mod check;
 pub mod cli;
 pub mod config;
 pub mod discovery;
-pub mod logging;
+mod log_queue;
+mod logging;
 pub mod net;
-pub mod status;
-pub mod tunnel;
+mod reasons;
+mod signals;
+mod status;
+mod tunnel;
+mod values;

@@ -1,80 +1,107 @@
-//! What the program tells, on standard error: text for people or JSON for machines, one record a line whatever is in it.
+//! The log on standard error: text for people or JSON for machines, one line a record whatever the record holds.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use log::LevelFilter;
+use env_logger::{Builder, Logger, Target};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
-use crate::config::options::{Values, one_of};
+use crate::log_queue::Queue;
+
+/// How long an ending program waits for its last lines to be read.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What the log holds, and in which form.
 #[derive(Debug)]
 pub struct Settings {
-    /// How much the program itself tells.
+    /// The level of the program itself.
     pub level: LevelFilter,
-    /// `RUST_LOG`, checked, if it is set: it beats the level.
+    /// `RUST_LOG`, checked, if it is set; it beats the level.
     pub filter: Option<String>,
     /// One JSON object a line instead of text.
     pub json: bool,
 }
 
-impl Settings {
-    /// Reads its options.
-    pub fn read(from: &mut Values) -> Self {
-        Settings {
-            level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
-            filter: from.all("RUST_LOG", filter).pop(),
-            json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
-        }
-    }
-}
-
-fn filter(text: &str) -> Result<String, String> {
-    env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
-}
-
-/// Sets up the log. Libraries are heard only with `RUST_LOG`: what they have to say of an error is in our own line.
+/// Starts the log. Libraries log only with `RUST_LOG`: our own line already says what a library has to say of an error.
 pub fn init(settings: &Settings) {
-    let mut builder = env_logger::Builder::new();
+    let mut builder = Builder::new();
     match &settings.filter {
-        // a filter for our own module would beat one for all beside it
+        // A filter for our own module would beat one for every module.
         Some(filter) => builder.parse_filters(filter),
         None => builder.filter_module(env!("CARGO_PKG_NAME"), settings.level),
     };
     let json = settings.json;
     builder.format(move |out, record| {
-        let (level, target, message) = (record.level(), record.target(), record.args().to_string());
-        let time = humantime::format_rfc3339_millis(SystemTime::now());
-        if json {
-            let line = Line { time: time.to_string(), level: level.as_str(), target, message: &message };
-            serde_json::to_writer(&mut *out, &line)?;
-            return writeln!(out);
-        }
-        let of = if target.starts_with(env!("CARGO_PKG_NAME")) { String::new() } else { format!("{target}: ") };
-        writeln!(out, "{time} {level:<5} {of}{}", printable(&message))
+        out.write_all(&line(json, record.level(), record.target(), &record.args().to_string()))
     });
-    builder.init();
+    let note = move |dropped| {
+        let text = format!("{} lost: standard error was not read", count_u64(dropped, "log line"));
+        line(json, Level::Warn, module_path!(), &text)
+    };
+    // Without a thread the program writes its log directly.
+    let queue = Queue::start(io::stderr(), note).ok();
+    if let Some(queue) = &queue {
+        builder.target(Target::Pipe(Box::new(queue.clone())));
+    }
+    let logger = builder.build();
+    log::set_max_level(logger.filter());
+    // It fails where a log was started before, which then stays.
+    let _ = log::set_boxed_logger(Box::new(Queued { logger, queue }));
+}
+
+/// `env_logger` does not know how to flush a pipe.
+struct Queued {
+    logger: Logger,
+    queue: Option<Queue>,
+}
+
+impl Log for Queued {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        self.logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        self.logger.log(record);
+    }
+
+    fn flush(&self) {
+        if let Some(queue) = &self.queue {
+            queue.flush(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// A record as a line.
+fn line(json: bool, level: Level, target: &str, message: &str) -> Vec<u8> {
+    let time = humantime::format_rfc3339_millis(SystemTime::now());
+    if json {
+        let fields = Fields { time: time.to_string(), level: level.as_str(), target, message };
+        let mut line = serde_json::to_vec(&fields).unwrap_or_default(); // text is always JSON
+        line.push(b'\n');
+        return line;
+    }
+    let module = if target.starts_with(env!("CARGO_PKG_NAME")) { String::new() } else { format!("{target}: ") };
+    format!("{time} {level:<5} {module}{}\n", printable(message)).into_bytes()
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct Fields<'a> {
     time: String,
     level: &'a str,
     target: &'a str,
     message: &'a str,
 }
 
-/// A device may name itself as it likes: what would start a new line, move a terminal's cursor or turn the direction
-/// of writing is shown as an escape.
+/// Text that is safe on a terminal. A device chooses its own name: characters that would start a new line, move the cursor or
+/// change the direction of writing become escapes.
 pub fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        let turns =
+        let changes_direction =
             matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || turns {
+        if c.is_control() || changes_direction {
             let _ = write!(shown, "{}", c.escape_default()); // into a String: cannot fail
         } else {
             shown.push(c);
@@ -83,14 +110,28 @@ pub fn printable(text: &str) -> String {
     })
 }
 
-/// The end for mistakes in the configuration, all told at once; the log is not set up yet.
+/// `1 device`, `2 devices`.
+pub fn count(number: usize, what: &str) -> String {
+    count_u64(number as u64, what)
+}
+
+fn count_u64(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A line on standard error before the log has started, or beside it. Nobody may read it: that is no error.
+pub fn print(text: &str) {
+    let _ = writeln!(io::stderr(), "baletheus: {text}");
+}
+
+/// Ends with all configuration errors in one message; the log has not started yet.
 pub fn misconfigured(errors: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    eprintln!("baletheus: {what}\n  {}\nbaletheus --help lists all options", errors.join("\n  "));
+    print(&format!("{what}\n  {}\nbaletheus --help lists all options", errors.join("\n  ")));
     ExitCode::from(2)
 }
 
-/// The last line before an end for want of something in the configuration or around the program.
+/// Ends because the configuration or the system does not let the program start.
 pub fn cannot_start(why: &str) -> ExitCode {
     log::error!("cannot start: {why}");
     ExitCode::from(2)

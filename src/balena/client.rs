@@ -1,124 +1,242 @@
 //! The API client: conditional requests with bounds in size and time, and what each answer means.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::Read;
 use std::iter;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use reqwest::blocking::{Client, Response};
+use reqwest::blocking::{Client as Http, Response};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
+use serde::Deserialize;
 
-use crate::balena::failure::Failure;
-use crate::balena::key::ApiKey;
-use crate::balena::query::Query;
-use crate::discovery::inventory::{Answer, Source};
+use super::failure::{Failure, Reason};
+use super::key::{ApiKey, KeySource};
+use super::query::Query;
+use crate::backoff;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
-const LARGEST_ANSWER: u64 = 64 << 20;
-/// The longest that a `Retry-After` is followed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const MAX_ANSWER_SIZE: u64 = 64 << 20;
+/// Bytes of an error's body that are read for the message.
+const EXCERPT_SIZE: u64 = 800;
+/// `whoami` must not delay the first list for long.
+const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the API is reached.
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Base URL without a trailing slash.
     pub url: String,
-    /// The key, and where it came from.
-    pub key: ApiKey,
-    /// The file that held it, if it was one.
-    pub key_file: Option<PathBuf>,
-    /// Roots beside the platform's.
+    /// The key.
+    pub key: KeySource,
+    /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
-    /// For a whole answer, its body included.
+    /// For a whole answer with its body.
     pub timeout: Duration,
 }
 
-/// A client of the balena API, version 7.
-#[derive(Clone)]
-pub struct Balena {
-    http: Client,
-    /// How it is reached.
-    pub api: Api,
-    query: Query,
+/// What the API answers to a conditional request.
+#[derive(Debug)]
+pub enum Answer {
+    /// The content still has the `ETag` of the request.
+    Unchanged,
+    /// 200.
+    Body {
+        /// The `ETag` for the next request.
+        etag: Option<String>,
+        /// `{"d": [ … ]}`, where nothing is wrong.
+        body: Vec<u8>,
+    },
+    /// The body is larger than an answer may be.
+    TooLarge {
+        /// The `ETag` for the next request.
+        etag: Option<String>,
+    },
 }
 
-impl Balena {
-    /// Makes a client; no request is sent. An error means that the platform's root certificates cannot be used.
+/// Whose key it is, by `GET /actor/v1/whoami`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A user's, as a named API key is.
+    User,
+    /// A device's own: it shows that device only, or nothing.
+    Device,
+    /// A provisioning key, which cannot read devices.
+    Application,
+    /// Anything else.
+    Unknown,
+}
+
+/// A client of the balena API, version 7. Clones share the connection, the key and the counts.
+#[derive(Clone)]
+pub struct Client {
+    http: Http,
+    api: Api,
+    query: Query,
+    requests: Requests,
+}
+
+/// How many requests had which status; none counts those without an answer. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<Mutex<BTreeMap<Option<u16>, u64>>>);
+
+impl Requests {
+    /// The counts so far.
+    pub fn counts(&self) -> BTreeMap<Option<u16>, u64> {
+        self.lock().clone()
+    }
+
+    fn count(&self, status: Option<u16>) {
+        *self.lock().entry(status).or_default() += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Option<u16>, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client {
+    /// Makes a client and sends no request.
+    ///
+    /// # Errors
+    /// The platform's root certificates cannot be used, or a thread cannot be started. The text is for the user.
     pub fn new(api: Api, query: Query) -> Result<Self, String> {
-        let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is there already
-        let http = Client::builder()
+        let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
+        let http = Http::builder()
             .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
-            // a redirect must not carry the key to another host
+            // A redirect must not carry the key to another host.
             .redirect(Policy::none())
-            // the server closes idle connections after 5 s
+            // The server closes idle connections after 5 s.
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Balena { http, api, query })
+        Ok(Client { http, api, query, requests: Requests::default() })
     }
 
-    /// Asks for this much of up to `top` devices with ids above `after`.
-    pub fn ask(&mut self, what: &str, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.ask(what, after, top), etag, self.api.timeout)
+    /// The API's base URL.
+    pub fn url(&self) -> &str {
+        &self.api.url
     }
 
-    /// Asks for a path, unless what is there still has this `ETag`.
-    pub fn get(&mut self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
-        let mut response = self.send(path, etag, timeout)?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.reread_key() {
-            response = self.send(path, etag, timeout)?;
+    /// The time-out of a request.
+    pub fn timeout(&self) -> Duration {
+        self.api.timeout
+    }
+
+    /// The counts of its requests.
+    pub fn requests(&self) -> Requests {
+        self.requests.clone()
+    }
+
+    /// Asks for what discovery needs of up to `limit` devices with ids above `after`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    pub fn page(&self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.get(&self.query.page(after, limit), etag, self.api.timeout)
+    }
+
+    /// Asks for this much of up to `limit` of the same devices with ids above `after`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    pub fn ask(&self, what: &str, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.get(&self.query.ask(what, after, limit), etag, self.api.timeout)
+    }
+
+    /// Asks whose key it is.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    pub fn whoami(&self) -> Result<Actor, Failure> {
+        #[derive(Deserialize)]
+        struct Whoami {
+            #[serde(rename = "actorType")]
+            kind: String,
         }
+        let answer = self.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.api.timeout))?;
+        let Answer::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
+        let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
+        Ok(match kind.as_str() {
+            "user" => Actor::User,
+            "device" => Actor::Device,
+            "application" => Actor::Application,
+            _ => Actor::Unknown,
+        })
+    }
+
+    /// Asks for a path, with one key and then with the next if the first is refused. The time-out bounds both tries.
+    fn get(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
+        let end = Instant::now() + timeout;
+        let key = self.api.key.current();
+        let answer = self.counted(|| self.try_with(&key, path, etag, timeout));
+        match answer {
+            Err(Failure { reason: Reason::Unauthorized, .. }) if self.api.key.renew(&key) => {
+                let left = end.saturating_duration_since(Instant::now());
+                self.counted(|| self.try_with(&self.api.key.current(), path, etag, left))
+            }
+            answer => answer,
+        }
+    }
+
+    fn counted(&self, request: impl FnOnce() -> Result<Answer, Failure>) -> Result<Answer, Failure> {
+        let answer = request();
+        let status = match &answer {
+            Ok(Answer::Unchanged) => Some(304),
+            Ok(Answer::Body { .. } | Answer::TooLarge { .. }) => Some(200),
+            Err(failure) => failure.status,
+        };
+        self.requests.count(status);
+        answer
+    }
+
+    fn try_with(&self, key: &ApiKey, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
+        let response = self.send(key, path, etag, timeout)?;
         let new_etag = text_of(response.headers(), &ETAG);
         match response.status() {
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
             StatusCode::OK => Ok(match self.body(response)? {
-                Some(body) => Answer::Devices(new_etag, body),
-                None => Answer::TooLarge(new_etag),
+                Some(body) => Answer::Body { etag: new_etag, body },
+                None => Answer::TooLarge { etag: new_etag },
             }),
-            _ => Err(self.refused(response)),
+            _ => Err(self.refused(key, response)),
         }
     }
 
-    fn send(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
-        let url = Url::parse(&format!("{}{path}", self.api.url)).map_err(|error| Failure::new("bad_answer", error))?;
-        let mut key = HeaderValue::from_str(&format!("Bearer {}", self.api.key.secret())).expect("keys are checked");
-        key.set_sensitive(true);
+    fn send(&self, key: &ApiKey, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
+        let url = Url::parse(&format!("{}{path}", self.api.url))
+            .map_err(|error| Failure::new(Reason::BadAnswer, format!("cannot ask {}: {error}", self.api.url)))?;
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.secret()))
+            .map_err(|_| Failure::new(Reason::Unauthorized, "the API key cannot be sent: check API_KEY"))?;
+        bearer.set_sensitive(true);
         // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
-        let mut request = self.http.get(url).header(AUTHORIZATION, key).timeout(timeout);
+        let mut request = self.http.get(url).header(AUTHORIZATION, bearer).timeout(timeout);
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
         request.send().map_err(|error| self.broken(error))
     }
 
-    /// The body, or nothing if it is too large.
+    /// The body, or none if it is too large.
     fn body(&self, response: Response) -> Result<Option<Vec<u8>>, Failure> {
         let mut body = Vec::new();
-        match response.take(LARGEST_ANSWER + 1).read_to_end(&mut body) {
-            Ok(_) => Ok((body.len() as u64 <= LARGEST_ANSWER).then_some(body)),
+        match response.take(MAX_ANSWER_SIZE + 1).read_to_end(&mut body) {
+            Ok(_) => Ok((body.len() as u64 <= MAX_ANSWER_SIZE).then_some(body)),
             Err(error) => Err(match error.downcast::<reqwest::Error>() {
                 Ok(error) => self.broken(error),
                 Err(error) => {
-                    Failure::new("broken_answer", format!("the answer of {} broke off: {error}", self.api.url))
+                    Failure::new(Reason::BrokenAnswer, format!("the answer of {} broke off: {error}", self.api.url))
                 }
             }),
         }
-    }
-
-    /// A rotated secret needs no restart.
-    fn reread_key(&mut self) -> bool {
-        let Some(Ok(key)) = self.api.key_file.as_deref().map(ApiKey::read) else { return false };
-        let is_new = key != self.api.key;
-        self.api.key = key;
-        is_new
     }
 
     /// A request without an answer, or with half of one.
@@ -127,69 +245,42 @@ impl Balena {
         let chain = chain(&error);
         let (url, cause) = (&self.api.url, chain.last().map_or("", String::as_str));
         let (reason, message) = if error.is_timeout() {
-            ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.api.timeout)))
+            let timeout = humantime::format_duration(self.api.timeout);
+            (Reason::Timeout, format!("no whole answer from {url} within {timeout}"))
         } else if cause.contains("certificate") {
             let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
-            ("tls", format!("cannot trust {url}: {cause}; {hint}"))
+            (Reason::Tls, format!("cannot trust {url}: {cause}; {hint}"))
         } else if error.is_connect() {
-            ("connect", format!("cannot reach {url}: {cause}"))
+            (Reason::Connect, format!("cannot reach {url}: {cause}"))
         } else {
-            ("broken_answer", format!("the answer of {url} broke off: {cause}"))
+            (Reason::BrokenAnswer, format!("the answer of {url} broke off: {cause}"))
         };
-        Failure { detail: chain.join(": "), ..Failure::new(reason, message) }
+        Failure { causes: chain.join(": "), ..Failure::new(reason, message) }
     }
 
     /// An answer that is not the one asked for.
-    fn refused(&self, response: Response) -> Failure {
+    fn refused(&self, key: &ApiKey, response: Response) -> Failure {
         let (status, url) = (response.status(), &self.api.url);
-        let headers = response.headers().clone();
-        let (reason, hint) = match status.as_u16() {
-            301..=303 | 307 | 308 => ("redirect", "set --api-url (BALENA_API_URL) to where it leads, if that is right"),
-            400 => ("bad_request", "the API cannot read the request; please report it"),
-            401 => ("unauthorized", "check API_KEY; or the API's database is down, which it tells in the same way"),
-            403 => ("forbidden", "the API key may not do this: check API_KEY"),
-            404 => ("not_found", "this server has no API v7: is it too old, or --api-url (BALENA_API_URL) wrong?"),
-            414 | 431 => {
-                ("bad_request", "the choice of fleets and tags is too long for a URL: name fewer, or fleets by id")
-            }
-            429 => ("rate_limited", "the API asks for patience; a longer --refresh (REFRESH_RATE) helps"),
-            500 => ("server_error", "the API is in trouble, or too old for a field that is asked for"),
-            _ => ("server_error", "the API is in trouble"),
-        };
-        let retry_after = retry_after(&headers);
-        let said = self.excerpt(response);
-        Failure {
-            retry_after,
-            code: Some(status.as_u16()),
-            ..Failure::new(reason, format!("{url} answers {status}{said}: {hint}"))
-        }
-    }
-
-    /// What the answer says of itself: up to the key, if it is echoed, and never so far that it may be cut in two.
-    fn excerpt(&self, response: Response) -> String {
-        let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
-        let html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
-        let mut body = Vec::new();
-        let read = response.take(800 + self.api.key.secret().len() as u64).read_to_end(&mut body);
-        let said = if html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-        let said = location.as_deref().unwrap_or(&said).split(self.api.key.secret()).next().unwrap_or_default();
-        let said: String = said.chars().take(200).collect();
-        if said.trim().is_empty() { String::new() } else { format!(", {}", said.trim()) }
+        let (reason, hint) = Reason::of_status(status.as_u16());
+        let header = |name| text_of(response.headers(), name);
+        let retry_after = header(&RETRY_AFTER)
+            .and_then(|value| backoff::retry_after(&value, header(&DATE).as_deref(), SystemTime::now()));
+        let message = format!("{url} answers {status}{}: {hint}", excerpt(key, response));
+        Failure { retry_after, status: Some(status.as_u16()), ..Failure::new(reason, message) }
     }
 }
 
-impl Source for Balena {
-    fn name(&self) -> &str {
-        &self.api.url
-    }
-
-    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.page(after, top), etag, self.api.timeout)
-    }
-
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        self.ask("$select=id,uuid,device_name", after, 1, None)
-    }
+/// The beginning of a text answer or the place that a redirect leads to. It ends before the key if the server echoes that, and
+/// it reads so far that it cannot end within a key.
+fn excerpt(key: &ApiKey, response: Response) -> String {
+    let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
+    let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
+    let mut body = Vec::new();
+    let read = response.take(EXCERPT_SIZE + key.secret().len() as u64).read_to_end(&mut body);
+    let body = if is_html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
+    let text = location.as_deref().unwrap_or(&body).split(key.secret()).next().unwrap_or_default();
+    let text: String = text.chars().take(200).collect();
+    if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
 }
 
 /// An error and its causes.
@@ -199,16 +290,4 @@ fn chain(error: &dyn Error) -> Vec<String> {
 
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
-}
-
-/// Seconds, or a date, which is taken against the answer's own: this device's clock may be wrong.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = text_of(headers, &RETRY_AFTER).filter(|text| !text.is_empty())?;
-    let wait = if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().map_or(LONGEST_RETRY_AFTER, Duration::from_secs)
-    } else {
-        let date = text_of(headers, &DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
-        httpdate::parse_http_date(&text).ok()?.duration_since(date.unwrap_or_else(SystemTime::now)).ok()?
-    };
-    Some(wait.min(LONGEST_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }

@@ -1,4 +1,4 @@
-//! A device as the API tells it: one page of answers, read with as little copying as JSON allows.
+//! A device as the API describes it, read from a page with as little copying as JSON allows.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,6 +20,9 @@ impl Deref for Text<'_> {
     }
 }
 
+/// Characters of a device's name: balena's own limit.
+const MAX_NAME_LENGTH: usize = 255;
+
 /// An expanded reference: an array of none or one, or null.
 pub type One<T> = Option<Vec<T>>;
 
@@ -33,7 +36,7 @@ pub fn one<T>(reference: &One<T>) -> Option<&T> {
 #[serde(bound(deserialize = "'de: 'a"))]
 #[allow(clippy::struct_field_names)] // as the API names them
 pub struct Device<'a> {
-    /// Database id: rises with each device that is registered, never used again.
+    /// Database id: a device that is registered later has a higher one, and no id is used twice.
     pub id: Option<u64>,
     /// 32 or 62 lower-case hex digits, checked by [`Device::uuid`].
     uuid: Option<Text<'a>>,
@@ -54,7 +57,7 @@ pub struct Device<'a> {
     /// `raspberrypi4-64`
     #[serde(rename = "is_of__device_type")]
     pub device_type: One<DeviceType<'a>>,
-    /// The fleet; a device may be without.
+    /// The fleet; a device may have none.
     #[serde(rename = "belongs_to__application")]
     pub fleet: One<Fleet<'a>>,
     /// The release that runs; none on a new device.
@@ -63,7 +66,7 @@ pub struct Device<'a> {
     /// The device's own tags, in no order.
     #[serde(rename = "device_tag")]
     tags: Option<Vec<Tag<'a>>>,
-    /// Why it cannot be used; then it has no more than an id, a uuid and a name.
+    /// Why the record cannot be used; then only the id, the uuid and the name are set.
     #[serde(skip)]
     pub broken: Option<String>,
 }
@@ -104,6 +107,8 @@ pub struct Organization<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Release<'a> {
+    /// Database id.
+    pub id: Option<u64>,
     /// Its commit hash.
     pub commit: Option<Text<'a>>,
     /// Its version, `1.2.3-rc.1`.
@@ -139,7 +144,7 @@ impl Device<'_> {
         one(&self.fleet).and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
     }
 
-    /// How people are told of it, since names are not unique: `gw-0001 (cea099a)`.
+    /// How it is shown to people, since names are not unique: `gw-0001 (cea099a)`.
     pub fn display_name(&self) -> String {
         display_name(self.device_name.as_deref(), self.uuid.as_deref(), self.id)
     }
@@ -147,7 +152,8 @@ impl Device<'_> {
 
 /// A name with the beginning of the uuid, as balena's own tools show it.
 pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> String {
-    let name: String = name.unwrap_or("a device without a name").chars().take(255).collect(); // balena's own limit
+    let name = name.filter(|name| !name.trim().is_empty()).unwrap_or("a device without a name");
+    let name: String = name.chars().take(MAX_NAME_LENGTH).collect();
     match (uuid, id) {
         (Some(uuid), _) => format!("{name} ({})", uuid.chars().take(7).collect::<String>()),
         (None, Some(id)) => format!("{name} (id {id})"),
@@ -155,7 +161,10 @@ pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> 
     }
 }
 
-/// What a page, `{"d": [ … ]}`, says of each device. An error means that this is no page at all.
+/// The records of a page, `{"d": [ … ]}`.
+///
+/// # Errors
+/// The body is not a page.
 pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Page<'a> {
@@ -165,28 +174,37 @@ pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     serde_json::from_slice(body).map(|page: Page| page.d)
 }
 
-/// Reads a device; one with a field of the wrong type costs itself alone.
+/// Reads a device. A field of the wrong type makes this device unusable and does not affect the others.
 pub fn parse(raw: &RawValue) -> Device<'_> {
     serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))
 }
 
 /// Reads a page.
+///
+/// # Errors
+/// The body is not a page.
 pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
     Ok(records(body)?.into_iter().map(parse).collect())
 }
 
-/// What is wrong, without the text that serde quotes: it may be long, and it may be a secret.
-pub fn told(error: &serde_json::Error) -> String {
+/// What is wrong, without the text that serde quotes, which may be long or a secret.
+pub fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let quoted = text.split_once('"').zip(text.rsplit_once('"'));
     quoted.map(|((before, _), (_, after))| format!("{before}…{after}")).unwrap_or(text)
 }
 
 fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {
-    // Field by field: what one of them holds may be such that not even the whole can be read.
+    // Field by field, since one field may make the whole record unreadable.
     let fields: BTreeMap<&str, &RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
     let text = |name| Some(Text(serde_json::from_str::<String>(fields.get(name)?.get()).ok()?.into()));
     let id = fields.get("id").and_then(|raw| serde_json::from_str(raw.get()).ok());
-    let broken = Some(told(error));
+    let broken = Some(describe(error));
     Device { id, uuid: text("uuid"), device_name: text("device_name"), broken, ..Device::default() }
+}
+
+/// The value of the tag with this key; null counts as empty. If a key occurs twice, the order does not decide.
+pub fn tag_value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
+    let named = tags.iter().filter(|tag| tag.key.as_deref() == Some(key));
+    named.map(|tag| tag.value.as_deref().unwrap_or_default()).min()
 }

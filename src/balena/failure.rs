@@ -1,45 +1,93 @@
-//! How a refresh ends.
+//! Why a refresh failed.
 
-use std::fmt::Display;
+use std::error::Error;
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-/// What became of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// It replaced another one.
-    Written,
-    /// It was there already.
-    Unchanged,
-    /// It has no targets, and the one that stands there has some.
-    Refused,
+use crate::reasons::reasons;
+
+reasons! {
+    /// The kind of a failed refresh.
+    Reason {
+    /// No connection.
+    Connect = "connect",
+    /// The server's certificate is not trusted.
+    Tls = "tls",
+    /// No whole answer in time.
+    Timeout = "timeout",
+    /// The answer broke off, or it is not HTTP.
+    BrokenAnswer = "broken_answer",
+    /// The answer does not hold what was asked for.
+    BadAnswer = "bad_answer",
+    /// 3xx, which is not followed: it could carry the key to another host.
+    Redirect = "redirect",
+    /// 400, 414 or 431.
+    BadRequest = "bad_request",
+    /// 401.
+    Unauthorized = "unauthorized",
+    /// 403.
+    Forbidden = "forbidden",
+    /// 404.
+    NotFound = "not_found",
+    /// 429.
+    RateLimited = "rate_limited",
+    /// 5xx, and every other status.
+    ServerError = "server_error",
+    /// The target file cannot be written.
+    Write = "write",
+    }
 }
 
-/// Why a refresh failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+impl Reason {
+    /// What a status means, and what to do next.
+    pub fn of_status(status: u16) -> (Reason, &'static str) {
+        match status {
+            301..=303 | 307 | 308 => {
+                (Reason::Redirect, "set --api-url (BALENA_API_URL) to where it leads, if that is right")
+            }
+            400 => (Reason::BadRequest, "the API cannot read the request; please report it"),
+            401 => (
+                Reason::Unauthorized,
+                "check API_KEY; or the API's database is down, which the API reports in the same way",
+            ),
+            403 => (Reason::Forbidden, "the API key may not do this: check API_KEY"),
+            404 => (Reason::NotFound, "this server has no API v7: is it too old, or --api-url (BALENA_API_URL) wrong?"),
+            414 | 431 => {
+                (Reason::BadRequest, "the choice of fleets and tags is too long for a URL: name fewer, or fleets by id")
+            }
+            429 => (Reason::RateLimited, "the API limits requests; a longer --refresh (REFRESH_RATE) helps"),
+            500 => (Reason::ServerError, "the API is in trouble, or too old for a field that is asked for"),
+            _ => (Reason::ServerError, "the API is in trouble"),
+        }
+    }
+}
+
+/// A refresh that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// One word for it, for metrics.
-    pub reason: &'static str,
-    /// What was being done, to what, and what to do next.
+    /// Its kind.
+    pub reason: Reason,
+    /// What was being done, to what, and what to do next: one line for the user.
     pub message: String,
-    /// The chain of causes, if there is more to tell.
-    pub detail: String,
+    /// The chain of causes; empty if the message says all.
+    pub causes: String,
     /// The status of the answer, if there was one.
-    pub code: Option<u16>,
-    /// How long the other side asks to be left alone.
+    pub status: Option<u16>,
+    /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure with nothing more to tell.
-    pub fn new(reason: &'static str, message: impl Display) -> Self {
-        Failure { reason, message: message.to_string(), ..Failure::default() }
-    }
-
-    /// One line for people, and the causes at debug.
-    pub fn tell(&self, and: &str) {
-        log::warn!("refresh failed: {}; {and}", self.message);
-        if !self.detail.is_empty() {
-            log::debug!("the causes in full: {}", self.detail);
-        }
+    /// A failure without an answer or further causes.
+    pub fn new(reason: Reason, message: impl Display) -> Self {
+        Failure { reason, message: message.to_string(), causes: String::new(), status: None, retry_after: None }
     }
 }
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Failure {}

@@ -1,32 +1,48 @@
-//! The API key, which never prints.
+//! The API key: it never prints, and a file that holds it is read again when the key is refused.
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A key that never prints.
+/// The largest key file, in bytes.
+const MAX_FILE_SIZE: u64 = 4096;
+
+/// A checked key.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// Checks a key; the error never shows it.
+    /// Checks a key.
+    ///
+    /// # Errors
+    /// It cannot be sent in a header. The text never shows the key.
     pub fn new(text: &str) -> Result<Self, String> {
-        match (text.trim(), text.trim().bytes().position(|b| !b.is_ascii_graphic())) {
-            ("", _) => Err("is empty".into()),
-            (_, Some(at)) => Err(format!("holds a line break, blank or non-ASCII after {at} characters; copy it anew")),
-            (key, None) => Ok(ApiKey(key.to_owned())),
+        let key = text.trim();
+        if key.is_empty() {
+            return Err("is empty".into());
+        }
+        match key.bytes().position(|b| !b.is_ascii_graphic()) {
+            Some(at) => Err(format!(
+                "contains a line break, a blank or a non-ASCII character after {at} characters; copy the key again"
+            )),
+            None => Ok(ApiKey(key.to_owned())),
         }
     }
 
-    /// Reads it from a file of at most 4 KiB.
+    /// Reads a key from a file of at most 4 KiB.
+    ///
+    /// # Errors
+    /// The file cannot be read, or it holds no key. The text never shows the key.
     pub fn read(path: &Path) -> Result<Self, String> {
         let mut text = String::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text));
+        let read = File::open(path).and_then(|file| file.take(MAX_FILE_SIZE).read_to_string(&mut text));
         read.map_err(|error| format!("cannot be read: {error}"))?;
         Self::new(&text)
     }
 
-    /// The secret itself, for the request.
+    /// The secret, for the request.
     pub fn secret(&self) -> &str {
         &self.0
     }
@@ -35,5 +51,42 @@ impl ApiKey {
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("ApiKey(…)")
+    }
+}
+
+/// The key in use, and the file that it came from. Clones share the key.
+#[derive(Clone, Debug)]
+pub struct KeySource {
+    key: Arc<Mutex<ApiKey>>,
+    file: Option<PathBuf>,
+}
+
+impl KeySource {
+    /// A key, and the file that it was read from, if it was one.
+    pub fn new(key: ApiKey, file: Option<PathBuf>) -> Self {
+        KeySource { key: Arc::new(Mutex::new(key)), file }
+    }
+
+    /// The key to use now.
+    pub fn current(&self) -> ApiKey {
+        self.lock().clone()
+    }
+
+    /// Whether another key than the refused one is there to try. Reads the file again, unless somebody else renewed the key in
+    /// the meantime. Blocks on the file system.
+    pub fn renew(&self, refused: &ApiKey) -> bool {
+        if self.current() == *refused
+            && let Some(file) = &self.file
+            // Nobody may ever write into a pipe.
+            && fs::metadata(file).is_ok_and(|file| file.is_file())
+            && let Ok(key) = ApiKey::read(file)
+        {
+            *self.lock() = key;
+        }
+        self.current() != *refused
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ApiKey> {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,14 @@
-//! balena's API: what is asked, how, and what each answer means.
+//! balena's API: what is asked, with which key, and what each answer means.
+//!
+//! The facts about the API were recorded from an open-balena-api 49.0.12 (`tests/recordings`).
 
 pub mod client;
 pub mod device;
 pub mod failure;
 pub mod key;
+pub mod pages;
 pub mod query;
+pub mod selection;
+
+pub use client::{Answer, Api, Client};
+pub use failure::{Failure, Reason};

@@ -4,78 +4,66 @@
 mod probe;
 mod report;
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Arg, ArgAction, Command};
-use serde::Deserialize;
+use reqwest::Url;
 use tokio::task::JoinSet;
 
-use crate::balena::client::Balena;
-use crate::balena::device::{one, parse_page};
-use crate::balena::failure::Failure;
 use crate::balena::query::Query;
+use crate::balena::selection::Selection;
+use crate::balena::{Api, Client};
 use crate::check::probe::Prober;
 use crate::check::report::Row;
-use crate::config::options;
-use crate::config::{self, Config};
-use crate::discovery::changes::{self, warn_of_a_devices_key};
-use crate::discovery::inventory::{Answer, Entry, Inventory};
-use crate::discovery::target::{Address, JOB, METRICS_PATH, SCHEME};
-use crate::discovery::target_file;
+use crate::discovery::inventory::{Entry, Inventory};
+use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME};
+use crate::discovery::target::{Address, ReadGroup, Rules, read_groups};
+use crate::discovery::{self, changes};
 use crate::logging::{self, cannot_start};
 use crate::net::connector::Connector;
-use crate::net::vpn::{KeySource, Vpn};
+use crate::net::vpn::Vpn;
 
-/// The fields that discovery does not ask for, since they change all the time.
-const STATE_QUERY: &str = "$select=id,uuid,is_online&$expand=belongs_to__application($select=slug)";
-/// Devices in one request.
-const PAGE_SIZE: usize = 1000;
 /// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends
 /// a request to the API for each.
 const MAX_PROBES: usize = 50;
 
-/// The command line: the options of discovery, and the format of the report.
-pub fn command() -> Command {
-    Command::new("check")
-        .about("Tries each target as Prometheus would and tells what is the matter: for a device that does not show up")
-        .after_help(
-            "Exit codes: 0 every target that should answer does, 1 one does not or the API fails, 2 configuration.\n",
-        )
-        .next_line_help(true)
-        .arg(
-            Arg::new("json")
-                .long("json")
-                .action(ArgAction::SetTrue)
-                .help("one JSON array of objects instead of a table"),
-        )
-        .args(options::args())
+/// The checked settings of `check`.
+pub struct Settings {
+    /// How the API is reached.
+    pub api: Api,
+    /// Which devices are asked for.
+    pub selection: Selection,
+    /// How devices become targets.
+    pub rules: Rules,
+    /// balena's VPN proxy.
+    pub tunnel: Url,
+    /// JSON instead of a table.
+    pub json: bool,
+    /// The log.
+    pub log: logging::Settings,
+    /// Settings that are allowed but look like mistakes, for the log.
+    pub warnings: Vec<String>,
 }
 
 /// Checks and prints the report. The exit code is 0 if every target answers that should.
-pub fn run(config: Config, json: bool) -> ExitCode {
-    logging::init(&config.log);
-    let vpn = config.rules.address == Address::Vpn;
-    for warning in config.warnings.iter().chain(&config::unencrypted(&config.tunnel).filter(|_| vpn)) {
+pub fn run(settings: Settings) -> ExitCode {
+    logging::init(&settings.log);
+    for warning in &settings.warnings {
         log::warn!("{warning}");
     }
-    let (rules, fleets) = (config.rules.clone(), config.fleets.clone());
-    let (mut balena, prober) = match start(config) {
+    let (rules, fleets, json) = (settings.rules.clone(), settings.selection.fleets.clone(), settings.json);
+    let (client, prober) = match start(settings) {
         Ok(started) => started,
         Err(error) => return cannot_start(&error),
     };
-    warn_of_a_devices_key(&mut balena);
-    let mut list = Inventory::default();
-    let asked = list.refresh(&mut balena, &rules).and_then(|()| states(&mut balena));
-    let mut rows = match asked.and_then(|states| rows(&list, &states)) {
-        Ok(rows) => rows,
-        Err(failure) => {
-            log::error!("cannot check: {}", failure.message);
-            return ExitCode::FAILURE;
-        }
-    };
+    changes::warn_about_key(&client);
+    let mut list = Inventory::new(true);
+    if let Err(failure) = list.refresh(&mut discovery::Api { client: &client, observer: &() }, &rules) {
+        log::error!("cannot check: {failure}");
+        return ExitCode::FAILURE;
+    }
+    let mut rows: Vec<Row> = list.entries().flat_map(|entry| rows(entry)).collect();
     for warning in changes::warnings(&list, &fleets) {
         log::warn!("{warning}");
     }
@@ -91,84 +79,41 @@ pub fn run(config: Config, json: bool) -> ExitCode {
     if rows.iter().any(Row::fails) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn start(config: Config) -> Result<(Balena, Prober), String> {
-    let connector = Connector::new(config.api.roots.clone()).map_err(|error| format!("TLS: {error}"))?;
-    let vpn = if config.rules.address == Address::Vpn {
-        let url = config.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
-        let keys = KeySource::new(config.api.key.clone(), config.api.key_file.clone());
-        Some(Vpn::new(connector.clone(), url, keys))
+fn start(settings: Settings) -> Result<(Client, Prober), String> {
+    let connector = Connector::new(settings.api.roots.clone()).map_err(|error| format!("TLS: {error}"))?;
+    let vpn = if settings.rules.address == Address::Vpn {
+        let url = settings.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
+        Some(Vpn::new(connector.clone(), url, settings.api.key.clone()))
     } else {
         None
     };
-    let balena = Balena::new(config.api, Query::new(&config.fleets, &config.rules))?;
-    Ok((balena, Prober { connector, vpn }))
+    // Discovery leaves this field out where it does not need it, since it changes all the time.
+    let online = (!settings.rules.online_only).then_some("is_online");
+    let query = Query::new(settings.rules.fields().chain(online), &settings.selection);
+    Ok((Client::new(settings.api, query)?, Prober { connector, vpn }))
 }
 
-/// What balenaCloud knows about a device, beside what discovery asks for.
-#[derive(Default)]
-struct State {
-    uuid: Option<String>,
-    fleet: Option<String>,
-    online: Option<bool>,
-}
-
-fn states(balena: &mut Balena) -> Result<BTreeMap<u64, State>, Failure> {
-    let (mut states, mut after) = (BTreeMap::new(), 0);
-    loop {
-        let Answer::Devices(_, body) = balena.ask(STATE_QUERY, after, PAGE_SIZE, None)? else {
-            return Err(Failure::new("bad_answer", "the API's answer is too large"));
-        };
-        let devices = parse_page(&body)
-            .map_err(|error| Failure::new("bad_answer", format!("the API's answer is no page of devices: {error}")))?;
-        let end = devices.iter().filter_map(|device| device.id).max();
-        for device in &devices {
-            let fleet = one(&device.fleet).and_then(|fleet| fleet.slug.as_deref()).map(str::to_owned);
-            let state = State { uuid: device.uuid().map(str::to_owned), fleet, online: device.is_online };
-            states.insert(device.id.unwrap_or_default(), state);
-        }
-        match end.filter(|end| devices.len() >= PAGE_SIZE && *end > after) {
-            Some(end) => after = end,
-            None => return Ok(states),
-        }
+/// A row for each target of a device, or for the device if it is left out. No target has been tried yet.
+fn rows(entry: &Entry) -> Vec<Row> {
+    let row = || Row {
+        device: entry.name.to_string(),
+        uuid: entry.uuid().map(str::to_owned),
+        fleet: entry.fleet.as_ref().map(|fleet| fleet.slug.clone()),
+        online: entry.online,
+        ..Row::default()
+    };
+    if let Some(left_out) = &entry.left_out {
+        return vec![row().left_out(left_out)];
     }
+    let groups = read_groups(&entry.text);
+    groups.map(|group| Row { job: group.label(JOB).map(str::to_owned), url: Some(url(&group)), ..row() }).collect()
 }
 
-/// A target group, as Prometheus reads it.
-#[derive(Deserialize)]
-struct Group {
-    targets: [String; 1],
-    labels: BTreeMap<String, String>,
-}
-
-impl Group {
-    fn url(&self) -> String {
-        let label = |name, default| self.labels.get(name).map_or(default, String::as_str);
-        format!("{}://{}{}", label(SCHEME, "http"), self.targets[0], label(METRICS_PATH, "/metrics"))
-    }
-}
-
-/// A row for each target, and for each device that is left out. No target has been tried yet.
-fn rows(list: &Inventory, states: &BTreeMap<u64, State>) -> Result<Vec<Row>, Failure> {
-    let text = target_file::parts(list.texts()).collect::<Vec<_>>().concat();
-    let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| Failure::new("bad_list", error))?;
-    let (mut groups, unknown) = (groups.into_iter(), State::default());
-    let mut rows = Vec::new();
-    for entry in list.entries() {
-        let row = |entry: &Entry| {
-            let State { uuid, fleet, online } = states.get(&entry.id).unwrap_or(&unknown);
-            let device = entry.name.to_string();
-            Row { device, uuid: uuid.clone(), fleet: fleet.clone(), online: *online, ..Row::default() }
-        };
-        if let Some(left_out) = &entry.left_out {
-            rows.push(row(entry).left_out(left_out));
-        }
-        rows.extend(groups.by_ref().take(entry.targets).map(|group| Row {
-            job: group.labels.get(JOB).cloned(),
-            url: Some(group.url()),
-            ..row(entry)
-        }));
-    }
-    Ok(rows)
+/// The URL that Prometheus scrapes.
+fn url(group: &ReadGroup) -> String {
+    let scheme = group.label(SCHEME).unwrap_or("http");
+    let path = group.label(METRICS_PATH).unwrap_or("/metrics");
+    format!("{scheme}://{}{path}", group.targets[0])
 }
 
 /// Tries the targets of all rows. On a terminal it shows the progress.
@@ -190,12 +135,12 @@ fn probe_all(rows: &mut [Row], prober: Prober) -> io::Result<()> {
             }
             done += 1;
             if terminal {
-                eprint!("\r\x1b[2K{done} of {all} targets tried");
+                let _ = write!(io::stderr(), "\r\x1b[2K{done} of {all} targets tried"); // nobody may read it
             }
         }
     });
     if terminal {
-        eprint!("\r\x1b[2K");
+        let _ = write!(io::stderr(), "\r\x1b[2K"); // nobody may read it
     }
     // the look-up of a name may hang on a thread of the runtime
     runtime.shutdown_background();

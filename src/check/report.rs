@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::check::probe::Answer;
-use crate::discovery::changes::count;
-use crate::discovery::target::LeftOut;
-use crate::logging::printable;
+use crate::discovery::target::{LeftOut, LeftOutReason};
+use crate::logging::{count, printable};
 use crate::net::refused::{Reason, Refused};
 
 /// The widest column of the table: a single longer cell does not widen its column.
@@ -53,8 +52,8 @@ pub enum Outcome {
 impl Row {
     /// The row of a device that is left out.
     pub fn left_out(self, left_out: &LeftOut) -> Self {
-        let answer = format!("left out: {}", left_out.why);
-        Row { reason: Some(left_out.reason), answer, hint: left_out_hint(left_out.reason), ..self }
+        let answer = format!("left out: {left_out}");
+        Row { reason: Some(left_out.reason.as_str()), answer, hint: left_out_hint(left_out.reason), ..self }
     }
 
     /// Takes the result of a probe.
@@ -89,15 +88,19 @@ impl Row {
 
 const OFFLINE_HINT: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
 
-/// What to do about a device that is left out. To become an exhaustive match over the reasons of discovery.
-fn left_out_hint(reason: &str) -> &'static str {
+/// What to do about a device that is left out.
+fn left_out_hint(reason: LeftOutReason) -> &'static str {
     match reason {
-        "not_tagged" => "change its tag, or --tag (DEVICE_TAG)",
-        "switched_off" => "remove the tag, or set it to true",
-        "offline" => OFFLINE_HINT,
-        "no_public_url" => "switch on its public device URL in balenaCloud's dashboard, or use --address vpn",
-        "no_lan_address" => "does its supervisor run? --address vpn needs no address",
-        _ => "the API's record of it is odd: please report it",
+        LeftOutReason::NotTagged => "change its tag, or --tag (DEVICE_TAG)",
+        LeftOutReason::SwitchedOff => "remove the tag, or set it to true",
+        LeftOutReason::Offline => OFFLINE_HINT,
+        LeftOutReason::NoPublicUrl => {
+            "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
+        }
+        LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
+        LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
+            "the API's record of it is odd: please report it"
+        }
     }
 }
 

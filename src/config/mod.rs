@@ -1,9 +1,10 @@
-//! Options → a checked [`Config`]. All errors come at once, before any work.
+//! Options → the checked settings of each command. All errors are reported together, before any work.
 
-pub mod options;
+mod options;
+mod sources;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,122 +12,203 @@ use clap::ArgMatches;
 use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::balena::client::Api;
-use crate::balena::key::ApiKey;
-use crate::balena::query::FleetRef;
-use crate::config::options::{Values, boolean, duration, items, one_of, refresh};
+use crate::balena::Api;
+use crate::balena::key::{ApiKey, KeySource};
+use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
-use crate::discovery::steering::TagFilter;
-use crate::discovery::target::{Address, PLAIN, Rules};
-use crate::logging;
-use crate::status;
+use crate::discovery::labels::{self, LABELS, LabelSet};
+use crate::discovery::target::{Address, Rules};
+use crate::values::{boolean, duration, interval, items, one_of};
+use crate::{check, logging, net, status, tunnel};
+pub use options::{OPTIONS, Opt, Verb, command};
+use sources::Sources;
 
-/// All that the program is told from outside, checked.
+/// The environment.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The settings of discovery.
 #[derive(Debug)]
-pub struct Config {
-    /// Where the API is and how to ask it.
+pub struct Discovery {
+    /// How the API is reached.
     pub api: Api,
-    /// Fleets to ask for; none means all that the key sees.
-    pub fleets: Vec<FleetRef>,
-    /// What makes targets of devices.
+    /// Which devices are asked for.
+    pub selection: Selection,
+    /// How devices become targets.
     pub rules: Rules,
     /// Path of the target file.
     pub sd_file: PathBuf,
     /// Its permissions.
     pub sd_file_mode: u32,
-    /// Whether a list of no targets may replace one that has some.
+    /// Whether a list without targets may replace one that has some.
     pub write_empty: bool,
-    /// From the start of one refresh to the start of the next; none: one refresh is all.
+    /// From the start of one refresh to the start of the next; none means a single refresh.
     pub refresh: Option<Duration>,
-    /// Whether the list goes to standard output, and no file is touched.
+    /// Whether the list goes to standard output and no file is touched.
     pub dry_run: bool,
-    /// What it tells.
+    /// The log.
     pub log: logging::Settings,
     /// The status endpoint.
     pub status: status::Settings,
-    /// balena's VPN proxy.
+    /// balena's VPN proxy, for `check`.
     pub tunnel: Url,
-    /// What is allowed but looks like a mistake; told once at the start.
+    /// What is allowed but looks like a mistake; logged once at the start.
     pub warnings: Vec<String>,
 }
 
-/// Reads flags and variables; errors are for the user, one a mistake.
-pub fn read(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Vec<String>> {
-    let mut from = Values { matches, var, errors: Vec::new() };
-    let config = judge(&mut from);
-    from.errors.dedup(); // an option may be looked at twice
-    if from.errors.is_empty() { Ok(config) } else { Err(from.errors) }
+/// Reads the options of discovery.
+///
+/// # Errors
+/// One line for each mistake.
+pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<Discovery, Vec<String>> {
+    read(Verb::Discover, matches, var, read_discovery)
 }
 
-fn judge(from: &mut Values) -> Config {
+/// Reads the options of `check`.
+///
+/// # Errors
+/// One line for each mistake.
+pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<String>> {
+    read(Verb::Check, matches, var, |from| {
+        let discovery = read_discovery(from);
+        let through_tunnel = discovery.rules.address == Address::Vpn;
+        let mut warnings = discovery.warnings;
+        warnings.extend(unencrypted(&discovery.tunnel).filter(|_| through_tunnel));
+        check::Settings {
+            api: discovery.api,
+            selection: discovery.selection,
+            rules: discovery.rules,
+            tunnel: discovery.tunnel,
+            json: matches.get_flag("json"),
+            log: discovery.log,
+            warnings,
+        }
+    })
+}
+
+/// Reads the options of `tunnel`.
+///
+/// # Errors
+/// One line for each mistake.
+pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
+    read(Verb::Tunnel, matches, var, |from| {
+        let url = from.one("tunnel-url", api_url);
+        tunnel::Settings {
+            key: key(from),
+            roots: from.list("ca-file", certificates),
+            warnings: unencrypted(&url).into_iter().collect(),
+            url,
+            sd_file: from.one("sd-file", file_path),
+            listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
+            log: log(from),
+        }
+    })
+}
+
+fn read<T>(
+    verb: Verb, matches: &ArgMatches, var: Variables, judge: impl FnOnce(&mut Sources) -> T,
+) -> Result<T, Vec<String>> {
+    let mut from = Sources { verb, matches, var, errors: Vec::new() };
+    let settings = judge(&mut from);
+    from.errors.dedup(); // an option may be looked at twice
+    if from.errors.is_empty() { Ok(settings) } else { Err(from.errors) }
+}
+
+fn read_discovery(from: &mut Sources) -> Discovery {
     let mut warnings = Vec::new();
-    let (key, key_file) = key(from);
+    let key = key(from);
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
     let exporters = from.list("exporter", exporter::parse_list);
     check_exporters(&exporters, address, &mut from.errors, &mut warnings);
+    let selection = Selection {
+        fleets: from.list("fleet", |text| items(text).map(FleetRef::parse).collect()),
+        tags: from.all("tag", TagFilter::parse),
+    };
     let rules = Rules {
         address,
         exporters,
         public_domain: from.one("public-domain", domain),
-        labels: from.one("labels", labels),
+        labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
         online_only: from.one("online-only", boolean),
-        tags: from.all("tag", TagFilter::parse),
+        tags: selection.tags.clone(),
     };
-    let fleets = from.list("fleet", |text| items(text).map(FleetRef::parse).collect());
     let (once, dry_run) = (from.one("oneshot", boolean), from.one("dry-run", boolean));
-    Config {
+    Discovery {
         api: Api {
             url: url.as_str().trim_end_matches('/').to_owned(),
             key,
-            key_file,
             roots: from.list("ca-file", certificates),
             timeout: from.one("timeout", |text| duration(text, 3600)),
         },
-        fleets,
+        selection,
         rules,
         sd_file: from.one("sd-file", file_path),
         sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
-        refresh: Some(from.one("refresh", refresh)).filter(|_| !once && !dry_run),
+        refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,
-        log: logging::Settings::read(from),
-        status: status::Settings::read(from),
+        log: log(from),
+        status: status::Settings {
+            listen: from.list("listen", listen_addresses),
+            device_refresh: from.one("device-refresh", interval),
+            device_metrics: from.one("device-metrics", boolean),
+        },
         tunnel: from.one("tunnel-url", api_url),
         warnings,
     }
 }
 
+fn log(from: &mut Sources) -> logging::Settings {
+    logging::Settings {
+        level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
+        filter: from.all("RUST_LOG", log_filter).pop(),
+        json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    net::server::addresses(text)
+}
+
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
-/// The key, and the file that it came from.
-pub fn key(from: &mut Values) -> (ApiKey, Option<PathBuf>) {
+fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
         (Some(_), Some((source, _))) => Err(format!("API_KEY and {source} are both set: set one of them")),
         (Some((source, values)), None) => {
             ApiKey::new(&values[0]).map(|key| (key, None)).map_err(|error| format!("{source} {error}"))
         }
-        (None, Some((source, values))) => {
-            let path = PathBuf::from(&values[0]);
-            // it may be the key itself, in its file's place
-            let is_path = values[0].contains(['/', '.']) || path.exists();
-            let shown = if is_path { format!("{:?}", values[0]) } else { "not shown".into() };
-            let told = |error| format!("{source} is {shown}: the file {error}; it takes the path of one with the key");
-            ApiKey::read(&path).map(|key| (key, Some(path))).map_err(told)
-        }
+        (None, Some((source, values))) => key_from_file(&source, &values[0]).map(|(key, path)| (key, Some(path))),
         (None, None) => Err(NO_KEY.into()),
     };
-    key.unwrap_or_else(|error| {
+    let (key, file) = key.unwrap_or_else(|error| {
+        // What is wrong with the variable itself was reported already.
         from.errors.extend((from.errors.len() == before).then_some(error));
         (ApiKey::default(), None)
-    })
+    });
+    KeySource::new(key, file)
 }
 
-fn address(from: &mut Values) -> Address {
-    let modes = [("vpn", Address::Vpn), ("public", Address::Public), ("lan", Address::Lan)];
+fn key_from_file(source: &str, value: &str) -> Result<(ApiKey, PathBuf), String> {
+    let path = PathBuf::from(value);
+    // The value may be the key itself, by mistake.
+    let is_path = value.contains(['/', '.']) || path.exists();
+    let shown = if is_path { format!("{value:?}") } else { "not shown".into() };
+    let key = ApiKey::read(&path)
+        .map_err(|error| format!("{source} is {shown}: the file {error}; it takes the path of a file with the key"))?;
+    Ok((key, path))
+}
+
+fn address(from: &mut Sources) -> Address {
+    let modes = [Address::Vpn, Address::Public, Address::Lan].map(|address| (address.as_str(), address));
     let (chosen, address) = (from.given("address"), from.one("address", |text| one_of(text, modes)));
     if !from.one("USE_PUBLIC_URLS", boolean) {
         return address;
@@ -137,13 +219,13 @@ fn address(from: &mut Values) -> Address {
     Address::Public
 }
 
-/// To Prometheus a target is its job and its address; all of a device's public URLs are one address.
+/// Prometheus tells targets apart by job and address, and all public URLs of a device are one address.
 fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
     let public = address == Address::Public;
     for (index, exporter) in list.iter().enumerate() {
         let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
         if let Some(other) = list[..index].iter().find(same) {
-            let same = "are the same target to Prometheus: give each a name of its own";
+            let same = "are the same target to Prometheus: give each its own name";
             errors.push(format!("exporters (--exporter, EXPORTERS) {other} and {exporter} {same}"));
         }
         if public && exporter.port != 80 {
@@ -154,7 +236,7 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
 }
 
 /// A plain http or https URL.
-pub fn api_url(text: &str) -> Result<Url, String> {
+fn api_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
     let good = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
@@ -162,14 +244,14 @@ pub fn api_url(text: &str) -> Result<Url, String> {
 }
 
 /// A warning, if the key would go over the network in clear.
-pub fn unencrypted(url: &Url) -> Option<String> {
+fn unencrypted(url: &Url) -> Option<String> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
     (url.scheme() == "http" && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
 }
 
 /// The certificates of a PEM file.
-pub fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
     let roots: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
@@ -182,8 +264,8 @@ fn domain(text: &str) -> Result<String, String> {
     good.then(|| text.to_ascii_lowercase()).ok_or("not a domain name".into())
 }
 
-fn labels(text: &str) -> Result<Vec<&'static str>, String> {
-    let known: Vec<_> = PLAIN.iter().map(|label| label.name).collect();
+fn plain_labels(text: &str) -> Result<Vec<&'static str>, String> {
+    let known: Vec<_> = labels::plain(LABELS).map(|label| label.name).collect();
     let find = |name: &str| known.iter().find(|label| **label == name).copied();
     match text.trim() {
         "all" => Ok(known),
@@ -194,8 +276,8 @@ fn labels(text: &str) -> Result<Vec<&'static str>, String> {
     }
 }
 
-/// The path of a file, which need not be there.
-pub fn file_path(text: &str) -> Result<PathBuf, String> {
+/// The path of a file, which need not exist.
+fn file_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
     is_file.then_some(path).ok_or("names a directory".into())

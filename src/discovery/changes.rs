@@ -1,58 +1,56 @@
-//! What the log announces, once: what became of the list, of each device whose state changed, and what is amiss.
+//! What the log announces: the list, each device whose state changed, and each problem, once.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::iter;
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::Level;
-use serde_json::Value;
 
-use crate::balena::client::Balena;
-use crate::balena::failure::Published;
-use crate::balena::query::FleetRef;
-use crate::discovery::inventory::{Answer, Entry, Inventory, fingerprint};
+use super::Published;
+use super::inventory::{Entry, Inventory, fingerprint};
+use crate::balena::Client;
+use crate::balena::client::Actor;
+use crate::balena::selection::FleetRef;
+use crate::logging::count;
 
-/// Whose key it is must not hold up the first list for long.
-const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
-/// Lines of each kind that a refresh may add to the log; the rest is at debug.
-const MOST_LINES: usize = 20;
+/// Lines of each kind that a refresh adds to the log; the rest is at debug.
+const MAX_LINES: usize = 20;
 
-/// What was told already.
-pub struct Journal {
+/// What was announced already.
+pub struct Changes {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
-    /// The devices as they were told of, in order.
+    /// The devices as they were announced, in order.
     devices: Option<Vec<Arc<Entry>>>,
-    /// The version of the list that was told of last.
-    told: Option<u64>,
+    /// The version of the list that was announced last.
+    version: Option<u64>,
     warnings: BTreeSet<String>,
     refused: bool,
 }
 
-impl Journal {
-    /// Nothing was told yet.
+impl Changes {
+    /// Nothing was announced yet.
     pub fn new(fleets: Vec<FleetRef>) -> Self {
-        Journal { fleets, devices: None, told: None, warnings: BTreeSet::new(), refused: false }
+        Changes { fleets, devices: None, version: None, warnings: BTreeSet::new(), refused: false }
     }
 
-    /// Takes note, the first time, of the devices that were listed before.
-    pub fn begin(&mut self, held: impl FnOnce() -> Vec<Arc<Entry>>) {
-        self.devices.get_or_insert_with(|| in_order(held()));
+    /// The first time, takes the devices that were listed before as announced.
+    pub fn begin(&mut self, published: impl FnOnce() -> Vec<Arc<Entry>>) {
+        self.devices.get_or_insert_with(|| in_order(published()));
     }
 
-    /// Tells what is new of a list that was published.
-    pub fn tell(&mut self, list: &Inventory, published: Published, name: &str) {
+    /// Announces what is new in a list that was published.
+    pub fn announce(&mut self, list: &Inventory, published: Published, name: &str) {
         let before = self.devices.take().unwrap_or_default();
-        if self.told == Some(list.version) && published != Published::Written {
+        if self.version == Some(list.version()) && published != Published::Written {
             log::debug!("{name} is unchanged");
             self.devices = Some(before);
             return;
         }
         let now = in_order(list.entries().cloned().collect());
-        // What nobody sees is not kept: at first there is a line for each device.
-        let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MOST_LINES };
+        // The first refresh has a line for each device. Lines that nobody sees are not kept.
+        let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
         let (mut lines, mut number) = (Vec::new(), 0);
         let [added, removed, changed] = changes(&before, &now, |change| {
             number += 1;
@@ -69,7 +67,7 @@ impl Journal {
         );
         match published {
             Published::Written => log::info!("updated {name}: {summary}"),
-            Published::Unchanged if self.told.is_none() || !lines.is_empty() => {
+            Published::Unchanged if self.version.is_none() || !lines.is_empty() => {
                 log::info!("{name} is up to date: {summary}");
             }
             Published::Unchanged => log::debug!("{name} is up to date: {summary}"),
@@ -80,16 +78,16 @@ impl Journal {
                 count(left_out, "device")
             ),
         }
-        tell(Level::Info, &lines, number);
+        write_lines(Level::Info, &lines, number);
         let warnings = warnings(list, &self.fleets);
         let new: Vec<_> = warnings.difference(&self.warnings).collect();
-        tell(Level::Warn, &new, new.len());
+        write_lines(Level::Warn, &new, new.len());
         (self.devices, self.warnings) = (Some(now), warnings);
-        (self.told, self.refused) = (Some(list.version), published == Published::Refused);
+        (self.version, self.refused) = (Some(list.version()), published == Published::Refused);
     }
 }
 
-/// By rising id, and those without one of their own by name.
+/// By ascending id. Devices without an id are ordered by name.
 fn key(entry: &Entry) -> (u64, Option<&str>) {
     (entry.id, (entry.id == 0).then_some(&entry.name))
 }
@@ -113,7 +111,7 @@ impl Display for Change<'_> {
             Change::Added(entry) => write!(f, "added {}: {}", entry.name, count(entry.targets, "target")),
             Change::Changed(entry) => write!(f, "changed {}", entry.name),
             Change::LeftOut(entry) => {
-                let why = entry.left_out.as_ref().map_or("", |left_out| &left_out.why);
+                let Some(why) = &entry.left_out else { return write!(f, "left out {}", entry.name) };
                 write!(f, "left out {}: {why}", entry.name)
             }
             Change::Removed(entry) => write!(f, "removed {}: the API does not list it any more", entry.name),
@@ -121,7 +119,7 @@ impl Display for Change<'_> {
     }
 }
 
-/// How many devices were added, removed and changed; `note` is told of each.
+/// How many devices were added, removed and changed. `note` gets each change.
 fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
     let ([mut added, mut removed, mut changed], mut gone) = ([0; 3], Vec::new());
     let mut before = before.iter().peekable();
@@ -155,17 +153,17 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
     [added, removed, changed]
 }
 
-/// What is amiss with devices that are listed all the same, and with the fleets that were asked for.
+/// Problems with devices that are listed all the same, and with the fleets that were asked for.
 pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     let fleets = fleets.iter().filter_map(|fleet| {
         let named: Vec<_> = list.fleets_named(fleet).into_iter().collect();
         match (fleet, &*named) {
             (_, []) => Some(format!(
-                "fleet {fleet} was asked for, but the key sees no such device in it: is the fleet spelled right (slugs \
-                 are case-sensitive), and may the key see it?"
+                "fleet {fleet} was asked for, but the key sees no device in it: is the fleet spelled right, was it \
+                 renamed (an id survives that), and may the key see it?"
             )),
             (FleetRef::Name(_), [_, _, ..]) => Some(format!(
-                "fleet name {fleet} is that of several fleets, all of which are taken: {}",
+                "fleet name {fleet} matches several fleets, and all of them are taken: {}",
                 named.join(", ")
             )),
             _ => None,
@@ -174,33 +172,28 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     list.warnings().map(str::to_owned).chain(fleets).collect()
 }
 
-/// The first of so many lines at this level, the rest at debug.
-fn tell(level: Level, lines: &[impl Display], number: usize) {
+/// Writes the first of so many lines at this level, the rest at debug.
+fn write_lines(level: Level, lines: &[impl Display], number: usize) {
     for (index, line) in lines.iter().enumerate() {
-        log::log!(if index < MOST_LINES { level } else { Level::Debug }, "{line}");
+        log::log!(if index < MAX_LINES { level } else { Level::Debug }, "{line}");
     }
-    if number > MOST_LINES {
-        log::info!("and {} more such lines at log level debug", number - MOST_LINES);
+    if number > MAX_LINES {
+        log::info!("and {} more such lines at log level debug", number - MAX_LINES);
     }
 }
 
-/// `1 device`, `2 devices`.
-pub fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// A device's own key sees that one device only, or nothing at all, without any warning of the API's.
-pub fn warn_of_a_devices_key(balena: &mut Balena) {
-    let body = match balena.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT) {
-        Ok(Answer::Devices(_, body)) => body,
-        Ok(_) => return,
-        Err(failure) => return log::debug!("cannot tell whose key this is: {}", failure.message),
-    };
-    let actor: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if actor["actorType"] == "device" {
-        log::warn!(
-            "the API key is a device's own and shows that one device only, or none: create a named API key \
-             (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it"
-        );
+/// Warns about a key that shows one device or none. The API itself answers it without an error.
+pub fn warn_about_key(client: &Client) {
+    const INSTEAD: &str =
+        "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
+    match client.whoami() {
+        Ok(Actor::Device) => {
+            log::warn!("the API key is a device's own and shows that one device only, or none: {INSTEAD}");
+        }
+        Ok(Actor::Application) => {
+            log::warn!("the API key is a provisioning key, which cannot read devices: {INSTEAD}");
+        }
+        Ok(Actor::User | Actor::Unknown) => {}
+        Err(failure) => log::debug!("cannot find out whose key this is: {failure}"),
     }
 }

@@ -1,17 +1,17 @@
-//! What listens on a device: `[NAME:]PORT[/PATH]`, as an option and as a tag.
+//! An exporter: `[NAME:]PORT[/PATH]`, in an option and in a tag.
 
 use std::fmt;
 
-use crate::config::options::items;
+use crate::values::items;
 
-/// An exporter, the same on every device unless a tag says otherwise.
+/// An exporter on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exporter {
-    /// Becomes the label `job`, so that dashboards made for `job="node"` work as they are.
+    /// Becomes the label `job`. Dashboards made for `job="node"` then work without a change.
     pub name: Option<String>,
     /// TCP port on the device, 1 to 65535.
     pub port: u16,
-    /// Path of the metrics with its leading slash, where it is not Prometheus' `/metrics`.
+    /// Path of the metrics with its leading slash; none is `/metrics`.
     pub path: Option<String>,
 }
 
@@ -24,7 +24,10 @@ impl fmt::Display for Exporter {
     }
 }
 
-/// Reads a comma-separated list of exporters; empty items are passed over, an empty list is an error.
+/// Reads a comma-separated list of exporters and skips empty items.
+///
+/// # Errors
+/// An item cannot be understood, or the list is empty.
 pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
     let list: Vec<_> = items(text).map(parse).collect::<Result<_, _>>()?;
     if list.is_empty() { Err("names no exporter".into()) } else { Ok(list) }
@@ -41,7 +44,7 @@ fn parse(text: &str) -> Result<Exporter, String> {
     if !name.is_none_or(is_name) {
         return Err(format!("the name in {text:?} is not 1 to 64 of a-z A-Z 0-9 _ . -"));
     }
-    // `?`, `#` and `%` would not reach the device as they stand here: Prometheus escapes them.
+    // Prometheus escapes `?`, `#` and `%`: they would not reach the device.
     let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));
     if !path.is_none_or(is_path) {
         return Err(format!("the path in {text:?} is not a plain path"));

@@ -1,8 +1,9 @@
-//! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks.
+//! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks: they come from outside.
 
 pub mod changes;
 pub mod exporter;
 pub mod inventory;
+pub mod labels;
 pub mod steering;
 pub mod target;
 pub mod target_file;
@@ -10,84 +11,147 @@ pub mod target_file;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::balena::failure::{Failure, Published};
-use crate::balena::query::FleetRef;
-use crate::discovery::changes::Journal;
-use crate::discovery::inventory::{Entry, Inventory, Source};
-use crate::discovery::target::Rules;
+use crate::backoff::Backoff;
+use crate::balena::selection::FleetRef;
+use crate::balena::{Answer, Client, Failure};
+use changes::Changes;
+use inventory::{Entry, Inventory};
+use target::Rules;
 
-/// The wait after the first failure; it doubles with each further one.
-const FIRST_WAIT: Duration = Duration::from_secs(5);
-/// The longest wait, unless the interval is longer still.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// Where pages of devices come from.
+pub trait Source {
+    /// How people know it.
+    fn name(&self) -> &str;
+    /// Up to `limit` devices with ids above `after`, by ascending id, unless that page still has this `ETag`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
+    /// The id, uuid and name of the next device after `after`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure>;
+}
 
 /// Where the list goes.
 pub trait Sink {
-    /// What people know it by.
+    /// How people know it.
     fn name(&self) -> String;
-    /// The devices in the list that stands there, if it can be read.
-    fn held(&self) -> Option<Vec<Arc<Entry>>>;
+    /// The devices of the list that is there; none if it cannot be read.
+    fn published(&self) -> Option<Vec<Arc<Entry>>>;
     /// Puts the list there, unless it is there already.
+    ///
+    /// # Errors
+    /// The list cannot be written.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }
 
-/// Who is told of each refresh: how long it took, and how it ended.
-pub type Observer<'a> = &'a mut dyn FnMut(Duration, &Result<Published, Failure>, &Inventory);
+/// What became of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It replaced another one.
+    Written,
+    /// It was there already.
+    Unchanged,
+    /// It has no targets, and the list that is there has some.
+    Refused,
+}
+
+/// What watches the loop.
+pub trait Observer {
+    /// The loop waits, for an answer or for its next refresh, until this moment at the latest.
+    fn waits(&self, until: Instant);
+    /// A refresh has ended after so long.
+    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory);
+}
+
+/// Nothing watches.
+impl Observer for () {
+    fn waits(&self, _: Instant) {}
+    fn refreshed(&self, _: Duration, _: &Result<Published, Failure>, _: &Inventory) {}
+}
 
 /// The passing of time.
 pub trait Clock {
     /// The time now, on a clock that nobody sets.
     fn now(&self) -> Instant;
-    /// Waits until then, or until it is told otherwise; false means that it is time to stop.
+    /// Waits until then, or until the next refresh is asked for. False ends the loop.
     fn wait(&mut self, until: Instant) -> bool;
 }
 
-/// Keeps a sink true to a source.
+/// The API as a source. Each request announces how long it may take.
+pub struct Api<'a> {
+    /// The client.
+    pub client: &'a Client,
+    /// What watches the loop.
+    pub observer: &'a dyn Observer,
+}
+
+impl Source for Api<'_> {
+    fn name(&self) -> &str {
+        self.client.url()
+    }
+
+    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.observer.waits(Instant::now() + self.client.timeout());
+        self.client.page(after, limit, etag)
+    }
+
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
+        self.observer.waits(Instant::now() + self.client.timeout());
+        self.client.ask("$select=id,uuid,device_name", after, 1, None)
+    }
+}
+
+/// Keeps a sink up to date with a source.
 pub struct Discovery<'a> {
     source: &'a mut dyn Source,
     sink: &'a mut dyn Sink,
-    observer: Observer<'a>,
+    observer: &'a dyn Observer,
     rules: Rules,
     inventory: Inventory,
-    journal: Journal,
+    changes: Changes,
 }
 
 impl<'a> Discovery<'a> {
-    /// Nothing is fetched yet.
+    /// Nothing is fetched yet. The inventory is empty. The fleets are those that were asked for.
     pub fn new(
-        source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: Observer<'a>, rules: Rules, fleets: Vec<FleetRef>,
+        source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: &'a dyn Observer, rules: Rules,
+        inventory: Inventory, fleets: Vec<FleetRef>,
     ) -> Self {
-        let (inventory, journal) = (Inventory::default(), Journal::new(fleets));
-        Discovery { source, sink, observer, rules, inventory, journal }
+        Discovery { source, sink, observer, rules, inventory, changes: Changes::new(fleets) }
     }
 
-    /// Refreshes at this interval, counted from start to start, until the clock says so; without one, once. Tells
-    /// whether the last refresh did what it should.
+    /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns whether
+    /// the last refresh succeeded.
     pub fn run(mut self, interval: Option<Duration>, clock: &mut dyn Clock) -> bool {
-        let mut failures = 0;
+        let Some(interval) = interval else {
+            return match self.refresh(clock) {
+                Ok(published) => published != Published::Refused,
+                Err(failure) => {
+                    self.report(&failure, "");
+                    false
+                }
+            };
+        };
+        let mut backoff = Backoff::new(interval);
         loop {
             let start = clock.now();
-            let refreshed = self.refresh();
-            (self.observer)(clock.now() - start, &refreshed, &self.inventory);
-            let stays = format!("{} stays as it is", self.sink.name());
-            let next = match (refreshed, interval) {
-                (Ok(published), None) => return published != Published::Refused,
-                (Err(failure), None) => {
-                    failure.tell(&stays);
-                    return false;
-                }
-                (Ok(_), Some(interval)) => {
-                    failures = 0;
+            let next = match self.refresh(clock) {
+                Ok(_) => {
+                    backoff.succeeded();
                     start + interval
                 }
-                (Err(failure), Some(interval)) => {
-                    let wait = failure.retry_after.unwrap_or_else(|| backoff(failures, interval));
-                    failures += 1;
-                    let shown = humantime::format_duration(Duration::from_secs(wait.as_secs()));
-                    failure.tell(&format!("{stays}, next try in {shown}"));
+                Err(failure) => {
+                    let wait = backoff.failed(failure.retry_after);
+                    // Less than a second is shown as one: "0s" would read as a mistake.
+                    let shown = humantime::format_duration(Duration::from_secs(wait.as_secs().max(1)));
+                    self.report(&failure, &format!(", next try in {shown}"));
                     clock.now() + wait
                 }
             };
+            self.observer.waits(next);
             if !clock.wait(next) {
                 return true;
             }
@@ -95,18 +159,26 @@ impl<'a> Discovery<'a> {
     }
 
     /// One refresh: all pages or nothing.
-    pub fn refresh(&mut self) -> Result<Published, Failure> {
+    fn refresh(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
+        let start = clock.now();
+        let outcome = self.fetch_and_publish();
+        self.observer.refreshed(clock.now() - start, &outcome, &self.inventory);
+        outcome
+    }
+
+    fn fetch_and_publish(&mut self) -> Result<Published, Failure> {
         self.inventory.refresh(self.source, &self.rules)?;
-        self.journal.begin(|| self.sink.held().unwrap_or_default());
+        self.changes.begin(|| self.sink.published().unwrap_or_default());
         let published = self.sink.publish(&self.inventory)?;
-        self.journal.tell(&self.inventory, published, &self.sink.name());
+        self.changes.announce(&self.inventory, published, &self.sink.name());
         Ok(published)
     }
-}
 
-/// The wait after that many failures before: doubling, and at random in its upper half, so that many sidecars do not
-/// come back at once.
-pub fn backoff(failures: u32, interval: Duration) -> Duration {
-    let doubled = FIRST_WAIT.min(interval).saturating_mul(2_u32.saturating_pow(failures));
-    doubled.min(LONGEST_WAIT.max(interval)).mul_f64(0.5 + fastrand::f64() / 2.0)
+    /// One line for people, and the causes at debug.
+    fn report(&self, failure: &Failure, and: &str) {
+        log::warn!("refresh failed: {failure}; {} stays as it is{and}", self.sink.name());
+        if !failure.causes.is_empty() {
+            log::debug!("all causes: {}", failure.causes);
+        }
+    }
 }

@@ -1,6 +1,5 @@
-//! The target file. What stands in it is replaced whole, atomically and durably, and only by something else.
+//! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
-use std::collections::HashMap;
 use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::iter;
@@ -8,54 +7,52 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
-
+use super::inventory::{Entry, Inventory, fingerprint};
+use super::labels::{DEVICE_ID, META_PREFIX, UUID};
+use super::target::ReadGroup;
+use super::{Published, Sink};
 use crate::balena::device::display_name;
-use crate::balena::failure::{Failure, Published};
-use crate::discovery::Sink;
-use crate::discovery::inventory::{Entry, Inventory, fingerprint};
-use crate::discovery::target::{DEVICE_ID, META_PREFIX, UUID};
-
-/// The reason of a failure to write, for metrics.
-pub const WRITE_FAILURE: &str = "write";
+use crate::balena::{Failure, Reason};
 
 /// Names of unfinished files begin with it.
 const PREFIX: &str = "new-";
 
 /// The target file, and the folder beside it where the next one is written.
 ///
-/// The folder is in the same volume, so that a rename is atomic, and not in the directory that Prometheus watches,
-/// where each event makes it read all target files again.
-pub struct Registry {
+/// The folder is in the same volume, so that a rename is atomic. It is not the directory that Prometheus watches, where each
+/// event makes Prometheus read all target files again.
+pub struct TargetFile {
     path: PathBuf,
     scratch: PathBuf,
     mode: u32,
     write_empty: bool,
-    /// Held while this is the one that writes.
+    /// Locked while this process is the one that writes.
     lock: Option<File>,
-    /// What the file looked like when it was last known to hold the list, and the list's version.
-    seen: Option<(Look, u64)>,
+    /// The file's identity when it last held the list, and the list's version.
+    seen: Option<(Identity, u64)>,
 }
 
-/// Device, inode, size and time of change: another process that replaces a file changes one of them.
-pub type Look = (u64, u64, u64, i64, i64);
+/// Device, inode, size and time of change: whatever replaces a file changes one of them.
+pub type Identity = (u64, u64, u64, i64, i64);
 
-/// What a file looks like, if it can be seen.
-pub fn look(path: &Path) -> Option<Look> {
+/// The identity of the file at this path, if there is one.
+pub fn identity(path: &Path) -> Option<Identity> {
     let file = fs::metadata(path).ok()?;
     Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
 }
 
-impl Registry {
+impl TargetFile {
     /// Touches nothing yet.
     pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let scratch = directory(&path).join(format!(".{name}.tmp"));
-        Registry { path, scratch, mode, write_empty, lock: None, seen: None }
+        TargetFile { path, scratch, mode, write_empty, lock: None, seen: None }
     }
 
-    /// Makes the folder, and takes its lock, so that two sidecars do not write one file by mistake; what a run that was
-    /// killed left there is removed. An error of the kind `WouldBlock` means that another one writes this file.
+    /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left there.
+    ///
+    /// # Errors
+    /// The folder cannot be used. `WouldBlock` means that another process writes this file.
     pub fn lock(&mut self) -> io::Result<()> {
         let path = self.scratch.join("lock");
         let inode = |file: io::Result<Metadata>| file.ok().map(|file| (file.dev(), file.ino()));
@@ -63,9 +60,9 @@ impl Registry {
             return Ok(());
         }
         fs::create_dir_all(&self.scratch)?;
-        // neither waits for a pipe nor empties what a link leads to
+        // This neither waits for a pipe nor empties what a link leads to.
         let lock = File::options().read(true).append(true).create(true).open(&path)?;
-        // A file system that knows no locks is no reason not to write.
+        // On a file system without locks the file is written all the same.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "another baletheus writes it"));
         }
@@ -77,14 +74,14 @@ impl Registry {
         Ok(())
     }
 
-    /// What to tell of an error with the file.
-    pub fn failed(&self, error: &io::Error) -> Failure {
+    /// The failure for an error with the file.
+    pub fn failure(&self, error: &io::Error) -> Failure {
         let (path, scratch) = (self.path.display(), self.scratch.display());
         let hint = format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)");
-        Failure::new(WRITE_FAILURE, format!("cannot write {path}: {error}; {hint}"))
+        Failure::new(Reason::Write, format!("cannot write {path}: {error}; {hint}"))
     }
 
-    /// The file, if it is one: a pipe would block.
+    /// Opens the file, if it is a regular one: a pipe would block.
     fn open(&self) -> io::Result<File> {
         let is_file = fs::metadata(&self.path)?.is_file();
         if is_file { File::open(&self.path) } else { Err(io::ErrorKind::InvalidInput.into()) }
@@ -120,12 +117,12 @@ impl Registry {
     }
 }
 
-impl Sink for Registry {
+impl Sink for TargetFile {
     fn name(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn held(&self) -> Option<Vec<Arc<Entry>>> {
+    fn published(&self) -> Option<Vec<Arc<Entry>>> {
         match self.open() {
             Ok(file) => read(file).ok().map(|entries| entries.into_iter().map(Arc::new).collect()),
             Err(error) => (error.kind() == io::ErrorKind::NotFound).then(Vec::new),
@@ -133,25 +130,25 @@ impl Sink for Registry {
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
-        if self.seen.is_some() && self.seen == look(&self.path).map(|look| (look, list.version)) {
+        if self.seen.is_some() && self.seen == identity(&self.path).map(|identity| (identity, list.version())) {
             return Ok(Published::Unchanged);
         }
-        // One that cannot be read is replaced, and so is one that ends too early.
+        // A file that cannot be read or ends too early is replaced.
         let holds = self.holds(list).unwrap_or(false);
         if !holds {
             self.seen = None;
-            let has_targets = || self.held().is_none_or(|held| !held.is_empty());
+            let has_targets = || self.published().is_none_or(|devices| !devices.is_empty());
             if list.texts().next().is_none() && !self.write_empty && has_targets() {
                 return Ok(Published::Refused);
             }
-            self.write(list).map_err(|error| self.failed(&error))?;
+            self.write(list).map_err(|error| self.failure(&error))?;
         }
-        self.seen = look(&self.path).map(|look| (look, list.version));
+        self.seen = identity(&self.path).map(|identity| (identity, list.version()));
         Ok(if holds { Published::Unchanged } else { Published::Written })
     }
 }
 
-/// The list as it stands in a file: JSON with a target group a line.
+/// The list as JSON, with a target group a line.
 pub fn parts<'l>(texts: impl Iterator<Item = &'l [u8]>) -> impl Iterator<Item = &'l [u8]> {
     let mut texts = texts.peekable();
     let [start, end]: [&[u8]; 2] = if texts.peek().is_some() { [b"[\n", b"\n]\n"] } else { [b"[]", b"\n"] };
@@ -163,12 +160,8 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What a target file of ours holds, line by line: a list may be larger than memory allows to hold twice.
+/// The devices of a target file of ours. It is read line by line, since a list may be too large to hold it twice.
 fn read(file: File) -> io::Result<Vec<Entry>> {
-    #[derive(Deserialize)]
-    struct Group {
-        labels: HashMap<String, String>,
-    }
     let (mut entries, mut text): (Vec<Entry>, String) = <_>::default();
     for line in BufReader::new(file).lines() {
         let line = line?;
@@ -176,8 +169,8 @@ fn read(file: File) -> io::Result<Vec<Entry>> {
         if matches!(group, "[" | "]" | "[]") {
             continue;
         }
-        let Group { labels } = serde_json::from_str(group)?;
-        let label = |name: &str| labels.get(name).map(String::as_str);
+        let ReadGroup { labels, .. } = serde_json::from_str(group)?;
+        let label = |name: &str| labels.get(name).map(|value| &**value);
         let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
         if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
             text = text + ",\n" + group;

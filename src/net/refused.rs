@@ -3,30 +3,11 @@
 use std::error::Error;
 use std::fmt;
 
-/// Declares each reason once: its doc comment, its name, and its word for metrics and JSON.
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
-        /// A reason, for programs.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Reason {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl Reason {
-            /// All reasons.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
-            /// The word for it in metrics and JSON.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $word,)*
-                }
-            }
-        }
-    };
-}
+use crate::reasons::reasons;
 
 reasons! {
+    /// The kind of a failed scrape.
+    Reason {
     /// No answer in time.
     Timeout = "timeout",
     /// Nothing listens on the port.
@@ -69,11 +50,6 @@ reasons! {
     Redirect = "redirect",
     /// The answer holds no metrics.
     NotMetrics = "not_metrics",
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

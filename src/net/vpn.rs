@@ -2,47 +2,14 @@
 //!
 //! What the comments say about the proxy was recorded from open-balena-vpn 12.3.105 (`tests/recordings/vpn`).
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
 use tokio::task::spawn_blocking;
 
-use crate::balena::key::ApiKey;
+use crate::balena::key::{ApiKey, KeySource};
 use crate::net::connector::{Connector, Stream, connect};
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
-
-/// The API key and the file that holds it, if it came from one.
-pub struct KeySource {
-    key: Mutex<ApiKey>,
-    file: Option<PathBuf>,
-}
-
-impl KeySource {
-    /// A key that was read from this file before.
-    pub fn new(key: ApiKey, file: Option<PathBuf>) -> Self {
-        KeySource { key: Mutex::new(key), file }
-    }
-
-    /// The key to use now.
-    pub fn current(&self) -> ApiKey {
-        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Reads the file again after `used` was refused, and returns whether there is another key now. It blocks.
-    pub fn renew(&self, used: &ApiKey) -> bool {
-        // another thread may have read the file since
-        if self.current() == *used
-            && let Some(file) = self.file.as_ref().filter(|file| file.is_file())
-            && let Ok(key) = ApiKey::read(file)
-        {
-            *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
-        }
-        self.current() != *used
-    }
-}
 
 /// Opens connections through the proxy, to `<uuid>.balena:<port>`.
 ///
@@ -53,13 +20,13 @@ impl KeySource {
 pub struct Vpn {
     connector: Connector,
     url: Uri,
-    keys: Arc<KeySource>,
+    keys: KeySource,
 }
 
 impl Vpn {
     /// Uses the proxy at this URL.
     pub fn new(connector: Connector, url: Uri, keys: KeySource) -> Self {
-        Vpn { connector, url, keys: Arc::new(keys) }
+        Vpn { connector, url, keys }
     }
 
     /// Opens a tunnel to `<uuid>.balena:<port>`. A key that is refused is read again from its file.

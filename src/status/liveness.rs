@@ -1,58 +1,74 @@
-//! When the loop will move next, at the latest, and what the API answered: told by whoever is about to wait, for whoever
-//! wants to know whether it still does.
+//! Loop liveness: each wait announces a deadline, and `/-/healthy` fails 60 s past it. `baletheus health` asks for it.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::balena::failure::Failure;
-use crate::discovery::inventory::Answer;
+use reqwest::blocking::Client;
+use reqwest::redirect::Policy;
 
-/// Later than this it is not late but stuck.
-const OVERDUE: Duration = Duration::from_secs(60);
+use crate::logging;
 
-/// The pulse of the loop.
-pub struct Pulse {
-    next: Mutex<Instant>,
-    answers: Mutex<Answers>,
-}
+/// Past its deadline by more than this, the loop hangs.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+/// A health check that takes longer has failed.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many requests had which status, or no answer.
-type Answers = BTreeMap<Option<u16>, u64>;
+/// When the loop moves next, at the latest.
+pub struct Liveness(Mutex<Instant>);
 
-impl Pulse {
-    /// It is expected to move now.
+impl Liveness {
+    /// The loop moves now.
     pub fn start() -> Self {
-        Pulse { next: Mutex::new(Instant::now()), answers: Mutex::default() }
+        Liveness(Mutex::new(Instant::now()))
     }
 
-    /// It will move at this moment at the latest.
+    /// The loop moves at this moment at the latest.
     pub fn expect(&self, next: Instant) {
-        *lock(&self.next) = next;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// Takes note of how a request was answered.
-    pub fn count(&self, answer: &Result<Answer, Failure>) {
-        let code = match answer {
-            Ok(Answer::Unchanged) => Some(304),
-            Ok(Answer::Devices(..) | Answer::TooLarge(_)) => Some(200),
-            Err(failure) => failure.code,
-        };
-        *lock(&self.answers).entry(code).or_default() += 1;
-    }
-
-    /// How long ago it should have moved, if that is too long.
+    /// How long the loop is past its deadline, if it hangs.
     pub fn overdue(&self) -> Option<Duration> {
-        let late = Instant::now().saturating_duration_since(*lock(&self.next));
-        (late > OVERDUE).then_some(late)
-    }
-
-    /// How many requests had which answer.
-    pub fn answers(&self) -> BTreeMap<Option<u16>, u64> {
-        lock(&self.answers).clone()
+        let next = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let late = Instant::now().saturating_duration_since(next);
+        (late > MAX_DELAY).then_some(late)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For a
+/// container's HEALTHCHECK, where there is no curl.
+pub fn ask(url: Option<String>, listen: Option<String>) -> ExitCode {
+    let listen = listen.filter(|listen| !listen.is_empty());
+    let Some(url) = url.or_else(|| listen.map(|listen| base(&listen))) else {
+        logging::print("no URL is given, and LISTEN_ADDRESS is not set");
+        return ExitCode::from(2);
+    };
+    match healthy(&format!("{}/-/healthy", url.trim_end_matches('/'))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `:9797` and `0.0.0.0:9797` are all addresses of this machine. `localhost` may not resolve in a container.
+fn base(listen: &str) -> String {
+    let port = listen.rsplit(':').next().unwrap_or_default();
+    let everywhere = ["", "0.0.0.0", "[::]"].iter().any(|all| *listen == format!("{all}:{port}"));
+    if everywhere { format!("http://127.0.0.1:{port}") } else { format!("http://{listen}") }
+}
+
+fn healthy(url: &str) -> Result<(), String> {
+    let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
+    let client = Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).redirect(Policy::none()).build();
+    let answer = client.and_then(|client| client.get(url).send());
+    let answer = answer.map_err(|error| format!("{url} does not answer: {}", error.without_url()))?;
+    let status = answer.status();
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("{url} answers {status}: {}", answer.text().unwrap_or_default()))
+    }
 }

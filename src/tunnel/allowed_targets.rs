@@ -14,8 +14,8 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 
-use crate::discovery::changes::count;
-use crate::discovery::target_file::{Look, look};
+use crate::discovery::target_file::{Identity, identity};
+use crate::logging::count;
 
 /// The largest target file, in bytes: as much as discovery writes.
 const MAX_FILE: u64 = 1 << 30;
@@ -38,7 +38,7 @@ pub struct AllowedTargets {
 struct State {
     targets: Targets,
     /// The file's metadata when it was last read, if there was a file.
-    seen: Option<Look>,
+    seen: Option<Identity>,
     /// The result of the last reading and its time; none before the first.
     read: Option<(Result<(), String>, Instant)>,
     reading: Option<Reading>,
@@ -46,7 +46,7 @@ struct State {
 
 /// A reading in progress. It goes on if the scrape that started it ends.
 struct Reading {
-    look: Option<Look>,
+    identity: Option<Identity>,
     start: Instant,
     task: JoinHandle<Result<Targets, String>>,
 }
@@ -59,28 +59,29 @@ impl AllowedTargets {
 
     /// Whether this `host:port` is a target. If the file cannot be read or holds no target, the previous list decides.
     pub async fn contains(&self, target: &str) -> bool {
-        let look = look(&self.path);
+        let identity = identity(&self.path);
         let mut state = self.state.lock().await;
         let changed = match &state.read {
             None => true,
-            Some((Ok(()), _)) => state.seen != look,
-            Some((Err(_), when)) => state.seen != look || when.elapsed() >= RETRY,
+            Some((Ok(()), _)) => state.seen != identity,
+            Some((Err(_), when)) => state.seen != identity || when.elapsed() >= RETRY,
         };
         if changed && state.reading.is_none() {
             let path = self.path.clone();
-            state.reading = Some(Reading { look, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
+            state.reading =
+                Some(Reading { identity, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
         }
         if let Some(reading) = &mut state.reading
             && let Ok(read) = timeout_at(reading.start + READ_TIMEOUT, &mut reading.task).await
         {
-            let look = reading.look;
+            let identity = reading.identity;
             state.reading = None;
-            self.take(&mut state, look, read.unwrap_or_else(|error| Err(error.to_string())));
+            self.take(&mut state, identity, read.unwrap_or_else(|error| Err(error.to_string())));
         }
         state.targets.contains(target)
     }
 
-    fn take(&self, state: &mut State, look: Option<Look>, read: Result<Targets, String>) {
+    fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<Targets, String>) {
         let path = self.path.display();
         let read = read.map(|targets| {
             let level = if state.targets.is_empty() { Level::Info } else { Level::Debug };
@@ -88,7 +89,7 @@ impl AllowedTargets {
             self.count.set(i64::try_from(targets.len()).unwrap_or(i64::MAX));
             state.targets = targets;
         });
-        let is_new = state.seen != look || state.read.as_ref().is_none_or(|(before, _)| *before != read);
+        let is_new = state.seen != identity || state.read.as_ref().is_none_or(|(before, _)| *before != read);
         if let Err(why) = &read
             && is_new
         {
@@ -98,7 +99,7 @@ impl AllowedTargets {
             };
             log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {left}");
         }
-        (state.seen, state.read) = (look, Some((read, Instant::now())));
+        (state.seen, state.read) = (identity, Some((read, Instant::now())));
     }
 }
 

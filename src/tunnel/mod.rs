@@ -12,26 +12,21 @@ mod proxy;
 mod relay;
 
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{self, ExitCode};
-use std::thread;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{ArgMatches, Command};
 use reqwest::Url;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::signal_name;
 
-use crate::config;
-use crate::config::options::{self, Values};
-use crate::logging::{self, cannot_start, misconfigured};
+use crate::balena::key::KeySource;
+use crate::logging::{self, cannot_start};
 use crate::net::connector::Connector;
-use crate::net::server::{self, addresses};
-use crate::net::vpn::{KeySource, Vpn};
+use crate::net::server;
+use crate::net::vpn::Vpn;
+use crate::signals;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::pool::Pool;
@@ -46,26 +41,10 @@ const OTHER_FILES: usize = 64;
 /// Threads that look up names. Several, so that a look-up that hangs does not block the others.
 const MAX_LOOK_UPS: usize = 16;
 
-/// Names of the options that the tunnel takes.
-const OPTIONS: &[&str] =
-    &["TUNNEL_LISTEN_ADDRESS", "tunnel-url", "sd-file", "api-key-file", "ca-file", "log-level", "log-format"];
-
-/// The command line of `baletheus tunnel`.
-pub fn command() -> Command {
-    Command::new("tunnel")
-        .about("The way to vpn targets: a proxy that Prometheus has as its proxy_url")
-        .after_help(
-            "API_KEY is taken as by discovery, and so is RUST_LOG. It goes only to targets in the target file.\n\
-             Exit codes: 0 ended by a signal, 2 configuration.\n",
-        )
-        .next_line_help(true)
-        .args(OPTIONS.iter().map(|name| options::arg(options::option(name))))
-}
-
 /// The checked settings of the tunnel.
 pub struct Settings {
     /// The API key, which balena's VPN proxy asks for.
-    pub keys: KeySource,
+    pub key: KeySource,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// balena's VPN proxy.
@@ -80,29 +59,8 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Reads the options of the tunnel: to become a part of `config`.
-pub fn read_settings(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings, Vec<String>> {
-    let mut from = Values { matches, var, errors: Vec::new() };
-    let (key, key_file) = config::key(&mut from);
-    let url = from.one("tunnel-url", config::api_url);
-    let settings = Settings {
-        keys: KeySource::new(key, key_file),
-        roots: from.list("ca-file", config::certificates),
-        warnings: config::unencrypted(&url).into_iter().collect(),
-        url,
-        sd_file: from.one("sd-file", config::file_path),
-        listen: from.list("TUNNEL_LISTEN_ADDRESS", addresses),
-        log: logging::Settings::read(&mut from),
-    };
-    if from.errors.is_empty() { Ok(settings) } else { Err(from.errors) }
-}
-
 /// Runs the tunnel until a signal ends it.
-pub fn run(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> ExitCode {
-    let settings = match read_settings(matches, var) {
-        Ok(settings) => settings,
-        Err(errors) => return misconfigured(&errors),
-    };
+pub fn run(settings: Settings) -> ExitCode {
     logging::init(&settings.log);
     match start(settings) {
         Ok(never) => match never {},
@@ -126,25 +84,14 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     log::info!(
         "baletheus {version}: tunnel on http://{address} to the targets of {list}, through {url_text}, {places} at once"
     );
-    let vpn = Vpn::new(connector, url, settings.keys);
+    let vpn = Vpn::new(connector, url, settings.key);
     let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone());
     let proxy = Proxy::new(vpn, allowed, Pool::new(places), metrics);
-    stop_on_signals()?;
+    // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
+    signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_LOOK_UPS).build();
     let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places)));
     served.map_err(|error| error.to_string())
-}
-
-/// Ends the process at SIGTERM and SIGINT. SIGHUP is ignored: the tunnel reads the target file again by itself.
-fn stop_on_signals() -> Result<(), String> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
-    thread::spawn(move || {
-        if let Some(signal) = signals.forever().find(|signal| *signal != SIGHUP) {
-            log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));
-            process::exit(0);
-        }
-    });
-    Ok(())
 }
 
 /// The limit for open files, raised as far as the process may.

@@ -793,11 +793,11 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
             _ if asked == name => Some("https://api.example.test".into()),
             _ => None,
         };
-        let config = config::read(baletheus::config::options::command().get_matches_from(["baletheus"]), &var).unwrap();
+        let config = config::discovery(&config::command().get_matches_from(["baletheus"]), &var).unwrap();
         for shown in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.api.key)] {
             assert!(shown.contains("ApiKey(…)") && !shown.contains(&KEY[..8]), "{shown}");
         }
-        assert_eq!(config.api.key.secret(), KEY);
+        assert_eq!(config.api.key.current().secret(), KEY);
     }
     // What a panic would say, if a key could be one that no header takes.
     let error = HeaderValue::from_str(&format!("Bearer {KEY}\n")).unwrap_err();
@@ -816,7 +816,10 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
         ["simulated\nnamed", "simulated named", "simulatéd", "simulated\tnamed", "simulated\u{7f}", "simulated\r\nX: y"]
     {
         let (code, said) = run(bad, &["--oneshot"]);
-        assert!(code == Some(2) && said.contains("API_KEY holds a line break, blank or non-ASCII"), "{said}");
+        assert!(
+            code == Some(2) && said.contains("API_KEY contains a line break, a blank or a non-ASCII character"),
+            "{said}"
+        );
         assert!(!said.contains("simulat"), "{said}");
     }
 }

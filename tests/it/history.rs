@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use baletheus::balena::failure::Failure;
-use baletheus::discovery::inventory::{Answer, Inventory, Source};
-use baletheus::discovery::target::{Address, PLAIN, Rules};
-use baletheus::discovery::target_file as registry;
+use baletheus::balena::{Answer, Failure, Reason};
+use baletheus::discovery::Source;
+use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::target::Rules;
+use baletheus::discovery::target_file;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
@@ -28,11 +30,11 @@ impl Source for Api<'_> {
 
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         if top > self.most {
-            return Ok(Answer::TooLarge(None));
+            return Ok(Answer::TooLarge { etag: None });
         }
         self.requests += 1;
         if self.fails == Some(self.requests) {
-            return Err(Failure::new("test", "fails"));
+            return Err(Failure::new(Reason::Timeout, "fails"));
         }
         let device = |(id, name): (&u64, &u8)| json!({ "id": id, "uuid": format!("{id:032x}"), "device_name": name.to_string() });
         let devices: Vec<_> = self.devices.range(after + 1..).take(top).map(device).collect();
@@ -41,7 +43,7 @@ impl Source for Api<'_> {
             return Ok(Answer::Unchanged);
         }
         self.bodies += 1;
-        Ok(Answer::Devices(Some(body.clone()), body.into_bytes()))
+        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes() })
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
@@ -50,18 +52,11 @@ impl Source for Api<'_> {
 }
 
 fn rules() -> Rules {
-    Rules {
-        address: Address::Vpn,
-        exporters: baletheus::discovery::exporter::parse_list("80").expect("an exporter"),
-        public_domain: String::new(),
-        labels: PLAIN.iter().map(|label| label.name).collect(),
-        online_only: false,
-        tags: Vec::new(),
-    }
+    Rules { exporters: exporter::parse_list("80").expect("an exporter"), ..Rules::default() }
 }
 
 fn text(inventory: &Inventory) -> String {
-    String::from_utf8(registry::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
+    String::from_utf8(target_file::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
 }
 
 #[derive(Clone, Debug)]

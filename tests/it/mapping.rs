@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use crate::support::sidecar::Sidecar;
 use baletheus::balena::device;
-use baletheus::discovery::{exporter, steering as tag};
+use baletheus::discovery::{exporter, steering};
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
@@ -769,7 +769,7 @@ fn the_grammar_of_intervals() {
         let body = json!({ "d": [tagged(1, "x", &[(INTERVAL, text)])] }).to_string();
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
-        let steering = tag::steer(&devices[0], &mut warnings);
+        let steering = steering::of(&devices[0], &mut warnings);
         assert_eq!(warnings.len(), usize::from(steering.interval.is_none()), "{text:?}: {warnings:?}");
         steering.interval.map(|(_, millis)| millis)
     };

@@ -8,14 +8,13 @@ use std::net::IpAddr;
 use crate::support::prometheus::promtool_check_config;
 use crate::support::recording::{self, Recording};
 use crate::support::{page, rules};
+use baletheus::balena::{Answer, Failure};
 use baletheus::discovery::exporter;
-use baletheus::discovery::inventory::{Answer, Inventory, Source};
-use baletheus::discovery::target::{Address, PLAIN, Rules};
-use baletheus::discovery::target_file::{self as registry, Registry};
-use baletheus::{
-    balena::failure::{Failure, Published},
-    discovery::Sink,
-};
+use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::labels::{self, LABELS, LabelSet};
+use baletheus::discovery::target::{Address, Rules};
+use baletheus::discovery::target_file::{self, TargetFile};
+use baletheus::discovery::{Published, Sink, Source};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -41,11 +40,11 @@ impl Source for Pages<'_> {
 
     fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
         if top > self.most {
-            return Ok(Answer::TooLarge(None));
+            return Ok(Answer::TooLarge { etag: None });
         }
         let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
         let rows: Vec<_> = rows.map(|(_, device)| device).collect();
-        Ok(Answer::Devices(None, json!({ "d": rows }).to_string().into_bytes()))
+        Ok(Answer::Body { etag: None, body: json!({ "d": rows }).to_string().into_bytes() })
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
@@ -62,7 +61,7 @@ fn inventory(rows: &[Row], rules: &Rules, most: usize) -> Inventory {
 /// The file, from one page.
 fn list(rows: &[Row], rules: &Rules) -> String {
     let inventory = inventory(rows, rules, usize::MAX);
-    String::from_utf8(registry::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
+    String::from_utf8(target_file::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
 }
 
 /// Any text that is JSON: proptest's characters like to be odd ones.
@@ -252,16 +251,16 @@ fn wild_rows() -> impl Strategy<Value = Vec<Row>> {
 
 fn rules() -> impl Strategy<Value = Rules> {
     let exporters = select(&["80", "node:9100,app:8080/internal/metrics", "a:80,b:80/x,65535"][..]);
-    let labels = subsequence(PLAIN.iter().map(|label| label.name).collect::<Vec<_>>(), 0..=PLAIN.len());
+    let labels = subsequence(LabelSet::default().chosen, 0..=labels::plain(LABELS).count());
     let address = select(&[Address::Vpn, Address::Public, Address::Lan][..]);
     (address, exporters, labels, prop::bool::weighted(0.2)).prop_map(|(address, exporters, labels, online_only)| {
         Rules {
             address,
             exporters: exporter::parse_list(exporters).expect("exporters"),
             public_domain: DOMAIN.to_owned(),
-            labels,
+            labels: LabelSet { table: LABELS, chosen: labels },
             online_only,
-            tags: Vec::new(),
+            ..Rules::default()
         }
     })
 }
@@ -317,7 +316,7 @@ proptest! {
     #[test]
     fn equal_devices_give_equal_bytes(rows in rows(0..7), rules in rules(), most in 1..9_usize, by in 1..9_usize) {
         let whole = list(&rows, &rules);
-        let paged: Vec<_> = registry::parts(inventory(&rows, &rules, most).texts()).collect::<Vec<_>>().concat();
+        let paged: Vec<_> = target_file::parts(inventory(&rows, &rules, most).texts()).collect::<Vec<_>>().concat();
         prop_assert_eq!(&whole, &String::from_utf8_lossy(&paged), "in pages of {}", most);
         let mut turned = rows;
         turned.iter_mut().for_each(|(_, device)| turn_tags(device, by));
@@ -402,14 +401,7 @@ fn any_bytes_as_a_page_give_a_list_within_the_rules_or_none() {
 }
 
 fn vpn() -> Rules {
-    Rules {
-        address: Address::Vpn,
-        exporters: exporter::parse_list("80").expect("an exporter"),
-        public_domain: DOMAIN.to_owned(),
-        labels: PLAIN.iter().map(|label| label.name).collect(),
-        online_only: false,
-        tags: Vec::new(),
-    }
+    Rules { exporters: exporter::parse_list("80").expect("an exporter"), ..Rules::default() }
 }
 
 #[test]
@@ -432,7 +424,7 @@ fn pages_of_any_size_give_equal_bytes() {
     for most in [1000, 999, 499, 62, 6, 1] {
         // of 1000 pages at most
         let rows = &rows[..if most == 1 { 500 } else { rows.len() }];
-        let paged = registry::parts(inventory(rows, &vpn(), most).texts()).collect::<Vec<_>>().concat();
+        let paged = target_file::parts(inventory(rows, &vpn(), most).texts()).collect::<Vec<_>>().concat();
         assert!(list(rows, &vpn()).into_bytes() == paged, "in pages of at most {most}");
     }
 }
@@ -484,8 +476,8 @@ fn promtool_takes_the_most_hostile_lists() {
         .collect();
     for (name, address) in [("vpn", Address::Vpn), ("public", Address::Public), ("lan", Address::Lan)] {
         let rules = Rules { address, exporters: exporter::parse_list("node:9100,app:8080/m").unwrap(), ..vpn() };
-        let mut registry = Registry::new(dir.path().join(format!("{name}.json")), 0o644, false);
-        assert_eq!(registry.publish(&inventory(&rows, &rules, usize::MAX)), Ok(Published::Written));
+        let mut file = TargetFile::new(dir.path().join(format!("{name}.json")), 0o644, false);
+        assert_eq!(file.publish(&inventory(&rows, &rules, usize::MAX)), Ok(Published::Written));
         let text = std::fs::read_to_string(dir.path().join(format!("{name}.json"))).unwrap();
         let groups = check(&text, &rows, &rules).unwrap();
         assert!(groups > 100, "{name}: {groups} groups are no proof");

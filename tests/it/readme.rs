@@ -1,7 +1,7 @@
 //! The README's tables say what the code says, and say it once.
 
-use baletheus::config::options::OPTIONS;
-use baletheus::discovery::target::{META, PLAIN, STEERED};
+use baletheus::config::OPTIONS;
+use baletheus::discovery::labels::{self, Kind, LABELS, STEERED};
 
 const README: &str = include_str!("../../README.md");
 
@@ -29,8 +29,9 @@ fn options() {
 fn labels() {
     let row = |name: &str, about: &str| format!("| `{name}` | {about} |\n");
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
-    let plain = PLAIN.iter().fold(head.clone(), |table, label| table + &row(label.name, label.about));
+    let plain = labels::plain(LABELS).fold(head.clone(), |table, label| table + &row(label.name, label.about));
     check("<!-- plain labels", &plain);
-    let meta = META.iter().map(|label| (label.name, label.about)).chain(STEERED);
+    let meta = LABELS.iter().filter(|label| label.kind == Kind::Meta);
+    let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
     check("<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
 }

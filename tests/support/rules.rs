@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use baletheus::discovery::target::{Address, PLAIN, Rules};
+use baletheus::discovery::labels;
+use baletheus::discovery::target::{Address, Rules};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -138,8 +139,8 @@ pub fn check(text: &[u8], rules: &Rules) -> Result<Vec<Group>, String> {
         } else {
             ensure!(label("__scrape_timeout__").is_none(), "a time-out of its own");
         }
-        for plain in &PLAIN {
-            let chosen = plain.name == "uuid" || rules.labels.contains(&plain.name);
+        for plain in labels::plain(rules.labels.table) {
+            let chosen = plain.name == "uuid" || rules.labels.chosen.contains(&plain.name);
             let other = if chosen { format!("__meta_balena_{}", plain.name) } else { plain.name.to_owned() };
             ensure!(label(&other).is_none(), "{} is not where --labels puts it", plain.name);
         }

@@ -1,0 +1,189 @@
+//! Every label, declared once: its name, its text for the README, its value, the API's field that it needs, and whether it is
+//! part of `balena_device_info`.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use crate::balena::device::{Device, Tag, Text, one};
+
+/// A label of a target.
+pub struct Label {
+    /// Its name on a target. A plain label that is not chosen becomes `__meta_balena_<name>`.
+    pub name: &'static str,
+    /// What it holds, and when it is absent.
+    pub about: &'static str,
+    /// Whether it stays on every series or is there for relabelling only.
+    pub kind: Kind,
+    /// The field of a device that it needs, beside what is always asked for.
+    pub field: Option<&'static str>,
+    /// Its name in `balena_device_info`, if it is part of that.
+    pub info: Option<&'static str>,
+    /// Its value.
+    pub value: for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>,
+}
+
+/// What becomes of a label in Prometheus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It stays on every series.
+    Plain,
+    /// It is there for relabelling. Prometheus drops it afterwards.
+    Meta,
+}
+
+use Kind::{Meta, Plain};
+
+#[rustfmt::skip] // a table
+/// The labels of a device. The tables in the documentation are checked against it.
+pub const LABELS: &[Label] = &[
+    Label { name: "device_name", about: "name of the device; not unique", kind: Plain, field: Some("device_name"), info: Some("device_name"), value: |d| text(&d.device_name) },
+    Label { name: UUID, about: "uuid of the device; always there", kind: Plain, field: None, info: Some(UUID), value: |d| d.uuid().map(Cow::Borrowed) },
+    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", kind: Plain, field: None, info: Some("device_type"), value: |d| text(&one(&d.device_type)?.slug) },
+    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", kind: Plain, field: None, info: Some("fleet"), value: |d| text(&one(&d.fleet)?.slug) },
+    Label { name: "commit", about: "commit of the release that it runs; absent before the first", kind: Plain, field: None, info: Some("commit"), value: |d| text(&one(&d.release)?.commit) },
+    Label { name: "os_version", about: "`balenaOS 6.1.24`", kind: Plain, field: Some("os_version"), info: Some("os_version"), value: |d| text(&d.os_version) },
+    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", kind: Plain, field: Some("os_variant"), info: Some("os_variant"), value: |d| text(&d.os_variant) },
+    Label { name: "supervisor_version", about: "version of its supervisor", kind: Plain, field: Some("supervisor_version"), info: Some("supervisor_version"), value: |d| text(&d.supervisor_version) },
+    Label { name: DEVICE_ID, about: "id of the device in balena's database", kind: Meta, field: None, info: None, value: |d| number(d.id) },
+    Label { name: "__meta_balena_fleet_name", about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&one(&d.fleet)?.app_name) },
+    Label { name: "__meta_balena_fleet_id", about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(one(&d.fleet)?.id) },
+    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", kind: Meta, field: None, info: None, value: |d| text(&one(&one(&d.fleet)?.organization)?.handle) },
+    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", kind: Meta, field: None, info: Some("release"), value: |d| text(&one(&d.release)?.raw_version) },
+];
+
+/// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
+pub const STEERED: [(&str, &str); 8] = [
+    (JOB, "name of the exporter; absent if it has none: the scrape config's `job_name` holds"),
+    (EXPORTER, "name of the exporter, again, since relabelling may change `job`; absent if it has none"),
+    ("__meta_balena_tag_<key>", "value of a tag of the device, the key reduced to `[a-zA-Z0-9_]`"),
+    ("__meta_balena_fleet_tag_<key>", "value of a tag of its fleet"),
+    (SCHEME, "`https` in `public`; else from the tag `prometheus.io/scheme`"),
+    (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
+    (INTERVAL, "from the tag `prometheus.io/interval`"),
+    (TIMEOUT, "the same, where the interval is below Prometheus' time-out of 10s"),
+];
+
+/// The label that every target has.
+pub const UUID: &str = "uuid";
+/// The label by which the target file is read again after a restart.
+pub const DEVICE_ID: &str = "__meta_balena_device_id";
+/// The beginning of the names of labels for relabelling.
+pub const META_PREFIX: &str = "__meta_balena_";
+/// The label with the name of the exporter.
+pub const JOB: &str = "job";
+/// The label with the name of the exporter, for relabelling.
+pub const EXPORTER: &str = "__meta_balena_exporter";
+/// The label that selects https where Prometheus would take http.
+pub const SCHEME: &str = "__scheme__";
+/// The label with a path that is not `/metrics`.
+pub const METRICS_PATH: &str = "__metrics_path__";
+/// The label with an interval that is not the scrape config's.
+pub const INTERVAL: &str = "__scrape_interval__";
+/// The label with a time-out that is not the scrape config's.
+pub const TIMEOUT: &str = "__scrape_timeout__";
+
+/// Label values longer than this, in bytes, are left out.
+const MAX_VALUE_SIZE: usize = 1024;
+/// Tags of a device or a fleet that become labels: a device can give itself any number of tags.
+const MAX_TAGS: usize = 64;
+
+/// The labels in use.
+#[derive(Clone)]
+pub struct LabelSet {
+    /// All labels.
+    pub table: &'static [Label],
+    /// Names of the plain labels that are attached.
+    pub chosen: Vec<&'static str>,
+}
+
+impl std::fmt::Debug for LabelSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        self.chosen.fmt(f)
+    }
+}
+
+/// All plain labels of [`LABELS`].
+impl Default for LabelSet {
+    fn default() -> Self {
+        LabelSet { table: LABELS, chosen: plain(LABELS).map(|label| label.name).collect() }
+    }
+}
+
+/// The plain labels of a table.
+pub fn plain(table: &'static [Label]) -> impl Iterator<Item = &'static Label> {
+    table.iter().filter(|label| label.kind == Plain)
+}
+
+/// A name and a value.
+pub type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+impl LabelSet {
+    /// The fields of a device that the labels need.
+    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
+        self.table.iter().filter_map(|label| label.field)
+    }
+
+    /// What all exporters of a device have in common, each fact once. Problems go to `warnings`.
+    pub fn of<'a>(&self, device: &'a Device, warnings: &mut Vec<String>) -> Vec<Pair<'a>> {
+        let tags = device.tags().len() + device.fleet_tags().len();
+        let mut labels: Vec<Pair> = Vec::with_capacity(self.table.len() + tags);
+        for label in self.table {
+            let Some(value) = (label.value)(device) else { continue };
+            let stays = label.kind == Meta || label.name == UUID || self.chosen.contains(&label.name);
+            let name = if stays { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() };
+            labels.push((name, value));
+        }
+        add_tags(&mut labels, "tag_", device.tags(), device, warnings);
+        add_tags(&mut labels, "fleet_tag_", device.fleet_tags(), device, warnings);
+        labels.retain(|(_, value)| value.len() <= MAX_VALUE_SIZE);
+        labels
+    }
+
+    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty.
+    pub fn info(&self, uuid: &str, device: &Device) -> String {
+        let mut info = format!("{UUID}=\"{uuid}\"");
+        for label in self.table.iter().filter(|label| label.name != UUID) {
+            let Some(name) = label.info else { continue };
+            let value = (label.value)(device).unwrap_or_default();
+            let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
+        }
+        info
+    }
+}
+
+/// A label value in the text format 0.0.4.
+pub fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device: &Device, warnings: &mut Vec<String>) {
+    let key_and_value = |tag: &'a Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
+    let mut tags: Vec<(&str, &str)> = tags.iter().filter_map(key_and_value).collect();
+    // The API answers tags in any order. The same devices always give the same bytes.
+    tags.sort_unstable();
+    if tags.len() > MAX_TAGS {
+        let (name, count) = (device.display_name(), tags.len());
+        warnings.push(format!("{name} has {count} {kind}* labels; only the first {MAX_TAGS} are attached"));
+        tags.truncate(MAX_TAGS);
+    }
+    for (key, value) in tags {
+        // The characters that a label name may have in Prometheus 2.
+        let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+        let name: String = META_PREFIX.chars().chain(kind.chars()).chain(legal).collect();
+        if labels.iter().all(|(known, _)| *known != name) {
+            labels.push((name.into(), value.into()));
+        } else {
+            let device = device.display_name();
+            warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
+        }
+    }
+}
+
+#[allow(clippy::ref_option)] // a field, as it is
+fn text<'d>(text: &'d Option<Text>) -> Option<Cow<'d, str>> {
+    text.as_deref().filter(|text| !text.is_empty()).map(Cow::Borrowed)
+}
+
+fn number(number: Option<u64>) -> Option<Cow<'static, str>> {
+    number.map(|number| number.to_string().into())
+}

@@ -1,0 +1,47 @@
+//! The one place that knows signals: SIGTERM and SIGINT stop a program, SIGHUP reloads it, SIGXFSZ is a failed write.
+
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// SIGTERM or SIGINT: end.
+    Stop,
+    /// SIGHUP: do now what is due later.
+    Reload,
+}
+
+/// Handles signals from now on, on a thread that does nothing else: a signal is handled in the middle of a request too.
+/// `notify` learns of each event and must not block. After a stop the program has `grace` to end by itself; then the process
+/// exits with `code`.
+///
+/// # Errors
+/// The system refuses the handlers or the thread. The text is for the user.
+pub fn handle(grace: Duration, code: i32, notify: impl Fn(Event) + Send + 'static) -> Result<(), String> {
+    // SIGXFSZ has a handler so that a write beyond the limit of file sizes fails and does not kill the process.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ]);
+    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
+    let run = move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => notify(Event::Reload),
+                SIGTERM | SIGINT => {
+                    log::info!("stopped by {}", signal_name(signal).unwrap_or("a signal"));
+                    notify(Event::Stop);
+                    log::logger().flush();
+                    thread::sleep(grace);
+                    process::exit(code);
+                }
+                _ => {}
+            }
+        }
+    };
+    let started = thread::Builder::new().name("signals".into()).spawn(run);
+    started.map(drop).map_err(|error| format!("cannot start the thread for signals: {error}"))
+}

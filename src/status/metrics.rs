@@ -1,0 +1,153 @@
+//! The metrics of the sidecar itself.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result,
+};
+
+use crate::balena::client::Requests;
+use crate::balena::{Failure, Reason};
+use crate::discovery::Published;
+use crate::discovery::inventory::Entry;
+use crate::discovery::target::LeftOutReason;
+use crate::net::server;
+
+/// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
+const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
+/// The `code` of a request without an answer.
+const NO_ANSWER: &str = "none";
+
+/// The sidecar's metrics.
+pub struct Metrics {
+    registry: Registry,
+    refreshes: IntCounter,
+    failures: IntCounterVec,
+    duration: Histogram,
+    last: Gauge,
+    writes: IntCounter,
+    write_failures: IntCounter,
+    devices: IntGauge,
+    targets: IntGauge,
+    left_out: IntGaugeVec,
+    requests: IntCounterVec,
+}
+
+impl Metrics {
+    /// All metrics, with each known reason and status at 0.
+    ///
+    /// # Errors
+    /// A metric is declared twice or wrongly.
+    pub fn new() -> Result<Self> {
+        let registry = server::registry()?;
+        let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+        let duration = HistogramOpts::new("baletheus_refresh_duration_seconds", "How long a refresh took.");
+        let declare = Declare(&registry);
+        let metrics = Metrics {
+            refreshes: declare.counter("baletheus_refreshes_total", "Refreshes, successful or not.")?,
+            failures: declare.counters(
+                "baletheus_refresh_failures_total",
+                "Refreshes that failed, by reason.",
+                "reason",
+            )?,
+            duration: declare.add(Histogram::with_opts(duration.buckets(buckets)))?,
+            last: declare.add(Gauge::new(
+                "baletheus_last_refresh_timestamp_seconds",
+                "When the last successful refresh ended.",
+            ))?,
+            writes: declare.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
+            write_failures: declare
+                .counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
+            devices: declare.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
+            targets: declare.gauge("baletheus_targets", "Targets in the list.")?,
+            left_out: declare.add(IntGaugeVec::new(
+                Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
+                &["reason"],
+            ))?,
+            requests: declare.counters(
+                "baletheus_api_requests_total",
+                "Requests to the API, by status; none: without an answer.",
+                "code",
+            )?,
+            registry,
+        };
+        for reason in Reason::ALL {
+            metrics.failures.with_label_values(&[reason.as_str()]);
+        }
+        for status in KNOWN_STATUSES {
+            metrics.requests.with_label_values(&[status]);
+        }
+        metrics.count_left_out(&[]);
+        Ok(metrics)
+    }
+
+    /// Counts a refresh that has ended.
+    pub fn refreshed(&self, took: Duration, outcome: &std::result::Result<Published, Failure>) {
+        self.refreshes.inc();
+        self.duration.observe(took.as_secs_f64());
+        match outcome {
+            Ok(published) => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                self.last.set(now.as_secs_f64());
+                self.writes.inc_by(u64::from(*published == Published::Written));
+            }
+            Err(failure) => {
+                self.failures.with_label_values(&[failure.reason.as_str()]).inc();
+                self.write_failures.inc_by(u64::from(failure.reason == Reason::Write));
+            }
+        }
+    }
+
+    /// Shows what the API lists now.
+    pub fn listed(&self, entries: &[Arc<Entry>]) {
+        self.devices.set(number(entries.len()));
+        self.targets.set(number(entries.iter().map(|entry| entry.targets).sum()));
+        self.count_left_out(entries);
+    }
+
+    fn count_left_out(&self, entries: &[Arc<Entry>]) {
+        for reason in LeftOutReason::ALL {
+            let is_it =
+                |entry: &&Arc<Entry>| entry.left_out.as_ref().is_some_and(|left_out| left_out.reason == *reason);
+            let count = entries.iter().filter(is_it).count();
+            self.left_out.with_label_values(&[reason.as_str()]).set(number(count));
+        }
+    }
+
+    /// All of them in the text format 0.0.4.
+    pub fn text(&self, requests: &Requests) -> String {
+        for (status, count) in requests.counts() {
+            let status = status.map_or(NO_ANSWER.into(), |status| status.to_string());
+            let counter = self.requests.with_label_values(&[&status]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        server::metrics(&self.registry)
+    }
+}
+
+/// Declares metrics and adds them to a registry.
+struct Declare<'a>(&'a Registry);
+
+impl Declare<'_> {
+    fn add<M: Collector + Clone + 'static>(&self, metric: Result<M>) -> Result<M> {
+        server::register(self.0, metric)
+    }
+
+    fn counter(&self, name: &str, about: &str) -> Result<IntCounter> {
+        self.add(IntCounter::new(name, about))
+    }
+
+    fn gauge(&self, name: &str, about: &str) -> Result<IntGauge> {
+        self.add(IntGauge::new(name, about))
+    }
+
+    fn counters(&self, name: &str, about: &str, label: &str) -> Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, about), &[label]))
+    }
+}
+
+fn number(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,69 @@
+//! How text becomes a value: the same for an option, a tag and a label of a service.
+
+use std::time::Duration;
+
+/// The items of a comma-separated list; empty ones are skipped.
+pub fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// true/false, 1/0, yes/no or on/off, in any case.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("not a boolean (true/false, 1/0, yes/no, on/off)".into()),
+    }
+}
+
+/// One of a few words.
+pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
+    known.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value).ok_or_else(|| "no such choice".into())
+}
+
+/// A duration with its unit, from one second up to `longest` seconds.
+pub fn duration(text: &str, longest: u64) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(longest);
+    range.contains(&duration).then_some(duration).ok_or("out of range".into())
+}
+
+/// An interval of up to 30 days: a duration, or a bare number of milliseconds.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let (text, longest) = (text.trim(), 30 * 86400);
+    let is_bare = text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        // The first baletheus took milliseconds without a unit.
+        Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
+        _ if is_bare => duration(&format!("{text}ms"), longest),
+        _ => duration(text, longest),
+    }
+}
+
+/// A duration in Prometheus' own grammar, as text and in milliseconds: `1h30m`, units descending, each at most once.
+/// `humantime` has another grammar. The source is `model.ParseDuration` of Prometheus' `common`.
+pub fn prometheus_duration(text: &str) -> Result<(&str, u64), String> {
+    const DAY: u64 = 86_400_000;
+    const UNITS: [(&str, u64); 7] =
+        [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    // Leading zeros make a duration of any length.
+    const MAX_LENGTH: usize = 64;
+    let bad = || "takes a duration of Prometheus such as 30s or 1m30s".to_owned();
+    if text.is_empty() || text.len() > MAX_LENGTH {
+        return Err(bad());
+    }
+    let mut rest = text;
+    let mut units = UNITS.iter();
+    let mut millis = 0_u64;
+    while !rest.is_empty() {
+        let number;
+        (number, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+        let unit;
+        (unit, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_alphabetic).count());
+        let (_, length) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        let part = number.parse().ok().and_then(|number: u64| number.checked_mul(*length));
+        millis = part.and_then(|part| millis.checked_add(part)).ok_or_else(bad)?;
+    }
+    // Prometheus counts nanoseconds in an i64.
+    if millis > i64::MAX as u64 / 1_000_000 { Err(bad()) } else { Ok((text, millis)) }
+}
