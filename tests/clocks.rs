@@ -1,6 +1,13 @@
 //! A wall clock that jumps, as on a device that has just heard of the time, changes neither interval nor back-off.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tools;
+}
 
 use std::ops::Range;
 use std::time::SystemTime;

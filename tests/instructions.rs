@@ -6,7 +6,14 @@
 //! x86_64 with Rust 1.95. What it is there to catch costs more than that: devices that are read and mapped again though
 //! they are as they were (4 times as much by a refresh), or each compared with all others.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tools;
+}
 
 use std::fs;
 

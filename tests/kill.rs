@@ -2,7 +2,14 @@
 //!
 //! `KILLS=500 cargo test --release --test kill` for more than the 25 of every day.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};

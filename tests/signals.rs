@@ -1,6 +1,14 @@
 //! SIGTERM and SIGINT end it within a second, whatever it is doing, and leave the list as it was; SIGHUP makes it refresh.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

@@ -3,7 +3,15 @@
 //!
 //! `REFRESHES=100000 cargo test --release --test soak -- --nocapture` for more than the 300 of every day; prints figures.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::collections::BTreeMap;
 use std::io::Write;

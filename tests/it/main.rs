@@ -1,5 +1,5 @@
-//! All tests that can run beside each other, as one program: it links once after a change. Tests that need a quiet machine
-//! or Docker are programs beside this one: `tests/*.rs`.
+//! The tests that can run in parallel, as one program, so that a change links one program instead of twenty.
+//! The tests that need a quiet machine or Docker are programs by themselves: `tests/*.rs`.
 
 mod alerts;
 mod check;
@@ -21,6 +21,6 @@ mod shards;
 mod status;
 mod status_prometheus;
 #[path = "../support/mod.rs"]
-mod support;
+pub mod support;
 mod tunnel;
 mod vpn_recordings;
