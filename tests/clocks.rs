@@ -1,6 +1,7 @@
 //! A wall clock that jumps, as on a device that has just heard of the time, changes neither interval nor back-off.
 
 pub mod support {
+    pub mod binary;
     pub mod cloud;
     pub mod fleet;
     pub mod odata;
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::time::SystemTime;
 use std::{fs, thread};
 
+use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::fleet::many;
 use support::sidecar::Sidecar;
@@ -20,7 +22,7 @@ use support::tools;
 
 /// A sidecar whose wall clock is off by what stands in the file `clock`; the clock that nobody sets is left alone.
 fn sidecar(cloud: &Cloud) -> Sidecar {
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud);
+    let sidecar = binary::sidecar(cloud);
     let (clock, library) = (sidecar.path("clock"), tools::faketime());
     fs::write(&clock, "+0d").unwrap();
     sidecar

@@ -1,6 +1,7 @@
 //! SIGTERM and SIGINT end it within a second, whatever it is doing, and leave the list as it was; SIGHUP makes it refresh.
 
 pub mod support {
+    pub mod binary;
     pub mod cloud;
     pub mod fleet;
     pub mod moments;
@@ -15,14 +16,11 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use socket2::{Domain, Socket, Type};
+use support::binary::sidecar;
 use support::cloud::{Cloud, Reply, Seen, Step};
 use support::fleet::many;
 use support::moments::{Moments, moment, unfinished};
 use support::sidecar::{PATIENCE, Running, Sidecar};
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
-}
 
 /// Ends it by both signals, each time in a run of its own that `reach` has brought into the state.
 fn ends(mut reach: impl FnMut() -> (Sidecar, Running)) {

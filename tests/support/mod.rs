@@ -4,6 +4,7 @@
 //! of each.
 
 pub mod alerts;
+pub mod binary;
 pub mod cloud;
 pub mod doc;
 pub mod exporter;
