@@ -8,6 +8,7 @@ pub mod binary;
 pub mod cloud;
 pub mod doc;
 pub mod exporter;
+pub mod fakes;
 pub mod fleet;
 pub mod grafana;
 pub mod moments;
