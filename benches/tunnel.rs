@@ -4,8 +4,15 @@
 //! the binary as benches build it and a stand-in for balena's VPN proxy, over TLS, both in this process. CPU and memory are the
 //! tunnel's alone. Prints a row of a table for each run.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+#[path = "../tests/support"]
+pub mod support {
+    pub mod cloud;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tls;
+    pub mod vpn;
+}
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};

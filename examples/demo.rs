@@ -1,8 +1,18 @@
 //! A simulated balenaCloud with 25 devices, the real sidecar beside it, and Prometheus where it is installed.
 //! `cargo run --example demo`; nothing leaves this machine.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+#[path = "../tests/support"]
+pub mod support {
+    pub mod cloud;
+    pub mod exporter;
+    pub mod fleet;
+    pub mod odata;
+    pub mod prometheus;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tools;
+    pub mod vpn;
+}
 
 use std::env;
 use std::fs;

@@ -1,11 +1,20 @@
 //! A wall clock that jumps, as on a device that has just heard of the time, changes neither interval nor back-off.
 
-mod support;
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tools;
+}
 
 use std::ops::Range;
 use std::time::SystemTime;
 use std::{fs, thread};
 
+use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::fleet::many;
 use support::sidecar::Sidecar;
@@ -13,7 +22,7 @@ use support::tools;
 
 /// A sidecar whose wall clock is off by what stands in the file `clock`; the clock that nobody sets is left alone.
 fn sidecar(cloud: &Cloud) -> Sidecar {
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud);
+    let sidecar = binary::sidecar(cloud);
     let (clock, library) = (sidecar.path("clock"), tools::faketime());
     fs::write(&clock, "+0d").unwrap();
     sidecar

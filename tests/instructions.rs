@@ -6,11 +6,20 @@
 //! x86_64 with Rust 1.95. What it is there to catch costs more than that: devices that are read and mapped again though
 //! they are as they were (4 times as much by a refresh), or each compared with all others.
 
-mod support;
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod tools;
+}
 
 use std::fs;
 
 use serde_json::json;
+use support::binary::BINARY;
 use support::cloud::Cloud;
 use support::fleet::many;
 use support::sidecar::{PATIENCE, Sidecar};
@@ -39,7 +48,7 @@ fn instructions(devices: u64, refreshes: &[Refresh]) -> u64 {
     }
     let counts = sidecar.path("counts");
     let out = format!("--callgrind-out-file={}", counts.display());
-    let sidecar = sidecar.args(["--tool=callgrind", &out, env!("CARGO_BIN_EXE_baletheus")]);
+    let sidecar = sidecar.args(["--tool=callgrind", &out, BINARY]);
     let running = sidecar.start();
     running.wait_for("updated");
     for (round, refresh) in refreshes.iter().enumerate() {

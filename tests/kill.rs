@@ -2,15 +2,24 @@
 //!
 //! `KILLS=500 cargo test --release --test kill` for more than the 25 of every day.
 
-mod support;
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use std::{env, fs, hint, thread};
 
+use support::binary::sidecar;
 use support::cloud::Cloud;
 use support::moments::{Moments, moment, unfinished};
-use support::sidecar::{PATIENCE, Sidecar};
+use support::sidecar::PATIENCE;
 
 /// Ends the reader, after a panic too.
 struct Over<'a>(&'a AtomicBool);
@@ -26,7 +35,7 @@ fn a_reader_sees_a_whole_list_at_every_moment() {
     let kills: usize = env::var("KILLS").map_or(25, |kills| kills.parse().expect("KILLS is a number"));
     let cloud = Cloud::start(Vec::new());
     let moments = Moments::of(&cloud, 1200);
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud);
+    let sidecar = sidecar(&cloud);
     let start = Instant::now();
     sidecar.oneshot();
     let span = start.elapsed(); // of a start and a refresh

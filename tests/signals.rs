@@ -1,20 +1,26 @@
 //! SIGTERM and SIGINT end it within a second, whatever it is doing, and leave the list as it was; SIGHUP makes it refresh.
 
-mod support;
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod fleet;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use socket2::{Domain, Socket, Type};
+use support::binary::sidecar;
 use support::cloud::{Cloud, Reply, Seen, Step};
 use support::fleet::many;
 use support::moments::{Moments, moment, unfinished};
 use support::sidecar::{PATIENCE, Running, Sidecar};
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
-}
 
 /// Ends it by both signals, each time in a run of its own that `reach` has brought into the state.
 fn ends(mut reach: impl FnMut() -> (Sidecar, Running)) {

@@ -3,21 +3,30 @@
 //!
 //! `REFRESHES=100000 cargo test --release --test soak -- --nocapture` for more than the 300 of every day; prints figures.
 
-mod support;
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod fleet;
+    pub mod moments;
+    pub mod odata;
+    pub mod recording;
+    pub mod rules;
+    pub mod sidecar;
+}
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use flate2::{Compression, write::GzEncoder};
+use flate2::Compression;
 use serde_json::json;
-use support::cloud::{Cloud, Reply, Step};
+use support::binary::sidecar;
+use support::cloud::{Cloud, Reply, Step, gzip};
 use support::fleet::{demo_fleet, many};
 use support::moments::unfinished;
-use support::sidecar::{self, PATIENCE, Sidecar, finish};
+use support::sidecar::{self, PATIENCE, finish};
 
 /// One of many ways to answer, or the answer that is due: of 10,000 draws, the first so many are rare.
 fn answer(draw: u64, due: &[u8], bomb: &[u8]) -> Option<Reply> {
@@ -77,10 +86,8 @@ fn memory_files_and_threads_stay_as_they_are() {
     let refreshes: usize = env::var("REFRESHES").map_or(300, |count| count.parse().expect("REFRESHES is a number"));
     let cloud = Cloud::start([demo_fleet(), many(40)].concat().into_iter().collect());
     cloud.change(|devices| devices.sort_by_key(|device| device["id"].as_u64()));
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("API_TIMEOUT", "1s");
-    let mut bomb = GzEncoder::new(Vec::new(), Compression::fast());
-    bomb.write_all(&vec![b' '; (64 << 20) + 1]).unwrap();
-    let bomb = bomb.finish().unwrap();
+    let sidecar = sidecar(&cloud).env("API_TIMEOUT", "1s");
+    let bomb = gzip(&vec![b' '; (64 << 20) + 1], Compression::fast());
 
     let (came, comes) = mpsc::channel();
     let driven = Arc::new(AtomicU32::new(0));

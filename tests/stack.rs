@@ -1,7 +1,14 @@
 //! The stack as a user has it: the real images and the real compose file in real containers, with a simulated balenaCloud and
 //! VPN on this side of Docker's bridge. `scripts/test-stack` brings all that this needs, and takes it away again.
 
-mod support;
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod tools;
+    pub mod vpn;
+}
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,8 +1,14 @@
 //! What a refresh costs, beside what one would write instead and the floor. `scripts/bench` runs it.
 
 mod api;
-#[path = "../../tests/support/mod.rs"]
-mod support;
+#[path = "../../tests/support"]
+pub mod support {
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+}
 mod table;
 
 use std::hint::black_box;

@@ -1,19 +1,18 @@
 //! `baletheus check`: every way to a device, every kind of answer, and what is said of it.
 
 use std::fs;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::cloud::{Cloud, KEY, Reply, Step};
+use crate::support::binary::sidecar;
+use crate::support::cloud::{self, Cloud, KEY, Reply, Step};
 use crate::support::fleet::{demo_fleet, find, set_tag, sibling};
 use crate::support::sidecar::{Sidecar, finish};
 use crate::support::tls::Authority;
 use crate::support::vpn::Vpn;
 use flate2::Compression;
-use flate2::write::GzEncoder;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
@@ -25,10 +24,8 @@ const OPEN: &str = "application/openmetrics-text; version=1.0.0";
 fn exporters(cloud: &Cloud) {
     cloud.intercept(|seen, _| {
         let gzip = |text: &[u8]| {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            encoder.write_all(text).unwrap();
             let (kind, packed) = (("Content-Type", TEXT), ("Content-Encoding", "gzip"));
-            Reply::status(200, &[kind, packed], &encoder.finish().unwrap())
+            Reply::status(200, &[kind, packed], &cloud::gzip(text, Compression::fast()))
         };
         let typed = |kind, body: &str| Reply::status(200, &[("Content-Type", kind)], body.as_bytes());
         Some(match &*seen.target {
@@ -89,10 +86,6 @@ fn devices(rows: &[(&str, &str)]) -> Vec<Value> {
 
 fn uuid(device: &Value) -> &str {
     device["uuid"].as_str().unwrap()
-}
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
 }
 
 fn check(sidecar: &Sidecar, args: &[&str]) -> Output {

@@ -10,18 +10,18 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::binary::{self, BINARY};
 use crate::support::cloud::Cloud;
 use crate::support::fleet::many;
 use crate::support::moments::{Moments, unfinished};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish, pid};
 use rustix::process::{Resource, Rlimit, geteuid, prlimit};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 const FILE: &str = "disk/balena.json";
 
 /// A sidecar that keeps its list in a folder of its own, where the trouble is going to be.
 fn sidecar(cloud: &Cloud) -> Sidecar {
-    let sidecar = Sidecar::of(BINARY, cloud).env("SD_FILE_PATH", FILE);
+    let sidecar = binary::sidecar(cloud).env("SD_FILE_PATH", FILE);
     fs::create_dir(sidecar.path("disk")).unwrap();
     sidecar
 }

@@ -17,22 +17,21 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::support::cloud::{Cloud, KEY, Reply, Seen, Step};
+use crate::support::binary::{BINARY, sidecar};
+use crate::support::cloud::{self, Cloud, KEY, Reply, Seen, Step};
 use crate::support::doc;
+use crate::support::fleet::{gateway, gateways};
 use crate::support::prometheus::promtool_check_config;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use baletheus::config;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use flate2::Compression;
 use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use reqwest::header::HeaderValue;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
 /// Rows at a time: most of each is waiting.
 const WORKERS: usize = 16;
@@ -148,7 +147,7 @@ const NO_PAGE: &str = "is no page of devices: ";
 fn third(name: &'static str, ids: &'static [u64], said: &'static str, third: impl Into<String>) -> Fault {
     let third = third.into();
     answers(name, Lists(ids, said), move |_, _| {
-        let device = |id| if id == 3 { third.clone() } else { device(id).to_string() };
+        let device = |id| if id == 3 { third.clone() } else { gateway(id).to_string() };
         let body = format!("{{\"d\":[{}]}}", (1..=6).map(device).collect::<Vec<_>>().join(","));
         Some(Reply::status(200, &[], body.as_bytes()))
     })
@@ -159,7 +158,7 @@ const ALL: &[u64] = &[1, 2, 3, 4, 5, 6];
 
 /// The third device, but for this.
 fn edited(edit: impl FnOnce(&mut Value)) -> String {
-    let mut device = device(3);
+    let mut device = gateway(3);
     edit(&mut device);
     device.to_string()
 }
@@ -366,11 +365,11 @@ fn faults() -> Vec<Fault> {
         third("all-else-null", ALL, "changed gw-3 (0000000)", edited(|it| for (name, value) in it.as_object_mut().unwrap() {
             if !["id", "uuid", "device_name"].contains(&name.as_str()) { *value = Value::Null; }
         })),
-        third("all-else-missing", ALL, "changed a device without a name (0000000)", json!({"id": 3, "uuid": device(3)["uuid"]}).to_string()),
+        third("all-else-missing", ALL, "changed a device without a name (0000000)", json!({"id": 3, "uuid": gateway(3)["uuid"]}).to_string()),
         third("name-huge", ALL, "changed xxxxxxxx", edited(|it| it["device_name"] = "x".repeat(1 << 20).into())),
         third("fields-unknown", ALL, "(+1 -0 ~0)", edited(|it| it["vpn_address"] = json!({"a": [1, {"b": "x".repeat(1 << 16)}]}))),
         third("field-deep", ALL, "(+1 -0 ~0)", edited(|_| {}).replace("\"id\":3,", &format!("\"id\":3,\"deep\":{}{},", "[".repeat(100_000), "]".repeat(100_000)))),
-        third("device-twice", ALL, "left out gw-3 (0000000): the API's record of it cannot be used: it comes twice", format!("{0},{0}", device(3))),
+        third("device-twice", ALL, "left out gw-3 (0000000): the API's record of it cannot be used: it comes twice", format!("{0},{0}", gateway(3))),
     ];
     // Whatever of a request the other side gives back, the key in it is not told.
     let echo = |name, then, echo: fn(&str) -> Reply| answers(name, then, move |seen, _| {
@@ -434,13 +433,13 @@ fn endure(fault: Fault) -> u64 {
     // All is well.
     let speech = Arc::new(Mutex::new(if https { Speech::Tls(CERTIFICATES.good.clone()) } else { Speech::Plain }));
     let healthy_speech = speech.lock().unwrap().clone();
-    let mut cloud = speaking((Ipv4Addr::LOCALHOST, 0).into(), fleet(devices), &speech);
+    let mut cloud = speaking((Ipv4Addr::LOCALHOST, 0).into(), gateways(devices), &speech);
     let addr = cloud.addr();
     if let Some(before) = before {
         cloud.intercept(before);
     }
     let url = format!("http{}://{addr}", if https { "s" } else { "" });
-    let env = env.into_iter().fold(Sidecar::of(BINARY, &cloud), |sidecar, (name, value)| sidecar.env(name, value));
+    let env = env.into_iter().fold(sidecar(&cloud), |sidecar, (name, value)| sidecar.env(name, value));
     let sidecar = env.env("BALENA_API_URL", &url).env("RUST_LOG", "trace");
     fs::write(sidecar.path("ca.pem"), &CERTIFICATES.ca).unwrap();
     let running = sidecar.start();
@@ -455,7 +454,7 @@ fn endure(fault: Fault) -> u64 {
         Inject::Nobody => drop(std::mem::replace(&mut cloud, Cloud::start(Vec::new()))),
     }
     let from = cloud.requests().len();
-    let goes_on = || cloud.change(|fleet| fleet.push(device(devices + 1)));
+    let goes_on = || cloud.change(|fleet| fleet.push(gateway(devices + 1)));
     match &then {
         Fails(said, next) => {
             // Before that, a refresh may be half way through.
@@ -505,7 +504,7 @@ fn endure(fault: Fault) -> u64 {
     if cloud.addr() == addr {
         cloud.heal();
     } else {
-        cloud = speaking(addr, fleet(devices + 1), &speech);
+        cloud = speaking(addr, gateways(devices + 1), &speech);
     }
     running.signal("HUP");
     let wanted = list_of(devices + 1);
@@ -561,9 +560,8 @@ fn list_of(devices: u64) -> String {
     static LISTS: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
     let mut lists = LISTS.lock().unwrap_or_else(|broken| broken.into_inner());
     let make = || {
-        let sidecar = Sidecar::of(BINARY, &Cloud::start(fleet(devices)));
-        let cloud = Cloud::start(fleet(devices));
-        let sidecar = sidecar.env("BALENA_API_URL", cloud.url());
+        let cloud = Cloud::start(gateways(devices));
+        let sidecar = sidecar(&cloud);
         sidecar.oneshot();
         sidecar.list()
     };
@@ -647,8 +645,8 @@ fn the_document_has_each_row_and_no_other() {
 
 #[test]
 fn a_name_that_does_not_resolve_is_tried_again() {
-    let cloud = Cloud::start(fleet(5));
-    let sidecar = Sidecar::of(BINARY, &cloud).env("RUST_LOG", "trace");
+    let cloud = Cloud::start(gateways(5));
+    let sidecar = sidecar(&cloud).env("RUST_LOG", "trace");
     sidecar.oneshot();
     let before = Look::at(&sidecar);
     let sidecar = sidecar.env("BALENA_API_URL", "https://api.baletheus.invalid");
@@ -658,14 +656,14 @@ fn a_name_that_does_not_resolve_is_tried_again() {
     assert!(Look::at(&sidecar) == before, "the file was touched");
     no_secret("DNS", &sidecar, &running, KEY);
     drop(running);
-    cloud.change(|fleet| fleet.push(device(6)));
+    cloud.change(|fleet| fleet.push(gateway(6)));
     sidecar.env("BALENA_API_URL", cloud.url()).oneshot();
 }
 
 #[test]
 fn the_wait_doubles_up_to_five_minutes_and_begins_anew() {
-    let cloud = Cloud::start(fleet(5));
-    let sidecar = Sidecar::of(BINARY, &cloud);
+    let cloud = Cloud::start(gateways(5));
+    let sidecar = sidecar(&cloud);
     let fail = || cloud.intercept(|_, _| Some(Reply::status(503, &[], b"")));
     let wait = |line: &str| humantime::parse_duration(line.rsplit_once("next try in ").unwrap().1).unwrap().as_secs();
     fail();
@@ -688,8 +686,8 @@ fn the_wait_doubles_up_to_five_minutes_and_begins_anew() {
 
 #[test]
 fn devices_that_change_between_two_pages_are_neither_lost_nor_doubled() {
-    let cloud = Cloud::start(fleet(2500));
-    let sidecar = Sidecar::of(BINARY, &cloud);
+    let cloud = Cloud::start(gateways(2500));
+    let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     running.wait_for("updated balena.json: 2500 targets");
     let (asks, asked) = channel();
@@ -706,7 +704,7 @@ fn devices_that_change_between_two_pages_are_neither_lost_nor_doubled() {
     cloud.change(|fleet| {
         fleet.retain(|device| device["id"] != 5 && device["id"] != 1500);
         fleet.iter_mut().find(|device| device["id"] == 2400).unwrap()["device_name"] = "renamed".into();
-        fleet.push(device(2501));
+        fleet.push(gateway(2501));
     });
     go.send(()).expect("the cloud waits");
     drop(go);
@@ -721,17 +719,17 @@ fn devices_that_change_between_two_pages_are_neither_lost_nor_doubled() {
 #[test]
 fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     const ROTATED: &str = "rotated-named-key-77e0c45d1b9f2a38";
-    let cloud = Cloud::start(fleet(5));
+    let cloud = Cloud::start(gateways(5));
     let folder = tempfile::tempdir().unwrap(); // not in the sidecar's own, where the key must not be found
     let file = folder.path().join("key");
     fs::write(&file, format!("{KEY}\n")).unwrap();
-    let sidecar = Sidecar::of(BINARY, &cloud).env_remove("API_KEY").env("API_KEY_FILE", file.to_str().unwrap());
+    let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", file.to_str().unwrap());
     let sidecar = sidecar.env("RUST_LOG", "trace");
     let running = sidecar.start();
     running.wait_for("updated balena.json: 5 targets");
     let failures = || running.log().iter().filter(|line| line.contains("refresh failed: ")).count();
     let more = |count: u64| {
-        cloud.change(|fleet| fleet.push(device(count)));
+        cloud.change(|fleet| fleet.push(gateway(count)));
         running.signal("HUP");
         running.wait_for(&format!("updated balena.json: {count} targets of {count} devices (+1 -0 ~0)"));
     };
@@ -870,10 +868,10 @@ fn hostile_devices_break_out_of_neither_log_nor_list() {
     let cases = PLACES
         .iter()
         .flat_map(|(write, long)| texts.iter().filter(|text| *long || text.len() < 200).map(move |text| (write, text)));
-    let mut devices = fleet(u64::try_from(cases.clone().count()).unwrap());
+    let mut devices = gateways(u64::try_from(cases.clone().count()).unwrap());
     cases.zip(&mut devices).for_each(|((write, text), device)| write(device, text));
     let tagged = |name: &str, tags: Value| {
-        let mut device = device(0);
+        let mut device = gateway(0);
         (device["device_name"], device["device_tag"]) = (name.into(), tags);
         device
     };
@@ -891,7 +889,7 @@ fn hostile_devices_break_out_of_neither_log_nor_list() {
     }
     let cloud = Cloud::start(devices);
     for (address, format) in [("vpn", "text"), ("public", "json"), ("lan", "text"), ("vpn", "json")] {
-        let sidecar = Sidecar::of(BINARY, &cloud).env("LOG_LEVEL", "debug").env("LOG_FORMAT", format);
+        let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug").env("LOG_FORMAT", format);
         let sidecar = sidecar.args(["--address", address]);
         let log = sidecar.oneshot();
         let mut messages = Vec::new();
@@ -959,24 +957,8 @@ fn group_of<'a>(list: &'a [Value], name: &str) -> &'a Value {
 
 // ---- what is sent ----
 
-/// Devices with ids from 1 to `count`.
-fn fleet(count: u64) -> Vec<Value> {
-    (1..=count).map(device).collect()
-}
-
-fn device(id: u64) -> Value {
-    json!({
-        "id": id, "uuid": format!("{id:032x}"), "device_name": format!("gw-{id}"), "os_version": "balenaOS 6.1.24",
-        "os_variant": "prod", "supervisor_version": "16.7.6", "is_online": true, "is_web_accessible": true,
-        "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
-        "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
-            "organization": [{"handle": "acme"}], "application_tag": []}],
-        "is_running__release": [{"commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
-    })
-}
-
 fn page(ids: impl Iterator<Item = u64>) -> Vec<u8> {
-    json!({"d": ids.map(device).collect::<Vec<_>>()}).to_string().into_bytes()
+    json!({"d": ids.map(gateway).collect::<Vec<_>>()}).to_string().into_bytes()
 }
 
 /// A full page of devices that are no more than an id.
@@ -1004,8 +986,7 @@ fn drip_of(again_and_again: &[u8]) -> Vec<Step> {
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(body).and_then(|()| encoder.finish()).expect("memory takes it")
+    cloud::gzip(body, Compression::fast())
 }
 
 /// A whole answer that is said to be packed.

@@ -2,13 +2,10 @@
 
 use std::fs;
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::many;
-use crate::support::sidecar::{Sidecar, finish};
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
-}
+use crate::support::sidecar::finish;
 
 #[test]
 fn the_second_on_a_file_says_so_and_ends() {

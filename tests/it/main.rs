@@ -1,10 +1,11 @@
-//! All tests that can run beside each other, as one program: it links once after a change. Tests that need a quiet machine
-//! or Docker are programs beside this one: `tests/*.rs`.
+//! The tests that can run in parallel, as one program, so that a change links one program instead of twenty.
+//! The tests that need a quiet machine or Docker are programs by themselves: `tests/*.rs`.
 
 mod alerts;
 mod check;
 mod dashboards;
 mod demo;
+mod discovery_loop;
 mod disk;
 mod faults;
 mod faults_doc;
@@ -17,10 +18,11 @@ mod properties;
 mod readme;
 mod recordings;
 mod refresh;
+mod retry_after;
 mod shards;
 mod status;
 mod status_prometheus;
 #[path = "../support/mod.rs"]
-mod support;
+pub mod support;
 mod tunnel;
 mod vpn_recordings;

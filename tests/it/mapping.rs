@@ -7,13 +7,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
-use crate::support::sidecar::Sidecar;
 use baletheus::balena::device;
 use baletheus::discovery::{exporter, steering};
 use serde_json::{Value, json};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
 /// A device of a hand-made fleet: an id, a uuid that tells it, a name that tells the case, and what is special.
 fn device(id: u64, name: &str, more: Value) -> Value {
@@ -50,7 +48,7 @@ fn serve(fleet: &[Value]) -> Cloud {
 
 /// One run: the file and the log, which holds all lines and not the first 20 only.
 fn run(cloud: &Cloud, options: &[(&str, &str)]) -> (String, String) {
-    let sidecar = Sidecar::of(BINARY, cloud).env("LOG_LEVEL", "debug");
+    let sidecar = sidecar(cloud).env("LOG_LEVEL", "debug");
     let sidecar = options.iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, *value));
     let log = sidecar.oneshot();
     (sidecar.list(), log)
@@ -688,7 +686,7 @@ fn each_bad_tag_is_warned_of_once() {
             page(&fleet)
         })
     });
-    let sidecar = Sidecar::of(BINARY, &cloud);
+    let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     // What is said of a refresh is said before the next one begins.
     running.wait_for("added newcomer 8");

@@ -1,5 +1,6 @@
 //! Every row of the option table, every error and every exit code, on the real binary beside a simulated balenaCloud.
 
+use crate::support::binary::{BINARY, sidecar};
 use crate::support::cloud::{Cloud, KEY, Reply, Seen, Step};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use baletheus::config::{OPTIONS, Verb};
@@ -17,8 +18,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
 /// Nobody listens here.
 const NOWHERE: &str = "http://127.0.0.1:1";
@@ -107,10 +106,6 @@ fn add(command: &mut Command, words: &[&str]) {
             None => command.arg(word),
         };
     }
-}
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(BINARY, cloud)
 }
 
 /// What a run left behind.

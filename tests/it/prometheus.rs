@@ -6,6 +6,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply};
 use crate::support::exporter::Exporters;
 use crate::support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
@@ -14,8 +15,6 @@ use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use crate::support::tls::Authority;
 use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
 /// The sidecar has written its file, Prometheus reads it, and goes through the tunnel. They end in this order.
 struct Chain {
@@ -68,7 +67,7 @@ fn prometheus_follows_the_fleet(major: u8) {
     let cloud = Arc::new(Cloud::start(fleet));
     let exporters = Exporters::start(&cloud);
     exporters.forward(&uuid, node_exporter.addr());
-    let chain = Chain::start(major, Sidecar::of(BINARY, &cloud).env("EXPORTERS", "node:80"), &exporters);
+    let chain = Chain::start(major, sidecar(&cloud).env("EXPORTERS", "node:80"), &exporters);
 
     // 24 devices, one of them with two exporters; the 25th does not want to be scraped.
     let targets = chain.prometheus.wait_until("25 targets", PATIENCE, |prometheus| {
@@ -178,7 +177,7 @@ fn prometheus_scrapes_https(major: u8) {
     let exporters = Exporters::start(&cloud);
     let addr = exporter.url().rsplit('/').next().and_then(|addr| addr.parse().ok()).expect("its address");
     exporters.forward(&uuid, addr);
-    let sidecar = Sidecar::of(BINARY, &cloud);
+    let sidecar = sidecar(&cloud);
     fs::write(sidecar.path("ca.pem"), authority.pem()).expect("written");
     let chain = Chain::start_with(major, sidecar, &exporters, "    tls_config:\n      ca_file: ca.pem\n");
     chain.wait_for_value(r#"up{device_name="fridge-01"}"#, "1");
@@ -219,7 +218,7 @@ fn unreachable_fleet() -> Vec<Value> {
 fn expect_direct(major: u8, mode: &str, expected: &[(&str, &str, &str)]) {
     let cloud = Arc::new(Cloud::start(unreachable_fleet()));
     let exporters = Exporters::start(&cloud);
-    let sidecar = Sidecar::of(BINARY, &cloud).env("TARGET_ADDRESS", mode).env("PUBLIC_URL_DOMAIN", "devices.invalid");
+    let sidecar = sidecar(&cloud).env("TARGET_ADDRESS", mode).env("PUBLIC_URL_DOMAIN", "devices.invalid");
     let chain = Chain::start(major, sidecar, &exporters);
     let targets = chain.prometheus.wait_until("all targets", PATIENCE, |prometheus| {
         Some(prometheus.active_targets()).filter(|targets| targets.len() == expected.len())

@@ -4,29 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
-use crate::support::sidecar::{PATIENCE, Sidecar};
+use crate::support::fleet::{gateway, gateways};
+use crate::support::sidecar::PATIENCE;
 use serde_json::{Value, json};
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
-}
-
-/// Devices with ids from 1 to `count`.
-fn fleet(count: u64) -> Vec<Value> {
-    (1..=count).map(device).collect()
-}
-
-fn device(id: u64) -> Value {
-    json!({
-        "id": id, "uuid": format!("{id:032x}"), "device_name": format!("gw-{id}"), "os_version": "balenaOS 6.1.24",
-        "os_variant": "prod", "supervisor_version": "16.7.6", "is_online": true, "is_web_accessible": true,
-        "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
-        "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
-            "organization": [{"handle": "acme"}], "application_tag": []}],
-        "is_running__release": [{"commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
-    })
-}
 
 fn pages(cloud: &Cloud) -> Vec<Seen> {
     cloud.requests().into_iter().filter(|seen| seen.target.starts_with("/v7/device?")).collect()
@@ -100,7 +82,7 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
     cloud.change(|devices| {
         devices.retain(|device| device["id"] != 4);
         devices[0]["os_version"] = "balenaOS 7.0.0".into();
-        devices.push(device(99));
+        devices.push(gateway(99));
     });
     let log = sidecar.oneshot();
     assert!(log.contains("updated balena.json: 30 targets of 30 devices (+1 -1 ~1), 0 devices left out"), "{log}");
@@ -115,7 +97,7 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
 
 #[test]
 fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
-    let cloud = Cloud::start(fleet(2500));
+    let cloud = Cloud::start(gateways(2500));
     let sidecar = sidecar(&cloud).args(["--labels", "none"]);
     let running = sidecar.start();
     running.wait_for("updated balena.json: 2500 targets");
@@ -140,7 +122,7 @@ fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
     assert_eq!(seen[start..start + 3], ["0 1000 304", "1000 1000 304", "2000 1000 304"]);
 
     // One that comes back into a full page moves its end, and none is lost or doubled.
-    cloud.change(|devices| devices.push(device(10)));
+    cloud.change(|devices| devices.push(gateway(10)));
     running.wait_for_lines("(+1 -0 ~0)", 1);
     assert_eq!(targets(&sidecar.list()), 2500);
     let ids: Vec<String> = (1..=2500).map(|id| format!("{id:032x}.balena:80")).collect();
@@ -150,7 +132,7 @@ fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
 
 #[test]
 fn a_page_that_fails_costs_the_refresh_but_not_the_pages_before_it() {
-    let cloud = Cloud::start(fleet(2500));
+    let cloud = Cloud::start(gateways(2500));
     let sidecar = sidecar(&cloud);
     cloud.intercept(|seen, _| seen.target.contains("gt%202000)").then(|| Reply::status(503, &[], b"")));
     let running = sidecar.start();
@@ -165,7 +147,7 @@ fn a_page_that_fails_costs_the_refresh_but_not_the_pages_before_it() {
 
 #[test]
 fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_down_to_the_device_that_is_left_out() {
-    let cloud = Cloud::start(fleet(20));
+    let cloud = Cloud::start(gateways(20));
     // As if device 7 had 64 MiB of tags.
     cloud.intercept(|seen, _| {
         let (after, top) = seen.target.contains("$expand").then(|| range(seen))?;
@@ -190,7 +172,7 @@ fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_down_to_the_device_that
 
 #[test]
 fn no_targets_do_not_replace_some() {
-    let cloud = Cloud::start(fleet(3));
+    let cloud = Cloud::start(gateways(3));
     let sidecar = sidecar(&cloud);
     sidecar.oneshot();
     let list = sidecar.list();
@@ -206,7 +188,7 @@ fn no_targets_do_not_replace_some() {
     let seen = cloud.wait_for_requests(3, PATIENCE);
     assert!(seen[2].at - seen[1].at < Duration::from_secs(4), "{seen:?}");
     assert_eq!(running.log().iter().filter(|line| line.contains("WARN")).count(), 1, "{:#?}", running.log());
-    cloud.change(|devices| devices.extend(fleet(2)));
+    cloud.change(|devices| devices.extend(gateways(2)));
     running.wait_for("updated balena.json: 2 targets of 2 devices");
     drop(running);
 
@@ -231,7 +213,7 @@ fn what_cannot_be_read_as_a_list_is_replaced_by_targets_but_not_by_none() {
     // Prometheus keeps the targets that it had before such a file; an empty list would drop them.
     fs::write(sidecar.path("balena.json"), "[\n{\"targets\":[\"x").unwrap();
     assert_eq!(sidecar.command().arg("--oneshot").output().unwrap().status.code(), Some(1));
-    cloud.change(|devices| devices.extend(fleet(1)));
+    cloud.change(|devices| devices.extend(gateways(1)));
     let log = sidecar.oneshot();
     assert!(log.contains("updated balena.json: 1 target of 1 device (+1 -0 ~0), 0 devices left out"), "{log}");
     assert_eq!(targets(&sidecar.list()), 1);
@@ -239,7 +221,7 @@ fn what_cannot_be_read_as_a_list_is_replaced_by_targets_but_not_by_none() {
 
 #[test]
 fn another_process_that_replaces_the_file_is_put_right() {
-    let cloud = Cloud::start(fleet(2));
+    let cloud = Cloud::start(gateways(2));
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     running.wait_for("updated balena.json");
@@ -251,7 +233,7 @@ fn another_process_that_replaces_the_file_is_put_right() {
 
 #[test]
 fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
-    let cloud = Cloud::start(fleet(30));
+    let cloud = Cloud::start(gateways(30));
     cloud.change(|devices| {
         devices[0]["is_online"] = false.into();
         devices[1]["device_tag"] = json!([{"tag_key": "prometheus.io/scrape", "value": "no"}]);
@@ -278,7 +260,7 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
 
 #[test]
 fn a_failure_is_told_with_the_next_try_and_waits_grow() {
-    let cloud = Cloud::start(fleet(1));
+    let cloud = Cloud::start(gateways(1));
     let sidecar = sidecar(&cloud).env("REFRESH_RATE", "2s");
     cloud.intercept(|_, _| Some(Reply::status(502, &[("Content-Type", "text/html")], b"<html>down</html>")));
     let running = sidecar.start();
@@ -309,7 +291,7 @@ fn retry_after_is_followed_as_seconds_and_as_a_date() {
         (&[("Retry-After", "99999999999999999999")], "1h"),
         (&[("Retry-After", "86400")], "1h"),
     ] {
-        let cloud = Cloud::start(fleet(1));
+        let cloud = Cloud::start(gateways(1));
         let headers = headers.to_vec();
         cloud.intercept(move |_, _| Some(Reply::status(429, &headers, b"\"Too Many Requests\"")));
         let sidecar = sidecar(&cloud);
@@ -329,7 +311,7 @@ fn retry_after_is_followed_as_seconds_and_as_a_date() {
 #[test]
 fn an_answer_that_drips_or_hangs_ends_at_the_timeout() {
     for hang_after in [None, Some(0), Some(100)] {
-        let cloud = Cloud::start(fleet(30));
+        let cloud = Cloud::start(gateways(30));
         let sidecar = sidecar(&cloud).env("API_TIMEOUT", "2s");
         cloud.intercept(move |seen, due| {
             let drip = |byte: &u8| [Step::Send(vec![*byte]), Step::Pause(Duration::from_millis(500))];
@@ -349,7 +331,7 @@ fn an_answer_that_drips_or_hangs_ends_at_the_timeout() {
 
 #[test]
 fn refreshes_are_counted_from_start_to_start() {
-    let cloud = Cloud::start(fleet(1));
+    let cloud = Cloud::start(gateways(1));
     cloud.intercept(|seen, due| {
         let pause = if seen.target.starts_with("/actor") { 0 } else { 3 };
         Some(Reply::steps(vec![Step::Pause(Duration::from_secs(pause)), Step::Send(due.to_vec())]))
@@ -379,7 +361,7 @@ fn a_devices_own_key_is_warned_of_and_a_failing_whoami_is_not() {
 
 #[test]
 fn a_redirect_is_not_followed_and_says_where_it_leads() {
-    let (cloud, other) = (Cloud::start(fleet(1)), Cloud::start(fleet(1)));
+    let (cloud, other) = (Cloud::start(gateways(1)), Cloud::start(gateways(1)));
     let location = format!("{}/v7/device", other.url());
     let to = location.clone();
     cloud.intercept(move |_, _| Some(Reply::status(301, &[("Location", &to)], b"Moved")));

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::binary::{self, BINARY};
 use crate::support::cloud::{Cloud, KEY, Reply, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
@@ -14,7 +15,7 @@ use crate::support::tools;
 use serde_json::{Value, json};
 
 fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), cloud)
+    binary::sidecar(cloud)
         .env("LISTEN_ADDRESS", "127.0.0.1:0")
         .env("DEVICE_REFRESH_RATE", "1s")
         .env("EXPORTERS", "node:80")
@@ -209,7 +210,7 @@ fn health_is_an_exit_code() {
     let sidecar = sidecar(&cloud);
     let status = Status::start(&sidecar);
     let code = |args: &[&str], listen: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_baletheus"));
+        let mut command = Command::new(BINARY);
         command.arg("health").args(args).env_clear().env("LISTEN_ADDRESS", listen);
         let output = finish(command);
         (output.status.code(), String::from_utf8(output.stderr).unwrap())

@@ -2,19 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::{demo_fleet, find};
 use crate::support::prometheus::Prometheus;
-use crate::support::sidecar::Sidecar;
+use crate::support::sidecar::PATIENCE;
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn scrape(major: u8) {
     let cloud = Cloud::start(demo_fleet());
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud)
+    let sidecar = sidecar(&cloud)
         .env("LISTEN_ADDRESS", "127.0.0.1:0")
         .env("DEVICE_REFRESH_RATE", "1s")
         .env("DEVICE_METRICS", "true")

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::binary::BINARY;
 use crate::support::cloud::KEY;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use crate::support::tls::Authority;
@@ -17,8 +18,6 @@ use crate::support::vpn::{Device, Vpn};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection, StreamOwned};
 use serde_json::json;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_baletheus");
 
 /// The devices, by a letter of their uuid.
 fn uuid(letter: char) -> String {

@@ -620,10 +620,9 @@ fn etag(body: &str) -> String {
     format!("W/\"{:x}-{}\"", body.len(), &hash[..27])
 }
 
-fn gzip(body: &str) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    let written = encoder.write_all(body.as_bytes());
-    written.and_then(|()| encoder.finish()).expect("memory takes it")
+pub fn gzip(body: &[u8], level: Compression) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), level);
+    encoder.write_all(body).and_then(|()| encoder.finish()).expect("memory takes it")
 }
 
 /// Puts an answer into HTTP, with the headers in Express's order.
@@ -649,7 +648,7 @@ fn encode(seen: &Seen, answer: Answer) -> Vec<u8> {
         let json = media == "application/json";
         if json && body.len() >= LEAST_COMPRESSED && seen.takes_gzip() {
             head += "Content-Encoding: gzip\r\n";
-            sent = gzip(&body);
+            sent = gzip(body.as_bytes(), Compression::default());
             sent = [format!("{:x}\r\n", sent.len()).as_bytes(), &sent, b"\r\n"].concat();
             chunked = true;
         } else {

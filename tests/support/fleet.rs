@@ -135,6 +135,23 @@ pub fn many(count: u64) -> Vec<Value> {
     (1..=count).map(|id| sibling(one, id, &format!("gw-{id}"))).collect()
 }
 
+/// Devices with ids from 1 to `count`.
+pub fn gateways(count: u64) -> Vec<Value> {
+    (1..=count).map(gateway).collect()
+}
+
+/// A device whose uuid and name tell its id, of a fleet without tags.
+pub fn gateway(id: u64) -> Value {
+    json!({
+        "id": id, "uuid": format!("{id:032x}"), "device_name": format!("gw-{id}"), "os_version": "balenaOS 6.1.24",
+        "os_variant": "prod", "supervisor_version": "16.7.6", "is_online": true, "is_web_accessible": true,
+        "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
+        "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
+            "organization": [{"handle": "acme"}], "application_tag": []}],
+        "is_running__release": [{"commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
+    })
+}
+
 /// What the device runs from now on, and should.
 pub fn set_release(device: &mut Value, version: &str) {
     let slug = device["belongs_to__application"][0]["slug"].as_str().unwrap_or_default();

@@ -1,10 +1,14 @@
-//! What the tests and the demo have in common: a simulated balenaCloud, and real programs around the sidecar.
-#![allow(dead_code)] // each test uses some of it
+//! What tests, the demo and the benchmarks share: a simulated balenaCloud and VPN, and real programs around the sidecar.
+//!
+//! `tests/it` declares all of it. Each other program declares the modules that it uses, as public ones, since it uses a part
+//! of each.
 
 pub mod alerts;
+pub mod binary;
 pub mod cloud;
 pub mod doc;
 pub mod exporter;
+pub mod fakes;
 pub mod fleet;
 pub mod grafana;
 pub mod moments;

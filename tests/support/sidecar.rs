@@ -106,7 +106,7 @@ impl Sidecar {
 
 /// Runs it to its end, which must come by itself.
 pub fn finish(mut command: Command) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let child = start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let (id, (sender, receiver)) = (child.id().to_string(), channel());
     thread::spawn(move || sender.send(child.wait_with_output()));
     let ended = receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {

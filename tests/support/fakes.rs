@@ -1,0 +1,260 @@
+//! Sources, sinks and clocks that tests hand to the crate's modules. No other file of the tests implements the crate's
+//! traits or fills its settings.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baletheus::balena::client::{Api, Balena};
+use baletheus::balena::failure::{Failure, Published};
+use baletheus::balena::key::ApiKey;
+use baletheus::balena::query::Query;
+use baletheus::discovery::inventory::{Answer, Entry, Inventory, Source};
+use baletheus::discovery::target::{Address, PLAIN, Rules};
+use baletheus::discovery::{Clock, Discovery, Sink, exporter, target_file};
+use serde_json::{Value, json};
+
+/// All devices over the VPN, with an exporter on port 80 and with every label.
+pub fn rules() -> Rules {
+    Rules {
+        address: Address::Vpn,
+        exporters: exporter::parse_list("80").expect("an exporter"),
+        public_domain: "balena-devices.com".to_owned(),
+        labels: PLAIN.iter().map(|label| label.name).collect(),
+        online_only: false,
+        tags: Vec::new(),
+    }
+}
+
+/// The target file of these devices.
+pub fn list(inventory: &Inventory) -> Vec<u8> {
+    target_file::parts(inventory.texts()).collect::<Vec<_>>().concat()
+}
+
+/// The client of the API at this URL.
+pub fn api(url: &str) -> impl Source + use<> {
+    let key = ApiKey::new("a-key").expect("a key");
+    let api = Api { url: url.to_owned(), key, key_file: None, roots: Vec::new(), timeout: Duration::from_secs(60) };
+    Balena::new(api, Query::new(&[], &rules())).expect("the platform's certificates")
+}
+
+/// How long the failure of a page asks the client to wait, if it does.
+pub fn retry_after(source: &mut impl Source) -> Option<Duration> {
+    source.page(0, 1, None).expect_err("a failure").retry_after
+}
+
+/// A device and its place in the database, which its record may tell or not.
+pub type Row = (u64, Value);
+
+/// The API over rows by rising id. The text of an answer is its `ETag`.
+pub struct Rows<'a> {
+    rows: &'a [Row],
+    most: usize,
+    fails: Option<usize>,
+    requests: usize,
+    /// Answers that had a body.
+    pub bodies: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// An answer holds up to `most` devices.
+    pub fn new(rows: &'a [Row], most: usize) -> Self {
+        Rows { rows, most, fails: None, requests: 0, bodies: 0 }
+    }
+
+    /// The request with this number fails, counted from 1.
+    pub fn failing(self, request: Option<usize>) -> Self {
+        Rows { fails: request, ..self }
+    }
+}
+
+impl Source for Rows<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
+    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        if top > self.most {
+            return Ok(Answer::TooLarge(None));
+        }
+        self.requests += 1;
+        if self.fails == Some(self.requests) {
+            return Err(Failure::new("test", "fails"));
+        }
+        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
+        let rows: Vec<_> = rows.map(|(_, device)| device).collect();
+        let body = json!({ "d": rows }).to_string();
+        if etag == Some(&body) {
+            return Ok(Answer::Unchanged);
+        }
+        self.bodies += 1;
+        Ok(Answer::Devices(Some(body.clone()), body.into_bytes()))
+    }
+
+    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
+        unreachable!("a page of one device is never too large here")
+    }
+}
+
+/// The API with these bytes as its first page, and no page after it.
+pub struct Bytes<'a> {
+    pub body: &'a [u8],
+    /// The most devices that a page may ask for.
+    pub most: usize,
+}
+
+impl Source for Bytes<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
+    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        if after == 0 && top > self.most { Ok(Answer::TooLarge(None)) } else { self.identity(after) }
+    }
+
+    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
+        let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
+        Ok(Answer::Devices(None, body.to_vec()))
+    }
+}
+
+/// How a refresh of a `Loop` goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refresh {
+    Written,
+    Unchanged,
+    Refused,
+    /// The API fails, and asks the client to wait that long.
+    Fails(Option<Duration>),
+    /// The list cannot be written.
+    NotWritten,
+}
+
+/// What the loop did, in order.
+#[derive(Debug, PartialEq)]
+pub enum Did {
+    /// It asked the source for a page.
+    Fetched,
+    /// It handed the list to the sink.
+    Published,
+    /// It told its observer that a refresh took so long, and whether it succeeded.
+    Observed(Duration, bool),
+    /// It waited until a time that was so far away.
+    Waited(Duration),
+}
+
+/// A loop of discovery over refreshes that go as planned, by a clock that moves only when the test moves it.
+pub struct Loop {
+    now: Cell<Instant>,
+    plan: RefCell<VecDeque<(Duration, Refresh)>>,
+    refresh: Cell<Refresh>,
+    woken: Vec<(usize, Duration)>,
+    did: RefCell<Vec<Did>>,
+}
+
+impl Loop {
+    /// Each refresh with the time that its page takes.
+    pub fn new(plan: impl IntoIterator<Item = (Duration, Refresh)>) -> Self {
+        Loop {
+            now: Cell::new(Instant::now()),
+            plan: RefCell::new(plan.into_iter().collect()),
+            refresh: Cell::new(Refresh::Unchanged),
+            woken: Vec::new(),
+            did: RefCell::default(),
+        }
+    }
+
+    /// The wait with this number, counted from 1, ends after that long.
+    pub fn wake(mut self, wait: usize, after: Duration) -> Self {
+        self.woken.push((wait, after));
+        self
+    }
+
+    /// Runs until the plan is at its end, where the clock says to stop. Gives what the loop did and what it returned.
+    pub fn run(self, interval: Option<Duration>) -> (Vec<Did>, bool) {
+        let (mut source, mut sink, mut clock) = (LoopSource(&self), LoopSink(&self), LoopClock(&self));
+        let mut observer = |took: Duration, refreshed: &Result<Published, Failure>, _: &Inventory| {
+            self.did.borrow_mut().push(Did::Observed(took, refreshed.is_ok()));
+        };
+        let discovery = Discovery::new(&mut source, &mut sink, &mut observer, rules(), Vec::new());
+        let returned = discovery.run(interval, &mut clock);
+        (self.did.into_inner(), returned)
+    }
+
+    /// The waits alone.
+    pub fn waits(self, interval: Duration) -> Vec<Duration> {
+        let (did, _) = self.run(Some(interval));
+        let wait = |did| if let Did::Waited(wait) = did { Some(wait) } else { None };
+        did.into_iter().filter_map(wait).collect()
+    }
+
+    fn push(&self, did: Did) -> usize {
+        let mut all = self.did.borrow_mut();
+        all.push(did);
+        all.iter().filter(|did| matches!(did, Did::Waited(_))).count()
+    }
+}
+
+struct LoopSource<'a>(&'a Loop);
+
+impl Source for LoopSource<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
+    fn page(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        let Loop { now, plan, refresh, .. } = self.0;
+        let (took, planned) = plan.borrow_mut().pop_front().expect("no refresh after the clock said to stop");
+        self.0.push(Did::Fetched);
+        now.set(now.get() + took);
+        refresh.set(planned);
+        match planned {
+            Refresh::Fails(retry_after) => Err(Failure { retry_after, ..Failure::new("test", "fails") }),
+            _ => Ok(Answer::Devices(None, br#"{"d":[]}"#.to_vec())),
+        }
+    }
+
+    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
+        unreachable!("no page is too large here")
+    }
+}
+
+struct LoopSink<'a>(&'a Loop);
+
+impl Sink for LoopSink<'_> {
+    fn name(&self) -> String {
+        "the list".to_owned()
+    }
+
+    fn held(&self) -> Option<Vec<Arc<Entry>>> {
+        Some(Vec::new())
+    }
+
+    fn publish(&mut self, _: &Inventory) -> Result<Published, Failure> {
+        self.0.push(Did::Published);
+        match self.0.refresh.get() {
+            Refresh::Written => Ok(Published::Written),
+            Refresh::Unchanged => Ok(Published::Unchanged),
+            Refresh::Refused => Ok(Published::Refused),
+            Refresh::NotWritten | Refresh::Fails(_) => Err(Failure::new("write", "cannot be written")),
+        }
+    }
+}
+
+struct LoopClock<'a>(&'a Loop);
+
+impl Clock for LoopClock<'_> {
+    fn now(&self) -> Instant {
+        self.0.now.get()
+    }
+
+    fn wait(&mut self, until: Instant) -> bool {
+        let Loop { now, plan, woken, .. } = self.0;
+        let wait = until.saturating_duration_since(now.get());
+        let number = self.0.push(Did::Waited(wait));
+        let early = woken.iter().find(|(wait, _)| *wait == number).map(|(_, after)| *after);
+        now.set(now.get() + early.unwrap_or(wait));
+        !plan.borrow().is_empty()
+    }
+}
