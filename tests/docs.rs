@@ -122,7 +122,10 @@ fn each_script_and_cargo_target_in_a_command_is_there() {
 #[test]
 fn the_readme_is_short() {
     let lines = README.lines().count();
-    assert!(lines <= README_LINES, "README.md has {lines} lines, and {README_LINES} at most: move what is less needed to docs/");
+    assert!(
+        lines <= README_LINES,
+        "README.md has {lines} lines, and {README_LINES} at most: move what is less needed to docs/"
+    );
 }
 
 /// The fleet of the README's samples: a device that answers, one that is offline, one without its exporter, one that is
