@@ -1,5 +1,5 @@
-//! A simulated balenaCloud with 25 devices, the real sidecar beside it, and Prometheus where it is installed.
-//! `cargo run --example demo`; nothing leaves this machine.
+//! A simulated balenaCloud with 25 devices, the real sidecar and tunnel beside it, and Prometheus if it is installed.
+//! Run it with `cargo run --example demo`. Nothing leaves this machine.
 
 #[path = "../tests/support"]
 pub mod support {
@@ -32,7 +32,7 @@ use support::prometheus::{Prometheus, project_config};
 use support::sidecar::Sidecar;
 use support::tools;
 
-/// How often something happens to the fleet.
+/// The time between two events in the fleet.
 const PACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     println!("demo: a simulated balenaCloud with 25 devices, an exporter on each, and the real baletheus beside it");
-    // With the example, so that the dependencies keep the features that they were built with.
+    // Built with the example, so that the dependencies keep the features that they were built with.
     let build = tools::cargo("build").args(["--quiet", "--bin", "baletheus", "--example", "demo"]).status();
     if !build.is_ok_and(|status| status.success()) {
         eprintln!("demo: cargo cannot build baletheus");
@@ -90,7 +90,7 @@ fn run(length: Duration) -> ExitCode {
             _ => break,
         }
         if let Ok(Some(status)) = baletheus.0.try_wait() {
-            // A terminal's Ctrl-C is for both, and may be heard here a moment later.
+            // Ctrl-C in a terminal goes to both programs, and may arrive here a moment later.
             if signals.recv_timeout(Duration::from_secs(1)).is_ok() {
                 break;
             }
@@ -98,7 +98,7 @@ fn run(length: Duration) -> ExitCode {
             return ExitCode::FAILURE;
         }
         println!("demo: {}", cloud.change(|devices| happen(step, devices)));
-        // They are kept for tests.
+        // The simulated servers keep their requests for tests.
         cloud.clear_requests();
         exporters.clear_requests();
     }
@@ -106,11 +106,11 @@ fn run(length: Duration) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One thing after the other, over and over; what it was.
+/// Changes the fleet: five kinds of events in turn. Returns a sentence about the event.
 fn happen(step: usize, devices: &mut Vec<Value>) -> String {
     let round = step / 5;
     let guest = format!("fridge-{:02}", 10 + round);
-    let steady = (7 * round + 3) % 25; // where no guest is
+    let steady = (7 * round + 3) % 25; // never the index of a guest
     let device = &mut devices[steady];
     let name = device["device_name"].as_str().unwrap_or_default().to_owned();
     match step % 5 {
@@ -150,7 +150,7 @@ fn signals() -> Receiver<i32> {
     receiver
 }
 
-/// A program that ends with the value, and is asked to first.
+/// A child process. Dropping it sends SIGTERM, and kills it after 5 s.
 struct Beside(Child);
 
 impl Drop for Beside {

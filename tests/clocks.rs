@@ -1,4 +1,5 @@
-//! A wall clock that jumps, as on a device that has just heard of the time, changes neither interval nor back-off.
+//! A wall clock that jumps, as on a device that has just received the time, changes neither interval nor back-off. A loop
+//! that does not move while the time passes is unhealthy.
 
 pub mod support {
     pub mod binary;
@@ -17,7 +18,7 @@ use std::{fs, thread};
 use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::fleet::many;
-use support::sidecar::Sidecar;
+use support::sidecar::{Sidecar, finish};
 use support::tools;
 
 /// A sidecar whose wall clock is off by what stands in the file `clock`; the clock that nobody sets is left alone.
@@ -92,4 +93,31 @@ fn the_back_off_is_what_it_was() {
             }
         }
     });
+}
+
+/// The monotonic clock runs ahead by two hours, while the loop sleeps by the kernel's own: to the program, the loop hangs.
+#[test]
+fn a_loop_that_hangs_is_unhealthy_and_still_ends_at_a_signal() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud)
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "0")
+        .env("REFRESH_RATE", "1h")
+        .env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    let line = running.wait_for("status on http://");
+    let url = line.split_whitespace().last().unwrap().to_owned();
+    let health = || {
+        let mut command = sidecar.command();
+        command.env_remove("LD_PRELOAD").args(["health", &url]);
+        let output = finish(command);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(health(), (Some(0), String::new()));
+    fs::write(sidecar.path("clock"), "+2h").unwrap();
+    let (code, message) = health();
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("503") && message.contains("the loop should have moved 3"), "{message}");
+    running.signal("TERM");
+    assert!(running.wait().0.success());
 }

@@ -1,5 +1,5 @@
-// A dashboard as Grafana 12 takes it: the types of @grafana/schema, with those of the panels and of Prometheus' queries in the
-// places where it has any object.
+// The type of a dashboard for Grafana 12: the types of @grafana/schema. Where these allow any object, the types of the panels and of
+// Prometheus' queries take its place.
 import type { AnnotationQuery } from '@grafana/grafana-foundation-sdk/dashboard';
 import type { Dataquery } from '@grafana/grafana-foundation-sdk/prometheus';
 import type * as schema from '@grafana/schema';
@@ -13,7 +13,7 @@ import type * as timeseries from '@grafana/schema/dist/esm/raw/composable/timese
 
 type IsAny<T> = 0 extends 1 & T ? true : false;
 
-// JSON has texts and numbers where TypeScript has enums, and no functions.
+// JSON has strings and numbers instead of enums, and no functions.
 type Json<T> =
   IsAny<T> extends true ? T
   : T extends string ? `${T}`
@@ -28,7 +28,7 @@ type Without<T, K extends PropertyKey> = { [P in keyof T as P extends K ? never 
 type Query = Json<Dataquery> & { refId: string; datasource: Source };
 type Source = { type: 'prometheus'; uid: 'prometheus' };
 
-// @grafana/schema has it as any object.
+// @grafana/schema types it as any object.
 interface DataLink {
   title: string;
   url: string;
@@ -42,7 +42,7 @@ interface Organize {
 }
 type Transformation = { id: 'merge'; options: Record<string, never> } | { id: 'organize'; options: Organize };
 
-// What an override sets is typed by its name. `custom.` is the panel's own.
+// The name of an override gives the type of its value. `custom.` is the prefix of the panel's options.
 type Defaults<Custom> = Without<Json<schema.FieldConfig>, 'custom' | 'links'> & { custom?: Custom; links?: DataLink[] };
 type Property<Custom> =
   | { [K in keyof Defaults<Custom> & string]: { id: K; value: NonNullable<Defaults<Custom>[K]> } }[keyof Defaults<Custom> & string]

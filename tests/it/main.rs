@@ -7,6 +7,7 @@ mod dashboards;
 mod demo;
 mod discovery_loop;
 mod disk;
+mod docs;
 mod faults;
 mod faults_doc;
 mod history;

@@ -1,16 +1,17 @@
-//! The README's tables say what the code says, and say it once.
+//! The tables of the documents equal those of the code.
 
 use baletheus::config::OPTIONS;
 use baletheus::discovery::labels::{self, Kind, LABELS, STEERED};
 
-const README: &str = include_str!("../../README.md");
+const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
+const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
 
 /// The table behind a comment is exactly this one.
-fn check(comment: &str, table: &str) {
-    let start = README.find(comment).unwrap_or_else(|| panic!("no {comment}"));
-    let found = README[start..].split_once("-->").unwrap().1.trim_start();
+fn check((name, document): (&str, &str), comment: &str, table: &str) {
+    let start = document.find(comment).unwrap_or_else(|| panic!("no {comment}"));
+    let found = document[start..].split_once("-->").unwrap().1.trim_start();
     let found = found.split("\n\n").next().unwrap().trim_end();
-    assert_eq!(found, table.trim_end(), "\nREADME.md, behind {comment}, has to be:\n\n{table}");
+    assert_eq!(found, table.trim_end(), "\n{name}, behind {comment}, has to be:\n\n{table}");
 }
 
 #[test]
@@ -22,7 +23,7 @@ fn options() {
         let variables: Vec<_> = opt.vars.iter().map(|name| code(name)).collect();
         table += &format!("| {} | {} | {} | {} |\n", code(&flag), variables.join(", "), code(opt.default), opt.help);
     }
-    check("<!-- options", &table);
+    check(README, "<!-- options", &table);
 }
 
 #[test]
@@ -30,8 +31,8 @@ fn labels() {
     let row = |name: &str, about: &str| format!("| `{name}` | {about} |\n");
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
     let plain = labels::plain(LABELS).fold(head.clone(), |table, label| table + &row(label.name, label.about));
-    check("<!-- plain labels", &plain);
+    check(LABELS_PAGE, "<!-- plain labels", &plain);
     let meta = LABELS.iter().filter(|label| label.kind == Kind::Meta);
     let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
-    check("<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
+    check(LABELS_PAGE, "<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
 }

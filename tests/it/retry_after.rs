@@ -10,14 +10,14 @@ const NOW: &str = "Sun, 22 Nov 2026 06:59:37 GMT";
 /// Reads it from answers with these headers.
 fn reader() -> impl FnMut(u16, &[(&str, &str)]) -> Option<Duration> {
     let cloud = Cloud::start(Vec::new());
-    let mut api = fakes::api(&cloud.url());
+    let api = fakes::api(&cloud.url());
     move |status, headers| {
         let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         cloud.intercept(move |_, _| {
             let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
             Some(Reply::status(status, &headers, b""))
         });
-        fakes::retry_after(&mut api)
+        fakes::retry_after(&api)
     }
 }
 

@@ -198,10 +198,10 @@ fn the_readme_has_every_metric() {
     let row = |(name, about): (&str, &str)| format!("| `{name}` | {} |", about.trim_end_matches('.'));
     let table =
         ["| metric | tells |", "| --- | --- |"].map(str::to_owned).into_iter().chain(ours.map(row)).collect::<Vec<_>>();
-    let readme = include_str!("../../README.md");
-    let found = readme.split_once("<!-- metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
+    let document = include_str!("../../docs/metrics.md");
+    let found = document.split_once("<!-- metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
     let found: Vec<_> = found.lines().take_while(|line| !line.is_empty()).collect();
-    assert_eq!(found, table, "the README's table has to be:\n{}\n", table.join("\n"));
+    assert_eq!(found, table, "the table in docs/metrics.md has to be:\n{}\n", table.join("\n"));
 }
 
 #[test]
@@ -235,7 +235,9 @@ fn vitals_that_fail_fail_no_discovery() {
     let status = Status::start(&sidecar);
     status.running.wait_for("cannot renew the state of the devices");
     let metrics = status.wait_until("a refresh", |metrics| metrics["baletheus_refreshes_total"] >= 2.0);
-    assert!(!metrics.keys().any(|name| name.starts_with("baletheus_refresh_failures_total")), "{metrics:#?}");
+    let failures = metrics.iter().filter(|(name, _)| name.starts_with("baletheus_refresh_failures_total"));
+    let failures: Vec<_> = failures.map(|(_, count)| *count).collect();
+    assert!(failures.len() > 10 && failures.iter().all(|count| *count == 0.0), "{metrics:#?}");
     cloud.heal();
     status.running.wait_for("the state of the devices is known again");
 }
@@ -299,34 +301,6 @@ fn it_answers_while_a_refresh_hangs_and_bad_requests_disturb_nothing() {
     assert_eq!(status.send(&format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(100_000))).0, 431);
     assert_eq!(status.send("nonsense\r\n\r\n").0, 400);
     assert_eq!(status.text("/-/healthy"), "healthy\n");
-}
-
-/// Takes a minute: that is how late the loop may be.
-#[test]
-fn a_loop_that_hangs_is_unhealthy_and_still_ends_at_a_signal() {
-    let cloud = Cloud::start(demo_fleet());
-    // A key file that is a pipe gives the key once; who reads it again, because the API refuses the key, hangs.
-    let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", "./pipe").env("API_TIMEOUT", "1s");
-    let pipe = sidecar.path("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is there").success());
-    let writer = std::thread::spawn(move || fs::write(pipe, KEY));
-    let status = Status::start(&sidecar);
-    writer.join().unwrap().expect("it was read");
-    status.running.wait_for("updated balena.json");
-    assert_eq!(status.text("/-/healthy"), "healthy\n");
-    cloud.set_key("another");
-    let deadline = Instant::now() + Duration::from_secs(90);
-    let told = loop {
-        let (code, _, body) = status.get("/-/healthy");
-        if code == 503 {
-            break String::from_utf8(body).unwrap();
-        }
-        assert!(Instant::now() < deadline, "it is healthy for ever");
-        std::thread::sleep(Duration::from_millis(200));
-    };
-    assert!(told.starts_with("the loop should have moved 6"), "{told}");
-    status.running.signal("TERM");
-    assert!(status.running.wait().0.success());
 }
 
 #[test]

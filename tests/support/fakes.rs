@@ -6,25 +6,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use baletheus::balena::client::{Api, Balena};
-use baletheus::balena::failure::{Failure, Published};
-use baletheus::balena::key::ApiKey;
+use baletheus::balena::key::{ApiKey, KeySource};
 use baletheus::balena::query::Query;
-use baletheus::discovery::inventory::{Answer, Entry, Inventory, Source};
-use baletheus::discovery::target::{Address, PLAIN, Rules};
-use baletheus::discovery::{Clock, Discovery, Sink, exporter, target_file};
+use baletheus::balena::selection::Selection;
+use baletheus::balena::{Answer, Api, Client, Failure, Reason};
+use baletheus::discovery::inventory::{Entry, Inventory};
+use baletheus::discovery::target::Rules;
+use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, Source, exporter, target_file};
 use serde_json::{Value, json};
 
 /// All devices over the VPN, with an exporter on port 80 and with every label.
 pub fn rules() -> Rules {
-    Rules {
-        address: Address::Vpn,
-        exporters: exporter::parse_list("80").expect("an exporter"),
-        public_domain: "balena-devices.com".to_owned(),
-        labels: PLAIN.iter().map(|label| label.name).collect(),
-        online_only: false,
-        tags: Vec::new(),
-    }
+    Rules { exporters: exporter::parse_list("80").expect("an exporter"), ..Rules::default() }
 }
 
 /// The target file of these devices.
@@ -33,15 +26,15 @@ pub fn list(inventory: &Inventory) -> Vec<u8> {
 }
 
 /// The client of the API at this URL.
-pub fn api(url: &str) -> impl Source + use<> {
-    let key = ApiKey::new("a-key").expect("a key");
-    let api = Api { url: url.to_owned(), key, key_file: None, roots: Vec::new(), timeout: Duration::from_secs(60) };
-    Balena::new(api, Query::new(&[], &rules())).expect("the platform's certificates")
+pub fn api(url: &str) -> Client {
+    let key = KeySource::new(ApiKey::new("a-key").expect("a key"), None);
+    let api = Api { url: url.to_owned(), key, roots: Vec::new(), timeout: Duration::from_secs(60) };
+    Client::new(api, Query::new(rules().fields(), &Selection::default())).expect("the platform's certificates")
 }
 
 /// How long the failure of a page asks the client to wait, if it does.
-pub fn retry_after(source: &mut impl Source) -> Option<Duration> {
-    source.page(0, 1, None).expect_err("a failure").retry_after
+pub fn retry_after(client: &Client) -> Option<Duration> {
+    client.page(0, 1, None).expect_err("a failure").retry_after
 }
 
 /// A device and its place in the database, which its record may tell or not.
@@ -76,11 +69,11 @@ impl Source for Rows<'_> {
 
     fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         if top > self.most {
-            return Ok(Answer::TooLarge(None));
+            return Ok(Answer::TooLarge { etag: None });
         }
         self.requests += 1;
         if self.fails == Some(self.requests) {
-            return Err(Failure::new("test", "fails"));
+            return Err(Failure::new(Reason::Timeout, "fails"));
         }
         let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
         let rows: Vec<_> = rows.map(|(_, device)| device).collect();
@@ -89,7 +82,7 @@ impl Source for Rows<'_> {
             return Ok(Answer::Unchanged);
         }
         self.bodies += 1;
-        Ok(Answer::Devices(Some(body.clone()), body.into_bytes()))
+        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes() })
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
@@ -110,12 +103,12 @@ impl Source for Bytes<'_> {
     }
 
     fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        if after == 0 && top > self.most { Ok(Answer::TooLarge(None)) } else { self.identity(after) }
+        if after == 0 && top > self.most { Ok(Answer::TooLarge { etag: None }) } else { self.identity(after) }
     }
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
         let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
-        Ok(Answer::Devices(None, body.to_vec()))
+        Ok(Answer::Body { etag: None, body: body.to_vec() })
     }
 }
 
@@ -174,10 +167,8 @@ impl Loop {
     /// Runs until the plan is at its end, where the clock says to stop. Gives what the loop did and what it returned.
     pub fn run(self, interval: Option<Duration>) -> (Vec<Did>, bool) {
         let (mut source, mut sink, mut clock) = (LoopSource(&self), LoopSink(&self), LoopClock(&self));
-        let mut observer = |took: Duration, refreshed: &Result<Published, Failure>, _: &Inventory| {
-            self.did.borrow_mut().push(Did::Observed(took, refreshed.is_ok()));
-        };
-        let discovery = Discovery::new(&mut source, &mut sink, &mut observer, rules(), Vec::new());
+        let observer = LoopObserver(&self);
+        let discovery = Discovery::new(&mut source, &mut sink, &observer, rules(), Inventory::default(), Vec::new());
         let returned = discovery.run(interval, &mut clock);
         (self.did.into_inner(), returned)
     }
@@ -210,8 +201,8 @@ impl Source for LoopSource<'_> {
         now.set(now.get() + took);
         refresh.set(planned);
         match planned {
-            Refresh::Fails(retry_after) => Err(Failure { retry_after, ..Failure::new("test", "fails") }),
-            _ => Ok(Answer::Devices(None, br#"{"d":[]}"#.to_vec())),
+            Refresh::Fails(retry_after) => Err(Failure { retry_after, ..Failure::new(Reason::Timeout, "fails") }),
+            _ => Ok(Answer::Body { etag: None, body: br#"{"d":[]}"#.to_vec() }),
         }
     }
 
@@ -227,7 +218,7 @@ impl Sink for LoopSink<'_> {
         "the list".to_owned()
     }
 
-    fn held(&self) -> Option<Vec<Arc<Entry>>> {
+    fn published(&self) -> Option<Vec<Arc<Entry>>> {
         Some(Vec::new())
     }
 
@@ -237,8 +228,18 @@ impl Sink for LoopSink<'_> {
             Refresh::Written => Ok(Published::Written),
             Refresh::Unchanged => Ok(Published::Unchanged),
             Refresh::Refused => Ok(Published::Refused),
-            Refresh::NotWritten | Refresh::Fails(_) => Err(Failure::new("write", "cannot be written")),
+            Refresh::NotWritten | Refresh::Fails(_) => Err(Failure::new(Reason::Write, "cannot be written")),
         }
+    }
+}
+
+struct LoopObserver<'a>(&'a Loop);
+
+impl Observer for LoopObserver<'_> {
+    fn waits(&self, _: Instant) {}
+
+    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, _: &Inventory) {
+        self.0.did.borrow_mut().push(Did::Observed(took, outcome.is_ok()));
     }
 }
 
