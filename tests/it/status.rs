@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::binary::{self, BINARY};
-use crate::support::cloud::{Cloud, KEY, Reply, Step, recorded_devices};
+use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use crate::support::tools;
