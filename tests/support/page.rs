@@ -1,34 +1,12 @@
 //! Any bytes as a page of the API: what comes of them is a list that Prometheus takes. The body of `fuzz/`, and of a
 //! property that CI holds.
 
-use baletheus::balena::failure::Failure;
-use baletheus::discovery::inventory::{Answer, Inventory, Source};
+use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::{Address, PLAIN, Rules};
-use baletheus::discovery::{exporter, target_file as registry};
 
+use super::fakes::{self, Bytes};
 use super::rules;
-
-/// The API: the first page is these bytes, and there is nothing behind it.
-struct Page<'a> {
-    body: &'a [u8],
-    /// What it holds at most.
-    most: usize,
-}
-
-impl Source for Page<'_> {
-    fn name(&self) -> &str {
-        "the API"
-    }
-
-    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        if after == 0 && top > self.most { Ok(Answer::TooLarge(None)) } else { self.identity(after) }
-    }
-
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
-        Ok(Answer::Devices(None, body.to_vec()))
-    }
-}
 
 /// Kinds of address, each with what a page may hold: full pages, some that are cut short, single devices too large.
 pub const KINDS: [(Address, usize); 4] =
@@ -40,25 +18,23 @@ pub fn check(bytes: &[u8], (address, most): (Address, usize)) -> Result<usize, S
     let rules = Rules {
         address,
         exporters: exporter::parse_list("node:9100,app:8080/internal/metrics").expect("exporters"),
-        public_domain: "balena-devices.com".to_owned(),
         labels: PLAIN.iter().step_by(2).map(|label| label.name).collect(),
-        online_only: false,
-        tags: Vec::new(),
+        ..fakes::rules()
     };
     let (mut kept, mut most_targets) = (Inventory::default(), 0);
     for body in bytes.splitn(2, |byte| *byte == 0) {
-        if kept.refresh(&mut Page { body, most }, &rules).is_err() {
+        if kept.refresh(&mut Bytes { body, most }, &rules).is_err() {
             continue;
         }
-        let list = registry::parts(kept.texts()).collect::<Vec<_>>().concat();
+        let list = fakes::list(&kept);
         most_targets = most_targets.max(rules::check(&list, &rules)?.len());
         // A full page may end where the one before it did, and more would have to come.
         if most < 1000 || kept.entries().count() >= 500 {
             continue;
         }
         let mut fresh = Inventory::default();
-        let made_again = fresh.refresh(&mut Page { body, most }, &rules).is_ok();
-        let same = registry::parts(fresh.texts()).collect::<Vec<_>>().concat() == list;
+        let made_again = fresh.refresh(&mut Bytes { body, most }, &rules).is_ok();
+        let same = fakes::list(&fresh) == list;
         if !(made_again && same) {
             return Err("another list when it is made afresh".to_owned());
         }
