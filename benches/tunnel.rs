@@ -86,7 +86,7 @@ fn exporter() -> SocketAddr {
 }
 
 fn run(devices: usize, hang: usize, exporter: SocketAddr) {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let server: Arc<ServerConfig> = authority.server(&["localhost"]);
     let vpn = Vpn::start(KEY, Some(server));
     let names: Vec<_> = (0..devices).map(|number| format!("{number:032x}")).collect();

@@ -1,6 +1,8 @@
 //! Any bytes as a page of the API; `tests/it/properties.rs` holds the same body against spoiled recordings.
 #![no_main]
 
+#[path = "../../tests/support/fakes.rs"]
+pub mod fakes;
 #[path = "../../tests/support/page.rs"]
 mod page;
 #[path = "../../tests/support/rules.rs"]

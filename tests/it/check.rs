@@ -126,7 +126,7 @@ fn compare(output: &Output, expected: &[(&str, &str, &str, &str)]) {
 
 #[test]
 fn through_the_vpn() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let vpn = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
     let backend = Cloud::start(Vec::new());
     exporters(&backend);
@@ -284,7 +284,7 @@ fn exit_code_0_if_all_that_should_answer_do() {
 fn a_tunnel_host_that_is_none() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = Cloud::start(Vec::new());
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let untrusted = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
     let wrong_key = Vpn::start("another", None);
     let cloud = Cloud::start(devices(&[("well", "")]));
@@ -308,7 +308,7 @@ fn a_tunnel_host_that_is_none() {
 
 #[test]
 fn public_urls() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let backend = secure(authority.server(&["*.devices.test"]));
     let other = secure(authority.server(&["*.other.test"]));
     let mut fleet =

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::iter;
+use std::path::{Path, PathBuf};
 
 use crate::support::doc;
 
@@ -36,10 +37,14 @@ fn each_line_of_the_document_leads_to_tests_that_are_there() {
     }
 }
 
-/// The text of a file of tests, in `tests/it` or `tests`.
+/// The text of `file`, which is in `tests/it` or in `tests`, and of its modules.
 fn source(file: &str) -> String {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let files = [tests.join("it").join(file), tests.join(file)];
-    let read = files.iter().find_map(|file| fs::read_to_string(file).ok());
-    read.unwrap_or_else(|| panic!("{file} is neither in tests/it nor in tests"))
+    let paths = [tests.join("it").join(file), tests.join(file)];
+    let path = paths.iter().find(|path| path.is_file());
+    let path = path.unwrap_or_else(|| panic!("{file} is neither in tests/it nor in tests"));
+    let modules = fs::read_dir(path.with_extension("")).into_iter().flatten();
+    let modules = modules.map(|module| module.expect("a module").path());
+    let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    iter::once(path.clone()).chain(modules).map(read).collect()
 }

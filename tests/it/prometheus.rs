@@ -161,7 +161,7 @@ fn prometheus_3_follows_the_fleet() {
 
 /// https targets, which Prometheus reaches by a CONNECT of its own.
 fn prometheus_scrapes_https(major: u8) {
-    let (authority, mut fleet) = (Authority::new(), demo_fleet());
+    let (authority, mut fleet) = (Authority::generate(), demo_fleet());
     for name in ["fridge-01", "fridge-03"] {
         set_tag(find(&mut fleet, name), "prometheus.io/scheme", "https");
     }

@@ -5,16 +5,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::support::fakes::{self, Row, Rows};
 use crate::support::prometheus::promtool_check_config;
 use crate::support::recording::{self, Recording};
 use crate::support::{page, rules};
-use baletheus::balena::{Answer, Failure};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::labels::{self, LABELS, LabelSet};
 use baletheus::discovery::target::{Address, Rules};
-use baletheus::discovery::target_file::{self, TargetFile};
-use baletheus::discovery::{Published, Sink, Source};
+use baletheus::discovery::target_file::TargetFile;
+use baletheus::discovery::{Published, Sink};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -22,46 +22,16 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
 
-const DOMAIN: &str = "balena-devices.com";
-
-/// A device and its place in the database, which its record may tell or not.
-type Row = (u64, Value);
-
-/// The API: rows by rising id, in answers that cannot hold more than so many of them.
-struct Pages<'a> {
-    rows: &'a [Row],
-    most: usize,
-}
-
-impl Source for Pages<'_> {
-    fn name(&self) -> &str {
-        "the API"
-    }
-
-    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        if top > self.most {
-            return Ok(Answer::TooLarge { etag: None });
-        }
-        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
-        let rows: Vec<_> = rows.map(|(_, device)| device).collect();
-        Ok(Answer::Body { etag: None, body: json!({ "d": rows }).to_string().into_bytes() })
-    }
-
-    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
-        unreachable!("a page of one device is never too large here")
-    }
-}
-
 fn inventory(rows: &[Row], rules: &Rules, most: usize) -> Inventory {
     let mut inventory = Inventory::default();
-    inventory.refresh(&mut Pages { rows, most }, rules).unwrap_or_else(|failure| panic!("{}", failure.message));
+    inventory.refresh(&mut Rows::new(rows, most), rules).unwrap_or_else(|failure| panic!("{}", failure.message));
     inventory
 }
 
 /// The file, from one page.
 fn list(rows: &[Row], rules: &Rules) -> String {
     let inventory = inventory(rows, rules, usize::MAX);
-    String::from_utf8(target_file::parts(inventory.texts()).collect::<Vec<_>>().concat()).expect("UTF-8")
+    String::from_utf8(fakes::list(&inventory)).expect("UTF-8")
 }
 
 /// Any text that is JSON: proptest's characters like to be odd ones.
@@ -257,10 +227,9 @@ fn rules() -> impl Strategy<Value = Rules> {
         Rules {
             address,
             exporters: exporter::parse_list(exporters).expect("exporters"),
-            public_domain: DOMAIN.to_owned(),
             labels: LabelSet { table: LABELS, chosen: labels },
             online_only,
-            ..Rules::default()
+            ..fakes::rules()
         }
     })
 }
@@ -316,7 +285,7 @@ proptest! {
     #[test]
     fn equal_devices_give_equal_bytes(rows in rows(0..7), rules in rules(), most in 1..9_usize, by in 1..9_usize) {
         let whole = list(&rows, &rules);
-        let paged: Vec<_> = target_file::parts(inventory(&rows, &rules, most).texts()).collect::<Vec<_>>().concat();
+        let paged = fakes::list(&inventory(&rows, &rules, most));
         prop_assert_eq!(&whole, &String::from_utf8_lossy(&paged), "in pages of {}", most);
         let mut turned = rows;
         turned.iter_mut().for_each(|(_, device)| turn_tags(device, by));
@@ -400,18 +369,14 @@ fn any_bytes_as_a_page_give_a_list_within_the_rules_or_none() {
     TestRunner::new(config).run(&(spoiled(), select(&page::KINDS[..])), check).unwrap();
 }
 
-fn vpn() -> Rules {
-    Rules { exporters: exporter::parse_list("80").expect("an exporter"), ..Rules::default() }
-}
-
 #[test]
 fn a_key_twice_gives_equal_bytes_in_any_order() {
     let tags = |key: &str| json!([{ "tag_key": key, "value": "20s" }, { "tag_key": key, "value": "10s" }]);
     for key in ["site", "prometheus.io/interval"] {
         let mut device = json!({ "id": 1, "uuid": "a".repeat(32), "device_tag": tags(key) });
-        let one = list(&[(1, device.clone())], &vpn());
+        let one = list(&[(1, device.clone())], &fakes::rules());
         turn_tags(&mut device, 1);
-        assert_eq!(one, list(&[(1, device)], &vpn()), "{key}");
+        assert_eq!(one, list(&[(1, device)], &fakes::rules()), "{key}");
     }
 }
 
@@ -419,13 +384,13 @@ fn a_key_twice_gives_equal_bytes_in_any_order() {
 #[test]
 fn pages_of_any_size_give_equal_bytes() {
     let rows: Vec<Row> = (1..1200).map(|id| (id * 3, json!({ "id": id * 3, "uuid": format!("{id:032x}") }))).collect();
-    let whole = list(&rows, &vpn());
-    assert_eq!(check(&whole, &rows, &vpn()).unwrap(), 1199);
+    let whole = list(&rows, &fakes::rules());
+    assert_eq!(check(&whole, &rows, &fakes::rules()).unwrap(), 1199);
     for most in [1000, 999, 499, 62, 6, 1] {
         // of 1000 pages at most
         let rows = &rows[..if most == 1 { 500 } else { rows.len() }];
-        let paged = target_file::parts(inventory(rows, &vpn(), most).texts()).collect::<Vec<_>>().concat();
-        assert!(list(rows, &vpn()).into_bytes() == paged, "in pages of at most {most}");
+        let paged = fakes::list(&inventory(rows, &fakes::rules(), most));
+        assert!(list(rows, &fakes::rules()).into_bytes() == paged, "in pages of at most {most}");
     }
 }
 
@@ -433,8 +398,9 @@ fn pages_of_any_size_give_equal_bytes() {
 fn the_rules_here_are_not_blind() {
     let good = r#"{"targets":["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.balena:80"],"labels":{"uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","__meta_balena_device_id":"1"MORE}}"#;
     let rows = [(1, json!({ "id": 1, "uuid": "a".repeat(32) }))];
-    let judge =
-        |list: String| std::panic::catch_unwind(|| check(&list, &rows, &vpn())).is_ok_and(|result| result.is_ok());
+    let judge = |list: String| {
+        std::panic::catch_unwind(|| check(&list, &rows, &fakes::rules())).is_ok_and(|result| result.is_ok())
+    };
     assert!(judge(format!("[{}]", good.replace("MORE", r#","__scrape_interval__":"1m30s""#))));
     for more in [
         r#","uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa""#,
@@ -475,7 +441,8 @@ fn promtool_takes_the_most_hostile_lists() {
         })
         .collect();
     for (name, address) in [("vpn", Address::Vpn), ("public", Address::Public), ("lan", Address::Lan)] {
-        let rules = Rules { address, exporters: exporter::parse_list("node:9100,app:8080/m").unwrap(), ..vpn() };
+        let rules =
+            Rules { address, exporters: exporter::parse_list("node:9100,app:8080/m").unwrap(), ..fakes::rules() };
         let mut file = TargetFile::new(dir.path().join(format!("{name}.json")), 0o644, false);
         assert_eq!(file.publish(&inventory(&rows, &rules, usize::MAX)), Ok(Published::Written));
         let text = std::fs::read_to_string(dir.path().join(format!("{name}.json"))).unwrap();

@@ -569,7 +569,7 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
 
 #[test]
 fn https_targets_are_joined() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let name = format!("{}.balena", uuid('a'));
@@ -624,7 +624,7 @@ fn https_targets_are_joined() {
 
 #[test]
 fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
-    let (authority, exporter) = (Authority::new(), Exporter::saying(OK));
+    let (authority, exporter) = (Authority::generate(), Exporter::saying(OK));
     let start = |trusted: bool| {
         let vpn = Vpn::start(KEY, Some(authority.server(&["localhost"])));
         let mut sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);

@@ -1,36 +1,13 @@
 //! Any bytes as a page of the API: what comes of them is a list that Prometheus takes. The body of `fuzz/`, and of a
 //! property that CI holds.
 
-use baletheus::balena::{Answer, Failure};
-use baletheus::discovery::Source;
+use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::labels::{self, LABELS, LabelSet};
 use baletheus::discovery::target::{Address, Rules};
-use baletheus::discovery::{exporter, target_file};
 
+use super::fakes::{self, Bytes};
 use super::rules;
-
-/// The API: the first page is these bytes, and there is nothing behind it.
-struct Page<'a> {
-    body: &'a [u8],
-    /// What it holds at most.
-    most: usize,
-}
-
-impl Source for Page<'_> {
-    fn name(&self) -> &str {
-        "the API"
-    }
-
-    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        if after == 0 && top > self.most { Ok(Answer::TooLarge { etag: None }) } else { self.identity(after) }
-    }
-
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
-        Ok(Answer::Body { etag: None, body: body.to_vec() })
-    }
-}
 
 /// Kinds of address, each with what a page may hold: full pages, some that are cut short, single devices too large.
 pub const KINDS: [(Address, usize); 4] =
@@ -43,22 +20,22 @@ pub fn check(bytes: &[u8], (address, most): (Address, usize)) -> Result<usize, S
         address,
         exporters: exporter::parse_list("node:9100,app:8080/internal/metrics").expect("exporters"),
         labels: LabelSet { table: LABELS, chosen: labels::plain(LABELS).step_by(2).map(|label| label.name).collect() },
-        ..Rules::default()
+        ..fakes::rules()
     };
     let (mut kept, mut most_targets) = (Inventory::default(), 0);
     for body in bytes.splitn(2, |byte| *byte == 0) {
-        if kept.refresh(&mut Page { body, most }, &rules).is_err() {
+        if kept.refresh(&mut Bytes { body, most }, &rules).is_err() {
             continue;
         }
-        let list = target_file::parts(kept.texts()).collect::<Vec<_>>().concat();
+        let list = fakes::list(&kept);
         most_targets = most_targets.max(rules::check(&list, &rules)?.len());
         // A full page may end where the one before it did, and more would have to come.
         if most < 1000 || kept.entries().count() >= 500 {
             continue;
         }
         let mut fresh = Inventory::default();
-        let made_again = fresh.refresh(&mut Page { body, most }, &rules).is_ok();
-        let same = target_file::parts(fresh.texts()).collect::<Vec<_>>().concat() == list;
+        let made_again = fresh.refresh(&mut Bytes { body, most }, &rules).is_ok();
+        let same = fakes::list(&fresh) == list;
         if !(made_again && same) {
             return Err("another list when it is made afresh".to_owned());
         }

@@ -1,0 +1,120 @@
+//! The API key while it changes, and where it must not be shown.
+
+use std::ffi::OsString;
+use std::fs;
+use std::process::Stdio;
+
+use crate::support::binary::{BINARY, sidecar};
+use crate::support::cloud::{Cloud, KEY, Reply};
+use crate::support::fleet::{gateway, gateways};
+use crate::support::sidecar::{Sidecar, finish};
+use baletheus::config;
+use reqwest::header::HeaderValue;
+
+use super::runner::no_secret;
+
+#[test]
+fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
+    const ROTATED: &str = "rotated-named-key-77e0c45d1b9f2a38";
+    let cloud = Cloud::start(gateways(5));
+    let folder = tempfile::tempdir().unwrap(); // not in the sidecar's own, where the key must not be found
+    let file = folder.path().join("key");
+    fs::write(&file, format!("{KEY}\n")).unwrap();
+    let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", file.to_str().unwrap());
+    let sidecar = sidecar.env("RUST_LOG", "trace");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 5 targets");
+    let failures = || running.log().iter().filter(|line| line.contains("refresh failed: ")).count();
+    let more = |count: u64| {
+        cloud.change(|fleet| fleet.push(gateway(count)));
+        running.signal("HUP");
+        running.wait_for(&format!("updated balena.json: {count} targets of {count} devices (+1 -0 ~0)"));
+    };
+
+    // The API has the new key first, and the file a moment later.
+    cloud.set_key(ROTATED);
+    let line = running.wait_for("refresh failed: ");
+    assert!(line.contains("401 Unauthorized: check API_KEY"), "{line}");
+    fs::write(&file, ROTATED).unwrap();
+    more(6);
+    // The other way round it costs not even a refresh.
+    let before = failures();
+    fs::write(&file, KEY).unwrap();
+    cloud.set_key(KEY);
+    more(7);
+    assert_eq!(failures(), before);
+
+    let garbage: [(&str, Option<&[u8]>); 7] = [
+        ("gone", None),
+        ("empty", Some(b"")),
+        ("blank", Some(b" \n")),
+        ("two words", Some(b"no key")),
+        ("two lines", Some(b"no\nkey")),
+        ("not ASCII", Some("schlüssel".as_bytes())),
+        ("not UTF-8", Some(b"\xff\xfe\x00k")),
+    ];
+    for (count, (what, content)) in (8..).zip(garbage) {
+        cloud.intercept(|_, _| Some(Reply::status(401, &[], b"")));
+        match content {
+            Some(content) => fs::write(&file, content).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let line = running.wait_for_lines("refresh failed: ", failures() + 1);
+        assert!(line.contains("401 Unauthorized: check API_KEY"), "{what}: {line}");
+        let kept = format!("Bearer {KEY}");
+        assert!(
+            cloud.requests().last().unwrap().header("authorization") == Some(&kept),
+            "{what}: the key was forgotten"
+        );
+        cloud.heal();
+        more(count);
+    }
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    cloud.intercept(|_, _| Some(Reply::status(401, &[], b"")));
+    running.wait_for_lines("refresh failed: ", failures() + 1);
+    cloud.heal();
+    more(15);
+    for key in [KEY, ROTATED] {
+        no_secret("rotation", &sidecar, &running, key);
+    }
+}
+
+#[test]
+fn a_key_is_in_no_debug_output_no_help_and_no_error() {
+    for name in ["API_KEY", "BALENA_API_URL"] {
+        let var = |asked: &str| match asked {
+            "API_KEY" => Some(OsString::from(KEY)),
+            _ if asked == name => Some("https://api.example.test".into()),
+            _ => None,
+        };
+        let config = config::discovery(&config::command().get_matches_from(["baletheus"]), &var).unwrap();
+        for shown in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.api.key)] {
+            assert!(shown.contains("ApiKey(…)") && !shown.contains(&KEY[..8]), "{shown}");
+        }
+        assert_eq!(config.api.key.current().secret(), KEY);
+    }
+    // What a panic would say, if a key could be one that no header takes.
+    let error = HeaderValue::from_str(&format!("Bearer {KEY}\n")).unwrap_err();
+    assert!(!format!("{error:?} {error}").contains(&KEY[..8]));
+
+    let sidecar = Sidecar::new(BINARY);
+    let run = |key: &str, args: &[&str]| {
+        let mut command = sidecar.command();
+        command.env("API_KEY", key).args(args).stdin(Stdio::null());
+        let output = finish(command);
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (code, help) = run(KEY, &["--help"]);
+    assert!(code == Some(0) && help.contains("API_KEY") && !help.contains(&KEY[..8]), "{help}");
+    for bad in
+        ["simulated\nnamed", "simulated named", "simulatéd", "simulated\tnamed", "simulated\u{7f}", "simulated\r\nX: y"]
+    {
+        let (code, said) = run(bad, &["--oneshot"]);
+        assert!(
+            code == Some(2) && said.contains("API_KEY contains a line break, a blank or a non-ASCII character"),
+            "{said}"
+        );
+        assert!(!said.contains("simulat"), "{said}");
+    }
+}
