@@ -87,7 +87,7 @@ fn discover(config: config::Discovery) -> ExitCode {
     changes::warn_about_key(&client);
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
     let mut source = Api { client: &client, observer };
-    let inventory = Inventory::new(has_status);
+    let inventory = Inventory::new(config.service_labels, has_status);
     let discovery = Discovery::new(&mut source, sink, observer, config.rules, inventory, config.selection.fleets);
     if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -40,6 +40,22 @@ pub fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// An interval between scrapes: a duration of Prometheus, at least 5 s.
+pub fn scrape_interval(text: &str) -> Result<(&str, u64), String> {
+    match prometheus_duration(text)? {
+        (_, ..5000) => Err("is shorter than 5s".into()),
+        interval => Ok(interval),
+    }
+}
+
+/// The time-out of a scrape: a duration of Prometheus above 0.
+pub fn scrape_timeout(text: &str) -> Result<(&str, u64), String> {
+    match prometheus_duration(text)? {
+        (_, 0) => Err("is no time at all".into()),
+        timeout => Ok(timeout),
+    }
+}
+
 /// A duration in Prometheus' own grammar, as text and in milliseconds: `1h30m`, units descending, each at most once.
 /// `humantime` has another grammar. The source is `model.ParseDuration` of Prometheus' `common`.
 pub fn prometheus_duration(text: &str) -> Result<(&str, u64), String> {

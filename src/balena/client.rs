@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
 use super::key::{ApiKey, KeySource};
-use super::query::Query;
+use super::query::{self, Query};
 use crate::backoff;
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
@@ -150,6 +150,23 @@ impl Client {
     /// There is no usable answer.
     pub fn ask(&self, what: &str, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         self.get(&self.query.ask(what, after, limit), etag, self.api.timeout)
+    }
+
+    /// Asks for up to `limit` releases that devices of the selected fleets run, with ids above `after`, and the labels of their
+    /// services.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    pub fn releases(&self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.get(&self.query.releases(after, limit), etag, self.api.timeout)
+    }
+
+    /// Asks for the releases with these ids.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    pub fn releases_by_id(&self, ids: &[u64]) -> Result<Answer, Failure> {
+        self.get(&query::releases_by_id(ids), None, self.api.timeout)
     }
 
     /// Asks whose key it is.

@@ -8,6 +8,7 @@ pub mod failure;
 pub mod key;
 pub mod pages;
 pub mod query;
+pub mod release;
 pub mod selection;
 
 pub use client::{Answer, Api, Client};

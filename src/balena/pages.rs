@@ -18,6 +18,11 @@ pub trait Reader<T> {
     /// The request fails.
     fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
 
+    /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
+    fn is_current(&self, _page: &T) -> bool {
+        true
+    }
+
     /// Reads a page.
     ///
     /// # Errors
@@ -112,7 +117,9 @@ impl<T> Pages<T> {
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
     fn fetch(&self, index: usize, after: u64, reader: &mut impl Reader<T>) -> Result<Option<Page<T>>, Failure> {
         let old = self.pages.get(index).filter(|old| old.after == after);
-        let (mut limit, mut etag) = old.map_or((PAGE_SIZE, None), |old| (old.limit, old.etag.as_deref()));
+        let limit = old.map_or(PAGE_SIZE, |old| old.limit);
+        let current = old.filter(|old| reader.is_current(&old.read.content));
+        let (mut limit, mut etag) = (limit, current.and_then(|old| old.etag.as_deref()));
         loop {
             match reader.ask(after, limit, etag)? {
                 Answer::Unchanged => return Ok(None),

@@ -14,7 +14,16 @@ use super::selection::{FleetRef, Selection, TagFilter};
 pub struct Query {
     fields: String,
     filter: String,
+    releases: String,
 }
+
+/// What is asked of each release. `composition` has the same labels without the overrides, is many times as large, and holds the
+/// services' environment, in which there may be secrets.
+const RELEASE: &str = "$select=id,raw_version&$expand=belongs_to__application($select=slug),\
+    release_image($select=id;$orderby=id%20asc;$expand=image($select=id;$expand=is_a_build_of__service(\
+    $select=service_name;$expand=service_label($select=label_name,value;\
+    $filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))),\
+    image_label($select=label_name,value;$filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))";
 
 /// References of a device that are expanded in every request for devices. Without an order, the tags of a page may come in
 /// another order while nothing has changed, and the page then has a new `ETag`.
@@ -28,7 +37,7 @@ impl Query {
     /// of a quiet fleet then stay the same.
     pub fn new<'a>(fields: impl IntoIterator<Item = &'a str>, selection: &Selection) -> Self {
         let fields = ["id", "uuid"].into_iter().chain(fields).collect::<Vec<_>>().join(",");
-        Query { fields, filter: filter(selection) }
+        Query { fields, filter: filter(selection), releases: devices_of(&selection.fleets) }
     }
 
     /// Path and query of a page for discovery.
@@ -41,6 +50,28 @@ impl Query {
     pub fn ask(&self, what: &str, after: u64, limit: usize) -> String {
         format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={limit}", self.filter)
     }
+}
+
+impl Query {
+    /// Path and query of up to `limit` releases that some device of the selected fleets runs, with ids above `after`.
+    pub fn releases(&self, after: u64, limit: usize) -> String {
+        let devices = &self.releases;
+        format!(
+            "/v7/release?{RELEASE}&$filter=(id%20gt%20{after})%20and%20is_running_on__device/any(d:{devices})\
+             &$orderby=id%20asc&$top={limit}"
+        )
+    }
+}
+
+/// Path and query of the releases with these ids.
+pub fn releases_by_id(ids: &[u64]) -> String {
+    let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
+    format!("/v7/release?{RELEASE}&$filter=id%20in%20({})&$orderby=id%20asc", ids.join(","))
+}
+
+/// Devices of any of the fleets, within a lambda over `d`.
+fn devices_of(fleets: &[FleetRef]) -> String {
+    any_of(fleets.iter().map(|fleet| format!("d/{}", fleet_clause(fleet)))).unwrap_or_else(|| "d/id%20gt%200".into())
 }
 
 /// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.

@@ -17,7 +17,7 @@ use crate::balena::{Api, Client};
 use crate::check::probe::Prober;
 use crate::check::report::Row;
 use crate::discovery::inventory::{Entry, Inventory};
-use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME};
+use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME, SERVICE};
 use crate::discovery::target::{Address, ReadGroup, Rules, read_groups};
 use crate::discovery::{self, changes};
 use crate::logging::{self, cannot_start};
@@ -36,6 +36,8 @@ pub struct Settings {
     pub selection: Selection,
     /// How devices become targets.
     pub rules: Rules,
+    /// Whether labels of services are read.
+    pub service_labels: bool,
     /// balena's VPN proxy.
     pub tunnel: Url,
     /// JSON instead of a table.
@@ -52,13 +54,14 @@ pub fn run(settings: Settings) -> ExitCode {
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
-    let (rules, fleets, json) = (settings.rules.clone(), settings.selection.fleets.clone(), settings.json);
+    let (rules, fleets) = (settings.rules.clone(), settings.selection.fleets.clone());
+    let (json, service_labels) = (settings.json, settings.service_labels);
     let (client, prober) = match start(settings) {
         Ok(started) => started,
         Err(error) => return cannot_start(&error),
     };
     changes::warn_about_key(&client);
-    let mut list = Inventory::new(true);
+    let mut list = Inventory::new(service_labels, true);
     if let Err(failure) = list.refresh(&mut discovery::Api { client: &client, observer: &() }, &rules) {
         log::error!("cannot check: {failure}");
         return ExitCode::FAILURE;
@@ -106,7 +109,14 @@ fn rows(entry: &Entry) -> Vec<Row> {
         return vec![row().left_out(left_out)];
     }
     let groups = read_groups(&entry.text);
-    groups.map(|group| Row { job: group.label(JOB).map(str::to_owned), url: Some(url(&group)), ..row() }).collect()
+    let rows = groups.map(|group| Row {
+        job: group.label(JOB).map(str::to_owned),
+        service: group.label(SERVICE).map(str::to_owned),
+        origin: Some(entry.origin.as_str()),
+        url: Some(url(&group)),
+        ..row()
+    });
+    rows.collect()
 }
 
 /// The URL that Prometheus scrapes.

@@ -21,6 +21,10 @@ pub struct Row {
     pub fleet: Option<String>,
     /// The name of the exporter.
     pub job: Option<String>,
+    /// The service whose labels declare the exporter.
+    pub service: Option<String>,
+    /// Where the exporter comes from.
+    pub origin: Option<&'static str>,
     /// The URL that is scraped; none if the device is left out.
     pub url: Option<String>,
     /// Whether balenaCloud sees the device.
@@ -86,6 +90,8 @@ impl Row {
     }
 }
 
+const NO_EXPORTER_HINT: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
+    set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
 const OFFLINE_HINT: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
 
 /// What to do about a device that is left out.
@@ -98,6 +104,7 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
             "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
         }
         LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
+        LeftOutReason::NoExporter => NO_EXPORTER_HINT,
         LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
             "the API's record of it is odd: please report it"
         }
@@ -143,35 +150,42 @@ pub fn json(rows: &[Row]) -> String {
     format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
 }
 
+/// The columns of the table.
+const HEADS: [&str; 8] = ["DEVICE", "FLEET", "EXPORTER", "FROM", "ADDRESS", "STATE", "ANSWER", "WHAT TO DO"];
+
 /// The cells of a row.
-fn cells(row: &Row) -> [String; 6] {
-    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+fn cells(row: &Row) -> [String; 8] {
+    let shown = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
     let online = match row.online {
         Some(true) => "online",
         Some(false) => "offline",
         None => "unknown",
     };
     // shortened where that is unambiguous
-    let url = shown(&row.url);
+    let url = shown(row.url.as_deref());
     let url = url.strip_prefix("http://").unwrap_or(&url);
     let url = url.strip_suffix("/metrics").filter(|host| !host.contains('/')).unwrap_or(url);
+    let from = match &row.service {
+        Some(service) => format!("service {}", printable(service)),
+        None => shown(row.origin),
+    };
     let [device, answer] = [&row.device, &row.answer].map(|text| printable(text));
-    [device, shown(&row.fleet), url.to_owned(), online.into(), answer, row.hint.into()]
+    let (fleet, job) = (shown(row.fleet.as_deref()), shown(row.job.as_deref()));
+    [device, fleet, job, from, url.to_owned(), online.into(), answer, row.hint.into()]
 }
 
 /// The report as a table.
 pub fn table(rows: &[Row]) -> String {
-    let heads = ["DEVICE", "FLEET", "ADDRESS", "STATE", "ANSWER", "WHAT TO DO"].map(str::to_owned);
-    let lines: Vec<_> = [heads].into_iter().chain(rows.iter().map(cells)).collect();
+    let lines: Vec<_> = [HEADS.map(str::to_owned)].into_iter().chain(rows.iter().map(cells)).collect();
     let width = |column: usize| {
         let cells = lines.iter().map(|line| line[column].chars().count());
         cells.filter(|width| *width <= MAX_WIDTH).max().unwrap_or_default()
     };
-    let widths: [usize; 5] = std::array::from_fn(width);
+    let widths: [usize; HEADS.len() - 1] = std::array::from_fn(width);
     let mut text = String::new();
     for line in &lines {
         let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
-        let _ = writeln!(text, "{}", (cells.collect::<String>() + &line[5]).trim_end());
+        let _ = writeln!(text, "{}", (cells.collect::<String>() + &line[HEADS.len() - 1]).trim_end());
     }
     let of = |outcome| rows.iter().filter(|row| row.result == outcome).count();
     let [left_out, answer, offline, fail] =

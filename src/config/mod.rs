@@ -35,6 +35,8 @@ pub struct Discovery {
     pub selection: Selection,
     /// How devices become targets.
     pub rules: Rules,
+    /// Whether labels of services are read.
+    pub service_labels: bool,
     /// Path of the target file.
     pub sd_file: PathBuf,
     /// Its permissions.
@@ -77,6 +79,7 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
             api: discovery.api,
             selection: discovery.selection,
             rules: discovery.rules,
+            service_labels: discovery.service_labels,
             tunnel: discovery.tunnel,
             json: matches.get_flag("json"),
             log: discovery.log,
@@ -119,7 +122,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
-    let exporters = from.list("exporter", exporter::parse_list);
+    let exporters = exporters(from);
     check_exporters(&exporters, address, &mut from.errors, &mut warnings);
     let selection = Selection {
         fleets: from.list("fleet", |text| items(text).map(FleetRef::parse).collect()),
@@ -143,6 +146,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         },
         selection,
         rules,
+        service_labels: from.one("service-labels", boolean),
         sd_file: from.one("sd-file", file_path),
         sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
@@ -217,6 +221,23 @@ fn address(from: &mut Sources) -> Address {
         from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
     }
     Address::Public
+}
+
+/// The exporters of each device: a list, or `none`.
+fn exporters(from: &mut Sources) -> Vec<Exporter> {
+    let is_none = |text: &str| text.trim() == "none";
+    if let Some((_, values)) = from.given("exporter")
+        && values.iter().all(|value| is_none(value))
+    {
+        return Vec::new();
+    }
+    from.list("exporter", |text| {
+        if is_none(text) {
+            Err("stands for no exporter, and others are named".into())
+        } else {
+            exporter::parse_list(text)
+        }
+    })
 }
 
 /// Prometheus tells targets apart by job and address, and all public URLs of a device are one address.

@@ -9,6 +9,8 @@ use log::Level;
 
 use super::Published;
 use super::inventory::{Entry, Inventory, fingerprint};
+use super::steering::Origin;
+use super::target::LeftOutReason;
 use crate::balena::Client;
 use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
@@ -16,6 +18,9 @@ use crate::logging::count;
 
 /// Lines of each kind that a refresh adds to the log; the rest is at debug.
 const MAX_LINES: usize = 20;
+
+const NO_EXPORTER: &str = "devices without an exporter are left out: declare it with the label prometheus.io.port of a service \
+    in the fleet's docker-compose.yml, or set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
 
 /// What was announced already.
 pub struct Changes {
@@ -108,7 +113,11 @@ enum Change<'a> {
 impl Display for Change<'_> {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
-            Change::Added(entry) => write!(f, "added {}: {}", entry.name, count(entry.targets, "target")),
+            Change::Added(entry) => {
+                write!(f, "added {}: {}", entry.name, count(entry.targets, "target"))?;
+                // The option is the same for every device.
+                if entry.origin == Origin::Option { Ok(()) } else { write!(f, ", {}", entry.origin.as_str()) }
+            }
             Change::Changed(entry) => write!(f, "changed {}", entry.name),
             Change::LeftOut(entry) => {
                 let Some(why) = &entry.left_out else { return write!(f, "left out {}", entry.name) };
@@ -169,7 +178,10 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
             _ => None,
         }
     });
-    list.warnings().map(str::to_owned).chain(fleets).collect()
+    let has_none =
+        |entry: &Arc<Entry>| entry.left_out.as_ref().is_some_and(|why| why.reason == LeftOutReason::NoExporter);
+    let no_exporter = list.entries().any(has_none).then(|| NO_EXPORTER.to_owned());
+    list.warnings().map(str::to_owned).chain(fleets).chain(no_exporter).collect()
 }
 
 /// Writes the first of so many lines at this level, the rest at debug.

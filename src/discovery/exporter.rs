@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::values::items;
 
+/// Jobs of the stack's own services. A device that took one of these names could silence alerts about the stack.
+const RESERVED: [&str; 5] = ["alertmanager", "baletheus", "baletheus-tunnel", "grafana", "prometheus"];
+
 /// An exporter on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exporter {
@@ -33,6 +36,30 @@ pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
     if list.is_empty() { Err("names no exporter".into()) } else { Ok(list) }
 }
 
+/// An exporter with this name from `PORT[/PATH]`, as a label of a service or a tag has it, and the path of another label, which
+/// counts if the port has none.
+///
+/// # Errors
+/// The name, the port or the path cannot be understood.
+pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, String> {
+    if port.contains(':') {
+        return Err(format!("{port:?} is not PORT[/PATH]"));
+    }
+    let path = path.filter(|_| !port.contains('/')).unwrap_or_default();
+    if !path.is_empty() && !path.starts_with('/') {
+        return Err(format!("the path {path:?} does not begin with /"));
+    }
+    parse(&format!("{name}:{port}{path}"))
+}
+
+/// An exporter without a name from `PORT[/PATH]`.
+///
+/// # Errors
+/// The port or the path cannot be understood.
+pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, String> {
+    named("x", port, path).map(|exporter| Exporter { name: None, ..exporter })
+}
+
 fn parse(text: &str) -> Result<Exporter, String> {
     let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let path = Some(path).filter(|path| !path.is_empty());
@@ -43,6 +70,11 @@ fn parse(text: &str) -> Result<Exporter, String> {
     let is_name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|b| is_one_of(b, b"_.-"));
     if !name.is_none_or(is_name) {
         return Err(format!("the name in {text:?} is not 1 to 64 of a-z A-Z 0-9 _ . -"));
+    }
+    if let Some(name) = name.filter(|name| RESERVED.contains(&name.to_ascii_lowercase().as_str())) {
+        return Err(format!(
+            "the name in {text:?} is reserved: {name} is a job of the stack; give the exporter another name"
+        ));
     }
     // Prometheus escapes `?`, `#` and `%`: they would not reach the device.
     let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::Source;
-use super::target::{self, LeftOut, Rules};
+use super::services::{Declared, Services};
+use super::steering::Origin;
+use super::target::{self, LeftOut, Mapped, Rules};
 use crate::balena::device::{self, Device, Text, one};
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::selection::FleetRef;
@@ -37,6 +39,12 @@ pub struct Entry {
     pub info: Box<str>,
     /// Whether balenaCloud sees it online, if that is asked for.
     pub online: Option<bool>,
+    /// Where its exporters come from.
+    pub origin: Origin,
+    /// Id of the release that it runs, or 0.
+    pub release: u64,
+    /// What the release that it runs declares; none without a release, or where labels of services are not read.
+    pub declared: Option<Arc<Declared>>,
 }
 
 impl Entry {
@@ -66,6 +74,10 @@ pub struct Fleet {
 #[derive(Default)]
 pub struct Inventory {
     pages: Pages<Page>,
+    /// None where labels of services are not read.
+    services: Option<Services>,
+    /// The version of the services with which all pages were mapped.
+    mapped_services: u64,
     version: u64,
     keeps_info: bool,
 }
@@ -78,9 +90,9 @@ struct Page {
 }
 
 impl Inventory {
-    /// With what the status needs of each device, or without.
-    pub fn new(keeps_info: bool) -> Self {
-        Inventory { keeps_info, ..Inventory::default() }
+    /// With labels of services, or without, and with what the status needs of each device, or without.
+    pub fn new(service_labels: bool, keeps_info: bool) -> Self {
+        Inventory { services: service_labels.then(Services::default), keeps_info, ..Inventory::default() }
     }
 
     /// Rises with each page that changes.
@@ -93,9 +105,16 @@ impl Inventory {
     /// # Errors
     /// A request or a page fails. The list must not be used then, since it may hold pages of two moments.
     pub fn refresh(&mut self, source: &mut dyn Source, rules: &Rules) -> Result<(), Failure> {
+        if let Some(services) = &mut self.services {
+            services.refresh(source)?;
+        }
+        let services = self.services.as_mut();
+        let services_changed = services.as_ref().is_some_and(|services| services.version() != self.mapped_services);
         let version = &mut self.version;
-        let mut mapper = Mapper { source, rules, keeps_info: self.keeps_info };
-        self.pages.refresh(&mut mapper, || *version += 1)
+        let mut mapper = Mapper { source, rules, services, services_changed, keeps_info: self.keeps_info };
+        self.pages.refresh(&mut mapper, || *version += 1)?;
+        self.mapped_services = self.services.as_ref().map_or(0, Services::version);
+        Ok(())
     }
 
     /// The target groups of each device that has some. With `,\n` between them they are the list.
@@ -110,7 +129,8 @@ impl Inventory {
 
     /// Problems with devices that are listed all the same.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        self.pages.contents().flat_map(|page| &page.warnings).map(String::as_str)
+        let services = self.services.iter().flat_map(Services::warnings);
+        self.pages.contents().flat_map(|page| &page.warnings).map(String::as_str).chain(services)
     }
 
     /// Slugs of the fleets with devices that this names.
@@ -129,6 +149,8 @@ impl Inventory {
 struct Mapper<'a> {
     source: &'a mut dyn Source,
     rules: &'a Rules,
+    services: Option<&'a mut Services>,
+    services_changed: bool,
     keeps_info: bool,
 }
 
@@ -137,10 +159,16 @@ impl Reader<Page> for Mapper<'_> {
         self.source.page(after, limit, etag)
     }
 
+    /// A page has to be mapped again when a release that one of its devices runs declares something else.
+    fn is_current(&self, page: &Page) -> bool {
+        !self.services_changed || page.entries.iter().all(|entry| self.is_declared(entry))
+    }
+
     fn read(&mut self, body: &[u8], place: Place<'_, Page>) -> Result<Read<Page>, Failure> {
         let records = device::records(body).map_err(|error| self.invalid(&device::describe(&error)))?;
         let mut known = Known::of(place.old);
-        let mut found: Vec<_> = records.into_iter().map(|raw| known.find(raw)).collect();
+        let mut found: Vec<_> =
+            records.into_iter().map(|raw| known.find(raw, |entry| self.is_declared(entry))).collect();
         let ids: Vec<u64> = found.iter().filter_map(Found::id).collect();
         if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
             return Err(self.invalid("the ids do not rise"));
@@ -150,6 +178,10 @@ impl Reader<Page> for Mapper<'_> {
             let last = *ids.last().ok_or_else(|| self.invalid("no device has an id"))?;
             end = Some(stable_end(&ids, last, &place));
             found.retain(|found| found.id() <= end);
+        }
+        if let Some(services) = &mut self.services {
+            let releases: Vec<u64> = found.iter().filter_map(Found::release).collect();
+            services.fetch(self.source, &releases)?;
         }
         Ok(self.page(found, end))
     }
@@ -191,6 +223,14 @@ enum Found<'a> {
 }
 
 impl Found<'_> {
+    /// The release that a device with a new record runs.
+    fn release(&self) -> Option<u64> {
+        match self {
+            Found::Same(_) => None,
+            Found::New(_, device) => one(&device.release)?.id,
+        }
+    }
+
     fn id(&self) -> Option<u64> {
         match self {
             Found::Same(entry) => Some(entry.id).filter(|id| *id > 0),
@@ -204,10 +244,11 @@ impl<'a> Known<'a> {
         Known(page.map(|page| &*page.entries).unwrap_or_default().iter().peekable())
     }
 
-    /// The entry of a device whose record has not changed costs no more than a comparison.
-    fn find<'r>(&mut self, raw: &'r RawValue) -> Found<'r> {
+    /// The entry of a device whose record has not changed costs no more than a comparison, if it `is_declared` still.
+    fn find<'r>(&mut self, raw: &'r RawValue, is_declared: impl Fn(&Entry) -> bool) -> Found<'r> {
         let record = fingerprint(raw.get().as_bytes());
-        if let Some(entry) = self.0.next_if(|entry| entry.record == record && record > 0) {
+        let is_same = |entry: &&Arc<Entry>| entry.record == record && record > 0 && is_declared(entry);
+        if let Some(entry) = self.0.next_if(is_same) {
             return Found::Same(entry.clone());
         }
         let device = device::parse(raw);
@@ -217,6 +258,13 @@ impl<'a> Known<'a> {
 }
 
 impl Mapper<'_> {
+    /// Whether the release of a device declares what the device was mapped with. A release that the API does not list any more
+    /// says nothing about it.
+    fn is_declared(&self, entry: &Entry) -> bool {
+        let Some(now) = self.services.as_ref().and_then(|services| services.get(entry.release)) else { return true };
+        entry.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
+    }
+
     fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Page> {
         let mut page = Page::default();
         let mut last = None;
@@ -242,10 +290,12 @@ impl Mapper<'_> {
     fn entry(&self, page: &mut Page, device: &Device, record: u64) -> Entry {
         let mut text = Vec::new();
         let warned = page.warnings.len();
-        let mapped = target::map(device, self.rules, &mut text, &mut page.warnings);
-        let (targets, left_out) = match mapped {
-            Ok(targets) => (targets, None),
-            Err(left_out) => (0, Some(left_out.into())),
+        let release = one(&device.release).and_then(|release| release.id).unwrap_or_default();
+        let declared = self.services.as_ref().and_then(|services| services.get(release)).cloned();
+        let mapped = target::map(device, declared.as_deref(), self.rules, &mut text, &mut page.warnings);
+        let (mapped, left_out) = match mapped {
+            Ok(mapped) => (mapped, None),
+            Err(left_out) => (Mapped::default(), Some(left_out.into())),
         };
         let info = match (device.id, device.uuid()) {
             (Some(_), Some(uuid)) if self.keeps_info => self.rules.labels.info(uuid, device),
@@ -254,7 +304,10 @@ impl Mapper<'_> {
         Entry {
             id: device.id.unwrap_or_default(),
             name: device.display_name().into(),
-            targets,
+            targets: mapped.targets,
+            origin: mapped.origin,
+            release,
+            declared,
             text: text.as_slice().into(),
             left_out,
             // Warnings belong to the page, so a device with one is mapped again with each new page.

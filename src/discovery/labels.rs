@@ -52,15 +52,19 @@ pub const LABELS: &[Label] = &[
 ];
 
 /// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
-pub const STEERED: [(&str, &str); 8] = [
+pub const STEERED: [(&str, &str); 9] = [
     (JOB, "name of the exporter; absent if it has none: the scrape config's `job_name` holds"),
-    (EXPORTER, "name of the exporter, again, since relabelling may change `job`; absent if it has none"),
+    (EXPORTER, "name of the exporter; stays when relabelling changes `job`; absent if it has none"),
+    (SERVICE, "name of the service whose labels declare the exporter; absent if a tag or an option does"),
     ("__meta_balena_tag_<key>", "value of a tag of the device, the key reduced to `[a-zA-Z0-9_]`"),
     ("__meta_balena_fleet_tag_<key>", "value of a tag of its fleet"),
-    (SCHEME, "`https` in `public`; else from the tag `prometheus.io/scheme`"),
+    (SCHEME, "`https` in `public`; else from the tag or label `prometheus.io.scheme`"),
     (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
-    (INTERVAL, "from the tag `prometheus.io/interval`"),
-    (TIMEOUT, "the same, where the interval is below Prometheus' time-out of 10s"),
+    (INTERVAL, "from the tag or label `prometheus.io.interval`"),
+    (
+        TIMEOUT,
+        "from the tag or label `prometheus.io.timeout`; else the interval, if it is below Prometheus' default time-out of 10s",
+    ),
 ];
 
 /// The label that every target has.
@@ -73,6 +77,8 @@ pub const META_PREFIX: &str = "__meta_balena_";
 pub const JOB: &str = "job";
 /// The label with the name of the exporter, for relabelling.
 pub const EXPORTER: &str = "__meta_balena_exporter";
+/// The label with the name of the service that declares the exporter.
+pub const SERVICE: &str = "__meta_balena_service";
 /// The label that selects https where Prometheus would take http.
 pub const SCHEME: &str = "__scheme__";
 /// The label with a path that is not `/metrics`.

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod exporter;
 pub mod inventory;
 pub mod labels;
+pub mod services;
 pub mod steering;
 pub mod target;
 pub mod target_file;
@@ -32,6 +33,17 @@ pub trait Source {
     /// # Errors
     /// There is no usable answer.
     fn identity(&mut self, after: u64) -> Result<Answer, Failure>;
+    /// Up to `limit` releases that devices run, with ids above `after`, by ascending id, with the labels of their services,
+    /// unless that page still has this `ETag`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
+    /// The releases with these ids, in the same form.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure>;
 }
 
 /// Where the list goes.
@@ -101,6 +113,16 @@ impl Source for Api<'_> {
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
         self.observer.waits(Instant::now() + self.client.timeout());
         self.client.ask("$select=id,uuid,device_name", after, 1, None)
+    }
+
+    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.observer.waits(Instant::now() + self.client.timeout());
+        self.client.releases(after, limit, etag)
+    }
+
+    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure> {
+        self.observer.waits(Instant::now() + self.client.timeout());
+        self.client.releases_by_id(ids)
     }
 }
 

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::exporter::Exporter;
-use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, TIMEOUT};
-use super::steering::{self, Steering};
+use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, SERVICE, TIMEOUT};
+use super::services::Declared;
+use super::steering::{self, Origin, Scraped};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
 use crate::reasons::reasons;
@@ -50,7 +51,7 @@ impl Address {
 pub struct Rules {
     /// How a device is reached.
     pub address: Address,
-    /// The exporters of each device, unless a tag lists others.
+    /// The exporters of each device, unless a tag or a label of a service names others.
     pub exporters: Vec<Exporter>,
     /// The domain of public device URLs.
     pub public_domain: String,
@@ -103,6 +104,8 @@ reasons! {
     NoPublicUrl = "no_public_url",
     /// It reports no usable LAN address.
     NoLanAddress = "no_lan_address",
+    /// Nothing names an exporter.
+    NoExporter = "no_exporter",
     }
 }
 
@@ -117,6 +120,7 @@ impl LeftOutReason {
             LeftOutReason::Offline => "balenaCloud sees it offline",
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
+            LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }
     }
 }
@@ -142,18 +146,30 @@ impl Display for LeftOut {
             (LeftOutReason::NotTagged, tag) => {
                 write!(f, "its own tag {tag} has another value than the one asked for")
             }
+            (LeftOutReason::NoExporter, what) if !what.is_empty() => f.write_str(what),
             (reason, "") => f.write_str(reason.text()),
             (reason, detail) => write!(f, "{}: {detail}", reason.text()),
         }
     }
 }
 
-/// Writes the target groups of a device to `out`, one a line with `,\n` between them, and returns how many. Problems that do
-/// not leave the device out go to `warnings`, with its name.
+/// What became of a device that has targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// How many target groups were written.
+    pub targets: usize,
+    /// Where its exporters come from.
+    pub origin: Origin,
+}
+
+/// Writes the target groups of a device to `out`, one a line with `,\n` between them. `declared` is what the release that it runs
+/// declares. Problems that do not leave the device out go to `warnings`, with its name.
 ///
 /// # Errors
 /// The device has no targets.
-pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec<String>) -> Result<usize, LeftOut> {
+pub fn map(
+    device: &Device, declared: Option<&Declared>, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec<String>,
+) -> Result<Mapped, LeftOut> {
     if let Some(what) = &device.broken {
         return Err(LeftOut { reason: LeftOutReason::Broken, detail: what.as_str().into() });
     }
@@ -162,8 +178,8 @@ pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let steering = steering::of(device, warnings);
-    if steering.scrape == Some(false) {
+    let steering = steering::of(device, declared, &rules.exporters, warnings);
+    if steering.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
     if rules.online_only && device.is_online != Some(true) {
@@ -172,23 +188,42 @@ pub fn map(device: &Device, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec
     let host = host(device, uuid, rules)?;
     let labels = rules.labels.of(device, warnings);
     let mut written: Vec<(Option<&str>, String)> = Vec::new();
-    for exporter in steering.exporters.as_ref().unwrap_or(&rules.exporters) {
+    let mut unreachable = Vec::new();
+    for scraped in &steering.exporters {
+        let exporter = &*scraped.exporter;
+        if rules.address == Address::Public
+            && exporter.port != 80
+            && let Some(service) = scraped.service
+        {
+            unreachable.push(format!("{service} at {}", exporter.port));
+            continue;
+        }
         let port = if rules.address == Address::Public { 443 } else { exporter.port };
         let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
         if written.contains(&identity) {
-            let (name, tag) = (device.display_name(), steering::EXPORTERS);
-            warnings.push(format!("{name}: tag {tag} has {exporter} twice; the later one is left out"));
+            let (name, origin) = (device.display_name(), steering.origin.as_str());
+            warnings.push(format!("{name} has the exporter {exporter} twice ({origin}); the later one is left out"));
             continue;
         }
         if !written.is_empty() {
             out.extend_from_slice(b",\n");
         }
-        let own = exporter_labels(exporter, rules.address, &steering);
+        let own = exporter_labels(scraped, rules.address);
         let group = Group { targets: [identity.1.as_str()], labels: Labels([&labels, &own]) };
         let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
         written.push(identity);
     }
-    Ok(written.len())
+    if !unreachable.is_empty() {
+        let (what, only) = (unreachable.join(", "), "a public device URL leads to port 80 only");
+        if written.is_empty() {
+            return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: format!("{what}: {only}").into() });
+        }
+        warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
+    }
+    if written.is_empty() {
+        return Err(LeftOutReason::NoExporter.into());
+    }
+    Ok(Mapped { targets: written.len(), origin: steering.origin })
 }
 
 /// The host of every target of a device.
@@ -201,22 +236,18 @@ fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOutRea
     }
 }
 
-fn exporter_labels<'a>(exporter: &'a Exporter, address: Address, steering: &Steering<'a>) -> Vec<Pair<'a>> {
-    let mut labels: Vec<Pair> = Vec::with_capacity(6);
-    if let Some(name) = &exporter.name {
+fn exporter_labels<'a>(scraped: &'a Scraped<'a>, address: Address) -> Vec<Pair<'a>> {
+    let mut labels: Vec<Pair> = Vec::with_capacity(7);
+    if let Some(name) = &scraped.exporter.name {
         labels.push((JOB.into(), name.into()));
         labels.push((EXPORTER.into(), name.into()));
     }
-    let scheme = if address == Address::Public { Some("https") } else { steering.scheme };
+    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
+    let scheme = if address == Address::Public { Some("https") } else { scraped.scheme };
     labels.extend(scheme.map(|scheme| (SCHEME.into(), scheme.into())));
-    labels.extend(exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
-    if let Some((interval, millis)) = steering.interval {
-        labels.push((INTERVAL.into(), interval.into()));
-        // Prometheus drops a target whose interval is shorter than its time-out.
-        if millis < 10_000 {
-            labels.push((TIMEOUT.into(), interval.into()));
-        }
-    }
+    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
+    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
+    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
     labels
 }
 

@@ -20,6 +20,7 @@ mod readme;
 mod recordings;
 mod refresh;
 mod retry_after;
+mod services;
 mod shards;
 mod status;
 mod status_prometheus;

@@ -767,9 +767,11 @@ fn the_grammar_of_intervals() {
         let body = json!({ "d": [tagged(1, "x", &[(INTERVAL, text)])] }).to_string();
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
-        let steering = steering::of(&devices[0], &mut warnings);
-        assert_eq!(warnings.len(), usize::from(steering.interval.is_none()), "{text:?}: {warnings:?}");
-        steering.interval.map(|(_, millis)| millis)
+        let exporters = exporter::parse_list("80").unwrap();
+        let steering = steering::of(&devices[0], None, &exporters, &mut warnings);
+        let interval = steering.exporters[0].interval;
+        assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
+        interval.map(|(_, millis)| millis)
     };
     let table = [
         ("5s", 5_000),

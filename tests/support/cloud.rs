@@ -6,9 +6,9 @@ use super::odata::{self, Refused, Resource};
 use super::recording::Recording;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use flate2::{Compression, write::GzEncoder};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -27,7 +27,7 @@ const LONGEST_TARGET: usize = 16_000;
 /// Smaller bodies are not compressed.
 const LEAST_COMPRESSED: usize = 1024;
 
-const DEVICE: Resource = Resource {
+static DEVICE: Resource = Resource {
     // As in the recording `v7-no-select`, without the references whose ids the other recordings do not tell.
     fields: "created_at modified_at id api_heartbeat_state changed_api_heartbeat_state_on__date uuid local_id device_name \
         note belongs_to__application is_online last_connectivity_event is_connected_to_vpn last_vpn_event \
@@ -45,17 +45,30 @@ const DEVICE: Resource = Resource {
     ],
     users_only: false,
 };
-const APPLICATION: Resource = Resource {
+static APPLICATION: Resource = Resource {
     fields: "id app_name slug",
     links: &[("organization", &ORGANIZATION), ("application_tag", &TAG)],
     users_only: false,
 };
 // The recorded answer to a device's key is 401 as soon as this one is expanded; its permissions lack no other.
-const ORGANIZATION: Resource = Resource { fields: "handle", links: &[], users_only: true };
-const DEVICE_TYPE: Resource = Resource { fields: "slug", links: &[], users_only: false };
-const RELEASE: Resource =
-    Resource { fields: "id commit semver raw_version release_version", links: &[], users_only: false };
-const TAG: Resource = Resource { fields: "tag_key value", links: &[], users_only: false };
+static ORGANIZATION: Resource = Resource { fields: "handle", links: &[], users_only: true };
+static DEVICE_TYPE: Resource = Resource { fields: "slug", links: &[], users_only: false };
+static RELEASE: Resource = Resource {
+    fields: "id commit semver raw_version release_version",
+    links: &[
+        ("belongs_to__application", &APPLICATION),
+        ("is_running_on__device", &DEVICE),
+        ("release_image", &RELEASE_IMAGE),
+    ],
+    users_only: false,
+};
+static RELEASE_IMAGE: Resource =
+    Resource { fields: "id", links: &[("image", &IMAGE), ("image_label", &LABEL)], users_only: false };
+static IMAGE: Resource = Resource { fields: "id", links: &[("is_a_build_of__service", &SERVICE)], users_only: false };
+static SERVICE: Resource =
+    Resource { fields: "id service_name", links: &[("service_label", &LABEL)], users_only: false };
+static LABEL: Resource = Resource { fields: "label_name value", links: &[], users_only: false };
+static TAG: Resource = Resource { fields: "tag_key value", links: &[], users_only: false };
 
 /// The devices of the recordings, each with all that any of them tells about it.
 pub fn recorded_devices() -> Vec<Value> {
@@ -188,6 +201,8 @@ type Interceptor = Box<dyn FnMut(&Seen, &[u8]) -> Option<Reply> + Send>;
 
 struct Shared {
     devices: Mutex<Vec<Value>>,
+    /// The images of each release, with the labels of their services.
+    services: Mutex<HashMap<u64, Vec<Value>>>,
     keys: Mutex<Keys>,
     requests: Mutex<Vec<Seen>>,
     came: Condvar,
@@ -214,6 +229,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread has panicked in here")
 }
 
+/// Labels of a service: names and values.
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
+
 /// Dropping it closes the listener and all connections.
 pub struct Cloud {
     addr: SocketAddr,
@@ -236,6 +254,7 @@ impl Cloud {
     ) -> Self {
         let shared = Arc::new(Shared {
             devices: Mutex::new(devices),
+            services: Mutex::default(),
             keys: Mutex::new(Keys { named: KEY.to_owned(), devices: HashMap::new() }),
             requests: Mutex::default(),
             came: Condvar::new(),
@@ -273,6 +292,28 @@ impl Cloud {
     /// Edits the fleet.
     pub fn change<R>(&self, edit: impl FnOnce(&mut Vec<Value>) -> R) -> R {
         edit(&mut lock(&self.shared.devices))
+    }
+
+    /// Sets the images of a release, as the API has them.
+    pub fn set_images(&self, release: u64, images: Vec<Value>) {
+        lock(&self.shared.services).insert(release, images);
+    }
+
+    /// Sets the services of a release, each with its labels and the overrides of its owner.
+    pub fn set_services(&self, release: u64, services: &[(&str, Labels, Labels)]) {
+        let labels = |labels: Labels| -> Value {
+            labels.iter().map(|(name, value)| json!({ "label_name": name, "value": value })).collect()
+        };
+        let image = |(number, (name, own, overrides)): (u64, &(&str, Labels, Labels))| {
+            let service = json!({ "id": number, "service_name": name, "service_label": labels(overrides) });
+            let id = release * 1000 + number;
+            json!({
+                "id": id,
+                "image": [{ "id": id + 1, "is_a_build_of__service": [service] }],
+                "image_label": labels(own),
+            })
+        };
+        self.set_images(release, (1..).zip(services).map(image).collect());
     }
 
     pub fn add_device_key(&self, key: &str, device_id: u64) {
@@ -537,12 +578,13 @@ impl Shared {
         };
         let reader = self.reader(seen);
         let resource = match request.resource.as_str() {
-            "device" if reader != Reader::Guest => DEVICE,
-            "application" => APPLICATION,
+            "device" if reader != Reader::Guest => &DEVICE,
+            "application" => &APPLICATION,
+            "release" if reader != Reader::Guest => &RELEASE,
             _ => return Answer::empty(401),
         };
         let key = request.key.iter().try_for_each(|(name, _)| resource.field(name));
-        match key.and_then(|()| request.query.check(&resource, reader == Reader::User)) {
+        match key.and_then(|()| request.query.check(resource, reader == Reader::User)) {
             Ok(()) => {}
             Err(Refused::Unknown) => return Answer::empty(500),
             Err(Refused::Forbidden) => return Answer::empty(401),
@@ -550,6 +592,11 @@ impl Shared {
 
         let devices = lock(&self.devices);
         let mut rows: Vec<&Value> = devices.iter().filter(|device| reader.sees(device)).collect();
+        let releases;
+        if request.resource == "release" {
+            releases = running_releases(&rows, &lock(&self.services));
+            rows = releases.iter().collect();
+        }
         if request.resource == "application" {
             let fleets = rows.iter().filter_map(|device| device["belongs_to__application"].get(0));
             let mut known = HashSet::new();
@@ -563,10 +610,32 @@ impl Shared {
         if request.count {
             json += &request.query.count(rows).to_string();
         } else {
-            request.query.write(&resource, rows, &mut json);
+            request.query.write(resource, rows, &mut json);
         }
         Answer::json(200, json + "}")
     }
+}
+
+/// The releases that the devices run, by rising id. Of the devices that run a release, one of each fleet represents all.
+fn running_releases(devices: &[&Value], services: &HashMap<u64, Vec<Value>>) -> Vec<Value> {
+    let mut releases: BTreeMap<u64, Value> = BTreeMap::new();
+    for device in devices {
+        let Some(release) = device["is_running__release"].get(0) else { continue };
+        let Some(id) = release["id"].as_u64() else { continue };
+        let fleet = &device["belongs_to__application"];
+        let row = releases.entry(id).or_insert_with(|| {
+            let mut row = release.clone();
+            row["belongs_to__application"] = fleet.clone();
+            row["release_image"] = services.get(&id).cloned().unwrap_or_default().into();
+            row["is_running_on__device"] = Value::Array(Vec::new());
+            row
+        });
+        let known = row["is_running_on__device"].as_array_mut().expect("a list");
+        if known.iter().all(|known| known["belongs_to__application"] != *fleet) {
+            known.push(json!({ "id": device["id"], "belongs_to__application": fleet }));
+        }
+    }
+    releases.into_values().collect()
 }
 
 impl Reader {

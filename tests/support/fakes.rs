@@ -88,6 +88,14 @@ impl Source for Rows<'_> {
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
         unreachable!("a page of one device is never too large here")
     }
+
+    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
+    }
+
+    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
+    }
 }
 
 /// The API with these bytes as its first page, and no page after it.
@@ -109,6 +117,14 @@ impl Source for Bytes<'_> {
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
         let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
         Ok(Answer::Body { etag: None, body: body.to_vec() })
+    }
+
+    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
+    }
+
+    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
     }
 }
 
@@ -208,6 +224,14 @@ impl Source for LoopSource<'_> {
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
         unreachable!("no page is too large here")
+    }
+
+    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
+    }
+
+    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
+        unreachable!("labels of services are not read here")
     }
 }
 

@@ -148,7 +148,7 @@ pub fn gateway(id: u64) -> Value {
         "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
         "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
             "organization": [{"handle": "acme"}], "application_tag": []}],
-        "is_running__release": [{"commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
+        "is_running__release": [{"id": 1, "commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
     })
 }
 

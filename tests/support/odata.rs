@@ -52,6 +52,7 @@ enum Expr {
     Path(Path),
     Any(Path, String, Box<Expr>),
     In(Box<Expr>, Vec<Value>),
+    StartsWith(Box<Expr>, Box<Expr>),
     Not(Box<Expr>),
     Binary(&'static str, Box<Expr>, Box<Expr>),
 }
@@ -241,6 +242,13 @@ impl Parser<'_> {
             return Ok(Expr::Literal(literal));
         }
         let mut path = self.path()?;
+        if path == ["startswith"] && self.eat("(") {
+            let text = self.value()?;
+            self.expect(",")?;
+            let start = self.value()?;
+            self.expect(")")?;
+            return Ok(Expr::StartsWith(Box::new(text), Box::new(start)));
+        }
         if path.len() > 1 && path.last().is_some_and(|last| last == "any") && self.eat("(") {
             path.pop();
             self.spaces();
@@ -452,7 +460,7 @@ impl Expr {
                 Ok(())
             }
             Self::In(inner, _) | Self::Not(inner) => inner.check(root, scope, user),
-            Self::Binary(_, left, right) => {
+            Self::Binary(_, left, right) | Self::StartsWith(left, right) => {
                 left.check(root, scope, user)?;
                 right.check(root, scope, user)
             }
@@ -481,6 +489,10 @@ impl Expr {
                 values.iter().any(|one| compare(value, one) == Some(Ordering::Equal))
             }
             Self::Not(inner) => !inner.holds(root, scope),
+            Self::StartsWith(text, start) => {
+                let [text, start] = [text, start].map(|part| part.value(root, scope).as_str().map(str::to_owned));
+                text.zip(start).is_some_and(|(text, start)| text.starts_with(&start))
+            }
             Self::Binary("and", left, right) => left.holds(root, scope) && right.holds(root, scope),
             Self::Binary("or", left, right) => left.holds(root, scope) || right.holds(root, scope),
             Self::Binary(operator, left, right) => {

@@ -37,6 +37,7 @@ pub fn names() -> Vec<String> {
 }
 
 impl Recording {
+    /// `name` may name a folder too, as in `labels/NAME`.
     pub fn read(name: &str) -> Self {
         let answer = fs::read(directory().join(format!("{name}.http"))).expect("a recorded answer");
         let request = fs::read_to_string(directory().join(format!("{name}.req"))).ok();

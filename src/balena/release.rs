@@ -1,0 +1,116 @@
+//! A release as the API describes it: its services and their labels, as a fleet's `docker-compose.yml` has them.
+//!
+//! balena's build stores `labels:` of a service as `image_label`. The owner of a fleet can override a label for a service
+//! (`service_label`), and a device's supervisor applies the override. Labels can change after the release was made.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::device::{One, Text, one};
+
+/// Services of a release that are read.
+const MAX_SERVICES: usize = 200;
+/// Labels of a service that are read, of each of its two kinds.
+const MAX_LABELS: usize = 50;
+/// Bytes of the name or the value of a label: the API allows 300 characters.
+const MAX_LABEL_SIZE: usize = 1200;
+
+/// A release with the labels of its services.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Database id.
+    pub id: u64,
+    /// Its version, `1.2.3`; empty if it has none.
+    pub version: String,
+    /// Slug of its fleet; empty if the API does not name it.
+    pub fleet: String,
+    /// Its services, in the API's order.
+    pub services: Vec<Service>,
+}
+
+/// A service of a release.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name in `docker-compose.yml`.
+    pub name: String,
+    /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Record<'a> {
+    id: u64,
+    raw_version: Option<Text<'a>>,
+    #[serde(rename = "belongs_to__application")]
+    fleet: One<FleetRecord<'a>>,
+    #[serde(rename = "release_image")]
+    images: Option<Vec<ReleaseImage<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct FleetRecord<'a> {
+    slug: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct ReleaseImage<'a> {
+    image: One<Image<'a>>,
+    #[serde(rename = "image_label")]
+    labels: Option<Vec<Label<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Image<'a> {
+    #[serde(rename = "is_a_build_of__service")]
+    service: One<ServiceRecord<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct ServiceRecord<'a> {
+    service_name: Option<Text<'a>>,
+    #[serde(rename = "service_label")]
+    overrides: Option<Vec<Label<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Label<'a> {
+    label_name: Option<Text<'a>>,
+    value: Option<Text<'a>>,
+}
+
+/// Reads a release.
+///
+/// # Errors
+/// The record cannot be used. An incomplete release must not be used either: it would drop targets.
+pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
+    let record: Record = serde_json::from_str(raw.get())?;
+    let text = |text: Option<&Text>| text.map(|text| text.to_string()).unwrap_or_default();
+    let images = record.images.unwrap_or_default();
+    Ok(Release {
+        id: record.id,
+        version: text(record.raw_version.as_ref()),
+        fleet: text(one(&record.fleet).and_then(|fleet| fleet.slug.as_ref())),
+        services: images.iter().filter_map(service).take(MAX_SERVICES).collect(),
+    })
+}
+
+fn service(image: &ReleaseImage) -> Option<Service> {
+    let service = one(&one(&image.image)?.service)?;
+    let labels = image.labels.iter().flatten().take(MAX_LABELS);
+    let overrides = service.overrides.iter().flatten().take(MAX_LABELS);
+    let pairs = labels.chain(overrides).filter_map(|label| {
+        let name = label.label_name.as_deref()?;
+        // A label without a value is there, and empty.
+        let value = label.value.as_deref().unwrap_or_default();
+        (name.len().max(value.len()) <= MAX_LABEL_SIZE).then(|| (name.to_owned(), value.to_owned()))
+    });
+    Some(Service { name: service.service_name.as_deref()?.to_owned(), labels: pairs.collect() })
+}

@@ -1,0 +1,274 @@
+//! Exporters that a fleet's `docker-compose.yml` declares: labels of services, release by release.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::Source;
+use super::exporter::{self, Exporter};
+use crate::balena::device::{describe, records};
+use crate::balena::pages::{Pages, Place, Read, Reader};
+use crate::balena::release::{self, Release, Service};
+use crate::balena::{Answer, Failure, Reason};
+use crate::values::{boolean, items, one_of, scrape_interval, scrape_timeout};
+
+/// What every label begins with, before a dot or a slash.
+const PREFIX: &str = "prometheus.io";
+/// The labels that are understood.
+const KNOWN: [&str; 7] = ["port", "path", "job", "scheme", "interval", "timeout", "scrape"];
+/// Exporters that a release may declare.
+const MAX_EXPORTERS: usize = 16;
+/// Ids in one request: the API refuses a URL of more than 15,000 bytes.
+const MAX_IDS: usize = 500;
+/// Characters of a value that a warning shows.
+const SHOWN_VALUE: usize = 80;
+
+/// What the services of a release declare.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// Id of the release.
+    pub release: u64,
+    /// The exporters, in the order of the services.
+    pub exporters: Vec<ServiceExporter>,
+    /// Problems, each with fleet, release and service.
+    warnings: Vec<String>,
+}
+
+/// An exporter that a service declares.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServiceExporter {
+    /// Its port and path. Its name is the label `job`, or else the name of the service.
+    pub exporter: Exporter,
+    /// The name of the service.
+    pub service: String,
+    /// `http` or `https`.
+    pub scheme: Option<&'static str>,
+    /// The interval as it is written, and in milliseconds.
+    pub interval: Option<(String, u64)>,
+    /// The time-out, no longer than the interval.
+    pub timeout: Option<(String, u64)>,
+}
+
+/// What the running releases declare. An unchanged release keeps its [`Declared`], so that a comparison of pointers tells
+/// whether a device has to be mapped again.
+#[derive(Default)]
+pub struct Services {
+    pages: Pages<Vec<Arc<Declared>>>,
+    by_release: HashMap<u64, Arc<Declared>>,
+    version: u64,
+    /// The server does not know releases.
+    missing: bool,
+}
+
+impl Services {
+    /// Rises with each change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What a release declares.
+    pub fn get(&self, release: u64) -> Option<&Arc<Declared>> {
+        self.by_release.get(&release)
+    }
+
+    /// Problems with labels.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        let missing = self.missing.then_some(
+            "this server does not know releases: labels of services are not read; set --service-labels=false \
+             (SERVICE_LABELS=false) to stop asking for them",
+        );
+        let declared = self.pages.contents().flatten();
+        declared.flat_map(|declared| &declared.warnings).map(String::as_str).chain(missing)
+    }
+
+    /// Asks for the releases that the selected fleets' devices run.
+    ///
+    /// # Errors
+    /// The request fails. Only 404 means that there are no labels: a stopped database answers 401 or 500.
+    pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
+        let mut changed = false;
+        let mut reader = ReleaseReader { source, known: &self.by_release };
+        match self.pages.refresh(&mut reader, || changed = true) {
+            Ok(()) => self.missing = false,
+            Err(failure) if failure.reason == Reason::NotFound => {
+                changed = !self.missing;
+                self.missing = true;
+                self.pages = Pages::default();
+            }
+            Err(failure) => return Err(explained(failure)),
+        }
+        if changed {
+            let declared = self.pages.contents().flatten();
+            self.by_release = declared.map(|declared| (declared.release, declared.clone())).collect();
+            self.version += 1;
+        }
+        Ok(())
+    }
+
+    /// Asks for releases that devices run and that the last answer did not hold: they started in between.
+    ///
+    /// # Errors
+    /// The request fails, or the API does not know one of the releases. They are never read as releases without labels.
+    pub fn fetch(&mut self, source: &mut dyn Source, releases: &[u64]) -> Result<(), Failure> {
+        let unknown: Vec<u64> = releases.iter().copied().filter(|id| !self.by_release.contains_key(id)).collect();
+        if unknown.is_empty() || self.missing {
+            return Ok(());
+        }
+        for ids in unknown.chunks(MAX_IDS) {
+            let answer = source.releases_by_id(ids).map_err(explained)?;
+            let Answer::Body { body, .. } = answer else { return Err(invalid(source.name(), "it is too large")) };
+            for declared in read_page(&body, source.name(), &self.by_release)? {
+                self.by_release.insert(declared.release, declared);
+            }
+        }
+        match unknown.iter().find(|id| !self.by_release.contains_key(id)) {
+            Some(id) => {
+                Err(invalid(source.name(), &format!("a device runs release {id}, and the API does not list it")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+struct ReleaseReader<'a> {
+    source: &'a mut dyn Source,
+    known: &'a HashMap<u64, Arc<Declared>>,
+}
+
+impl Reader<Vec<Arc<Declared>>> for ReleaseReader<'_> {
+    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.source.releases(after, limit, etag)
+    }
+
+    fn read(&mut self, body: &[u8], place: Place<'_, Vec<Arc<Declared>>>) -> Result<Read<Vec<Arc<Declared>>>, Failure> {
+        let content = read_page(body, self.source.name(), self.known)?;
+        let ids: Vec<u64> = content.iter().map(|declared| declared.release).collect();
+        if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
+            return Err(self.invalid("the ids do not rise"));
+        }
+        let end = ids.last().copied().filter(|_| ids.len() >= place.limit);
+        let size = body.len();
+        Ok(Read { content, end, size })
+    }
+
+    fn too_large(&mut self, after: u64) -> Result<Read<Vec<Arc<Declared>>>, Failure> {
+        Err(self.invalid(&format!("the release after id {after} is too large")))
+    }
+
+    fn invalid(&self, why: &str) -> Failure {
+        invalid(self.source.name(), why)
+    }
+}
+
+fn read_page(body: &[u8], api: &str, known: &HashMap<u64, Arc<Declared>>) -> Result<Vec<Arc<Declared>>, Failure> {
+    let bad = |error| invalid(api, &describe(&error));
+    let releases = records(body).map_err(bad)?.into_iter().map(release::parse);
+    releases
+        .map(|release| {
+            let declared = declared(&release.map_err(bad)?);
+            let same = known.get(&declared.release).filter(|known| ***known == declared);
+            Ok(same.cloned().unwrap_or_else(|| declared.into()))
+        })
+        .collect()
+}
+
+fn invalid(api: &str, why: &str) -> Failure {
+    let message = format!("the answer of {api} is no page of releases: {why}");
+    explained(Failure::new(Reason::BadAnswer, message))
+}
+
+/// Says what the request was for, and how to do without it.
+fn explained(failure: Failure) -> Failure {
+    let hint = "a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
+    Failure { message: format!("cannot read the labels of services: {}; {hint}", failure.message), ..failure }
+}
+
+/// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
+fn declared(release: &Release) -> Declared {
+    let mut declared = Declared { release: release.id, ..Declared::default() };
+    for service in &release.services {
+        let place = format!("service {} of release {} of fleet {}", service.name, release.version, release.fleet);
+        let labels = labels(service);
+        for name in labels.keys().filter(|name| !KNOWN.contains(name)) {
+            declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which means nothing here"));
+        }
+        match exporters(service, &labels) {
+            Ok(exporters) => declared.exporters.extend(exporters),
+            Err(error) => declared.warnings.push(format!("{place} is not scraped: {error}")),
+        }
+    }
+    if declared.exporters.len() > MAX_EXPORTERS {
+        let (version, fleet) = (&release.version, &release.fleet);
+        declared.warnings.push(format!(
+            "release {version} of fleet {fleet} declares more than {MAX_EXPORTERS} exporters; the first {MAX_EXPORTERS} are scraped"
+        ));
+        declared.exporters.truncate(MAX_EXPORTERS);
+    }
+    declared
+}
+
+/// The labels by their names without the prefix. The spelling with a dot wins over Kubernetes' spelling with a slash.
+fn labels(service: &Service) -> BTreeMap<&str, &str> {
+    let with = |separator: char| {
+        service.labels.iter().filter_map(move |(name, value)| {
+            let name = name.strip_prefix(PREFIX)?.strip_prefix(separator)?;
+            Some((name, value.trim()))
+        })
+    };
+    with('/').chain(with('.')).collect()
+}
+
+fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<ServiceExporter>, String> {
+    if let Some(text) = labels.get("scrape")
+        && !boolean(text).map_err(|error| wrong("scrape", text, &error))?
+    {
+        return Ok(Vec::new());
+    }
+    let Some(ports) = labels.get("port") else {
+        let others = labels.keys().any(|name| KNOWN.contains(name));
+        return if others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
+    };
+    let scheme = match labels.get("scheme") {
+        Some(text) => {
+            let known = [("http", "http"), ("https", "https")];
+            Some(one_of(text, known).map_err(|error| wrong("scheme", text, &error))?)
+        }
+        None => None,
+    };
+    let interval = duration(labels, "interval", scrape_interval)?;
+    let timeout = duration(labels, "timeout", scrape_timeout)?;
+    match (&interval, &timeout) {
+        (None, Some((text, _))) => return Err(wrong("timeout", text, "it needs an interval beside it")),
+        (Some((_, interval)), Some((text, timeout))) if timeout > interval => {
+            return Err(wrong("timeout", text, "it is longer than the interval, and Prometheus drops such a target"));
+        }
+        _ => {}
+    }
+    let job = labels.get("job").copied().unwrap_or(&service.name);
+    let ports: Vec<&str> = items(ports).collect();
+    if ports.is_empty() {
+        return Err(wrong("port", "", "names no port"));
+    }
+    ports
+        .into_iter()
+        .map(|port| {
+            let exporter =
+                exporter::named(job, port, labels.get("path").copied()).map_err(|error| wrong("port", port, &error))?;
+            let (interval, timeout) = (interval.clone(), timeout.clone());
+            Ok(ServiceExporter { exporter, service: service.name.clone(), scheme, interval, timeout })
+        })
+        .collect()
+}
+
+fn duration(
+    labels: &BTreeMap<&str, &str>, name: &str, read: fn(&str) -> Result<(&str, u64), String>,
+) -> Result<Option<(String, u64)>, String> {
+    let Some(text) = labels.get(name) else { return Ok(None) };
+    let (text, millis) = read(text).map_err(|error| wrong(name, text, &error))?;
+    Ok(Some((text.to_owned(), millis)))
+}
+
+fn wrong(name: &str, value: &str, error: &str) -> String {
+    let shown: String = value.chars().take(SHOWN_VALUE).collect();
+    let error: String = error.chars().take(200).collect(); // it may quote all of the value
+    format!("its label {PREFIX}.{name} is {shown:?}: {error}")
+}

@@ -1,0 +1,442 @@
+//! Exporters that a fleet's `docker-compose.yml` declares: labels of services, on the real binary.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::binary::BINARY;
+use crate::support::cloud::{Cloud, Reply, Seen, Step};
+use crate::support::fleet::{gateway, gateways, set_tag};
+use crate::support::recording::Recording;
+use crate::support::sidecar::{PATIENCE, Sidecar, finish};
+
+/// A client of the test's own.
+fn client() -> reqwest::blocking::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default(); // another test may have done so
+    reqwest::blocking::Client::new()
+}
+
+fn sidecar(cloud: &Cloud) -> Sidecar {
+    Sidecar::of(BINARY, cloud).env("EXPORTERS", "none")
+}
+
+fn is_release(seen: &Seen) -> bool {
+    seen.target.starts_with("/v7/release")
+}
+
+/// A fleet in which each device runs the release with the number of its id.
+fn with_releases(count: u64) -> Vec<Value> {
+    let mut devices = gateways(count);
+    for device in &mut devices {
+        run(device, device["id"].as_u64().unwrap());
+    }
+    devices
+}
+
+fn run(device: &mut Value, release: u64) {
+    device["is_running__release"] = json!([{
+        "id": release, "commit": format!("{release:032x}"), "raw_version": format!("{release}.0.0"),
+    }]);
+}
+
+/// Name, job, service, target and path of each target.
+fn targets(list: &str) -> Vec<String> {
+    let groups: Vec<Value> = serde_json::from_str(list).expect("a list");
+    let show = |group: &Value| {
+        let labels = &group["labels"];
+        let label = |name: &str| labels[name].as_str().unwrap_or("-").to_owned();
+        let port = group["targets"][0].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        let path = label("__metrics_path__");
+        [label("device_name"), label("job"), label("__meta_balena_service"), port, path].join(" ")
+    };
+    groups.iter().map(show).collect()
+}
+
+#[test]
+fn labels_become_targets_of_the_devices_that_run_the_release() {
+    let cloud = Cloud::start(with_releases(3));
+    cloud.set_services(
+        1,
+        &[
+            ("node-exporter", &[("prometheus.io.port", "9100"), ("prometheus.io.job", "node")], &[]),
+            ("app", &[("prometheus.io.port", "8080"), ("prometheus.io.path", "/internal/metrics")], &[]),
+            ("plain", &[("prometheus.iodine", "1")], &[]),
+        ],
+    );
+    cloud.set_services(
+        2,
+        &[
+            // Kubernetes' spelling, over which the one with a dot wins, and the owner's override, which wins over both.
+            ("slash", &[("prometheus.io/port", "1"), ("prometheus.io.port", "2"), ("prometheus.io/job", "k8s")], &[]),
+            (
+                "over",
+                &[("prometheus.io.port", "3"), ("prometheus.io.scheme", "http")],
+                &[("prometheus.io.port", "4"), ("prometheus.io.scheme", "https")],
+            ),
+            ("many", &[("prometheus.io.port", "5, 6/x"), ("prometheus.io.path", "/y")], &[]),
+            ("off", &[("prometheus.io.port", "7"), ("prometheus.io.scrape", "false")], &[]),
+            (
+                "slow",
+                &[("prometheus.io.port", "8"), ("prometheus.io.interval", "2m"), ("prometheus.io.timeout", "90s")],
+                &[],
+            ),
+            ("quick", &[("prometheus.io.port", "9"), ("prometheus.io.interval", "5s")], &[]),
+        ],
+    );
+    let sidecar = sidecar(&cloud);
+    let log = sidecar.oneshot();
+    assert_eq!(
+        targets(&sidecar.list()),
+        [
+            "gw-1 node node-exporter 9100 -",
+            "gw-1 app app 8080 /internal/metrics",
+            "gw-2 k8s slash 2 -",
+            "gw-2 over over 4 -",
+            "gw-2 many many 5 /y",
+            "gw-2 many many 6 /x",
+            "gw-2 slow slow 8 -",
+            "gw-2 quick quick 9 -",
+        ]
+    );
+    let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
+    let label = |index: usize, name: &str| groups[index]["labels"][name].as_str().map(str::to_owned);
+    assert_eq!(label(3, "__scheme__").as_deref(), Some("https"));
+    assert_eq!(label(6, "__scrape_interval__").as_deref(), Some("2m"));
+    assert_eq!(label(6, "__scrape_timeout__").as_deref(), Some("90s"));
+    assert_eq!(label(7, "__scrape_timeout__").as_deref(), Some("5s"));
+    assert_eq!(label(0, "__meta_balena_exporter").as_deref(), Some("node"));
+    assert!(log.contains("added gw-1 (0000000): 2 targets, service label"), "{log}");
+    let left_out = "left out gw-3 (0000000): no tag, no label of a service and no option names an exporter";
+    assert!(log.contains(left_out), "{log}");
+    assert!(log.contains("WARN  devices without an exporter are left out"), "{log}");
+}
+
+#[test]
+fn the_first_source_that_has_exporters_provides_all_of_them() {
+    let mut devices = with_releases(6);
+    for device in &mut devices {
+        run(device, 1);
+    }
+    // Each level of the order is there in addition to all below it.
+    set_tag(&mut devices[0], "prometheus.io/exporters", "tag:1,tags:2");
+    set_tag(&mut devices[1], "prometheus.io/port", "3");
+    set_tag(&mut devices[1], "prometheus.io/path", "/three");
+    let fleet_tag = |device: &mut Value, key: &str, value: &str| {
+        let tags = device["belongs_to__application"][0]["application_tag"].as_array_mut().unwrap();
+        tags.push(json!({ "tag_key": key, "value": value }));
+    };
+    for device in &mut devices[..3] {
+        fleet_tag(device, "prometheus.io/exporters", "fleet:4");
+    }
+    set_tag(&mut devices[3], "prometheus.io/exporters", "not a port"); // counts as absent
+    set_tag(&mut devices[3], "prometheus.io/scheme", "https"); // overrides by itself
+    run(&mut devices[4], 2);
+    devices[5]["is_running__release"] = json!([]);
+    let cloud = Cloud::start(devices);
+    cloud.set_services(1, &[("app", &[("prometheus.io.port", "5"), ("prometheus.io.scheme", "http")], &[])]);
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "option:6");
+    let log = sidecar.oneshot();
+    assert_eq!(
+        targets(&sidecar.list()),
+        [
+            "gw-1 tag - 1 -",
+            "gw-1 tags - 2 -",
+            "gw-2 - - 3 /three",
+            "gw-3 fleet - 4 -",
+            "gw-4 app app 5 -",
+            "gw-5 option - 6 -",
+            "gw-6 option - 6 -",
+        ]
+    );
+    let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
+    assert_eq!(groups[4]["labels"]["__scheme__"], "https");
+    for (name, from) in [("gw-1", ", device tag"), ("gw-3", ", fleet tag"), ("gw-4", ", service label"), ("gw-5", "")] {
+        let line = log.lines().find(|line| line.contains(&format!("added {name} "))).expect("a line");
+        assert!(line.ends_with(&format!("{}{from}", line.split(", ").next().unwrap())), "{line}");
+    }
+    // The same without labels: no request for them.
+    cloud.clear_requests();
+    let log = sidecar.args(["--service-labels=false"]).oneshot();
+    assert!(!cloud.requests().iter().any(is_release), "{log}");
+}
+
+#[test]
+fn a_service_that_cannot_be_understood_is_named_once_and_does_not_affect_the_others() {
+    let cases: &[(&[(&str, &str)], &str)] = &[
+        (&[("port", "http")], "its label prometheus.io.port is"),
+        (&[("port", "")], "names no port"),
+        (&[("port", "name:80")], "is not PORT[/PATH]"),
+        (&[("port", "0")], "has no port from 1 to 65535"),
+        (&[("port", "80"), ("path", "metrics")], "does not begin with /"),
+        (&[("port", "80"), ("path", "/a?b=c")], "is not a plain path"),
+        (&[("port", "80"), ("job", "two words")], "is not 1 to 64 of"),
+        (&[("port", "80"), ("job", "baletheus")], "is reserved"),
+        (&[("port", "80"), ("scheme", "ftp")], "its label prometheus.io.scheme is \"ftp\""),
+        (&[("port", "80"), ("interval", "1s")], "is shorter than 5s"),
+        (&[("port", "80"), ("interval", "soon")], "takes a duration of Prometheus"),
+        (&[("port", "80"), ("timeout", "5s")], "it needs an interval"),
+        (&[("port", "80"), ("interval", "10s"), ("timeout", "11s")], "longer than the interval"),
+        (&[("port", "80"), ("scrape", "")], "its label prometheus.io.scrape is \"\": not a boolean"),
+        (&[("path", "/metrics")], "it has no label prometheus.io.port"),
+        (&[("port", "80"), ("prot", "x")], "has the label prometheus.io.prot, which means nothing here"),
+    ];
+    let mut devices = with_releases(cases.len() as u64 + 1);
+    run(devices.last_mut().unwrap(), 1); // a neighbour with the same release: the warning is not repeated
+    let cloud = Cloud::start(devices);
+    for (release, (labels, _)) in (1..).zip(cases) {
+        let labels: Vec<_> = labels.iter().map(|(name, value)| (format!("prometheus.io.{name}"), *value)).collect();
+        let labels: Vec<_> = labels.iter().map(|(name, value)| (&**name, *value)).collect();
+        cloud.set_services(release, &[("bad", &labels, &[]), ("good", &[("prometheus.io.port", "9")], &[])]);
+    }
+    let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug");
+    let running = sidecar.start();
+    running.wait_for_lines("balena.json is unchanged", 2);
+    running.signal("TERM");
+    let (_, log) = running.wait();
+    for (release, (labels, said)) in (1..).zip(cases) {
+        let place = format!("service bad of release {release}.0.0 of fleet acme/gateways");
+        let lines: Vec<_> = log.iter().filter(|line| line.contains(&place)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(said), "{labels:?}: {said}: {lines:#?}");
+    }
+    let listed = targets(&sidecar.list());
+    let good = listed.iter().filter(|target| target.ends_with("good good 9 -")).count();
+    assert_eq!(good, cases.len() + 1, "{listed:#?}");
+}
+
+/// Which requests came since the last look, as resource and status.
+fn asked(cloud: &Cloud) -> Vec<String> {
+    let all = cloud.requests();
+    cloud.clear_requests();
+    let show = |seen: &Seen| {
+        let resource = seen.target.split(['?', '/']).nth(2).unwrap_or_default().to_owned();
+        let by_id = if seen.target.contains("id%20in%20(") { " by id" } else { "" };
+        format!("{resource}{by_id} {}", seen.status)
+    };
+    all.iter().map(show).collect()
+}
+
+#[test]
+fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_release() {
+    let mut devices = with_releases(1500);
+    for device in &mut devices[..1400] {
+        run(device, 1);
+    }
+    let cloud = Cloud::start(devices);
+    cloud.set_services(1, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    cloud.set_services(1450, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+    let running = sidecar.start();
+    running.wait_for("1401 targets of 1401 devices");
+    assert_eq!(asked(&cloud), ["v1", "release 200", "device 200", "device 200"].map(|it| it.replace("v1", "v1 200")));
+    let refresh = |cloud: &Cloud, requests: usize| {
+        running.signal("HUP");
+        cloud.wait_for_requests(requests, PATIENCE);
+        asked(cloud)
+    };
+    assert_eq!(refresh(&cloud, 3), ["release 304", "device 304", "device 304"]);
+    // Only the second page has a device that runs this release. It is downloaded again, since its ETag is what it was.
+    cloud.set_services(1450, &[("app", &[("prometheus.io.port", "81")], &[])]);
+    assert_eq!(refresh(&cloud, 3), ["release 200", "device 304", "device 200"]);
+    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("changed gw-1450");
+    assert_eq!(refresh(&cloud, 3), ["release 304", "device 304", "device 304"]);
+    // The owner overrides a label; nothing else has changed.
+    let before = fs::read_to_string(sidecar.path("balena.json")).unwrap();
+    cloud.set_services(1450, &[("app", &[("prometheus.io.port", "81")], &[("prometheus.io.port", "82")])]);
+    assert_eq!(refresh(&cloud, 3), ["release 200", "device 304", "device 200"]);
+    running.wait_for_lines("changed gw-1450", 2);
+    let after = fs::read_to_string(sidecar.path("balena.json")).unwrap();
+    assert_eq!(before.replace(":81\"", ":82\""), after);
+    // A rollout: two devices get a release that has one exporter more.
+    cloud.set_services(
+        2000,
+        &[("app", &[("prometheus.io.port", "80")], &[]), ("new", &[("prometheus.io.port", "90")], &[])],
+    );
+    cloud.change(|devices| devices[..2].iter_mut().for_each(|device| run(device, 2000)));
+    assert_eq!(refresh(&cloud, 3), ["release 200", "device 200", "device 304"]);
+    running.wait_for("1403 targets of 1401 devices (+0 -0 ~2)");
+}
+
+#[test]
+fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
+    let faults: Vec<(&str, Reply, &str)> = vec![
+        ("401", Reply::status(401, &[], b""), "401 Unauthorized"),
+        ("403", Reply::status(403, &[], b""), "403 Forbidden"),
+        ("500", Reply::status(500, &[], b""), "500 Internal Server Error"),
+        ("429", Reply::status(429, &[("Retry-After", "1")], b""), "429 Too Many Requests"),
+        ("hang", Reply::steps([Step::Hang]), "no whole answer"),
+        ("closed", Reply::steps([Step::Close]), "broke off"),
+        ("html", Reply::status(200, &[], b"<html>"), "is no page of releases"),
+        ("shape", Reply::status(200, &[], br#"{"d":{}}"#), "is no page of releases"),
+        (
+            "one broken release",
+            Reply::status(200, &[], br#"{"d":[{"id":1,"release_image":7}]}"#),
+            "is no page of releases",
+        ),
+        ("ids", Reply::status(200, &[], br#"{"d":[{"id":2},{"id":1}]}"#), "the ids do not rise"),
+        ("empty", Reply::status(200, &[], br#"{"d":[]}"#), "and the API does not list it"),
+    ];
+    for (name, reply, said) in faults {
+        let cloud = Cloud::start(with_releases(2));
+        cloud.set_services(1, &[("app", &[("prometheus.io.port", "80")], &[])]);
+        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "1s");
+        let running = sidecar.start();
+        running.wait_for("updated balena.json: 1 target");
+        let before = sidecar.list();
+        let mut reply = Some(reply);
+        // Only the first request meets the fault, and it asks for everything: no device has to change for that.
+        cloud.change(|devices| devices[1]["device_name"] = "another".into());
+        cloud.set_services(1, &[("app", &[("prometheus.io.port", "81")], &[])]);
+        cloud.intercept(
+            move |seen, _| if is_release(seen) && !seen.target.contains("in%20(") { reply.take() } else { None },
+        );
+        if name == "empty" {
+            cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(200, &[], br#"{"d":[]}"#)));
+        }
+        let line = running.wait_for("refresh failed: cannot read the labels of services: ");
+        assert!(line.contains(said) && line.contains("SERVICE_LABELS=false"), "{name}: {line}");
+        assert_eq!(sidecar.list(), before, "{name}");
+        cloud.heal();
+        running.wait_for_lines("updated balena.json", 2);
+        assert_eq!(targets(&sidecar.list()), ["gw-1 app app 81 -"], "{name}");
+    }
+}
+
+#[test]
+fn a_server_without_releases_has_no_labels_and_says_so_once() {
+    let cloud = Cloud::start(with_releases(2));
+    cloud.set_services(1, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(404, &[], b"")));
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "9100").env("LOG_LEVEL", "debug");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    running.wait_for_lines("balena.json is unchanged", 2);
+    // It is updated, and knows releases from then on.
+    cloud.heal();
+    running.wait_for("(+0 -0 ~1)");
+    running.signal("TERM");
+    let (_, log) = running.wait();
+    let warnings = log.iter().filter(|line| line.contains("this server does not know releases")).count();
+    assert_eq!(warnings, 1, "{log:#?}");
+    assert_eq!(targets(&sidecar.list()), ["gw-1 app app 80 -", "gw-2 - - 9100 -"]);
+}
+
+#[test]
+fn a_release_that_started_in_between_is_fetched_before_the_list_is_published() {
+    let cloud = Cloud::start(with_releases(3));
+    cloud.set_services(3, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    // The list of releases is a moment older than the devices.
+    cloud.intercept(|seen, _| {
+        let is_list = is_release(seen) && !seen.target.contains("id%20in%20(");
+        is_list.then(|| Reply::status(200, &[], br#"{"d":[{"id":1},{"id":2}]}"#))
+    });
+    let sidecar = sidecar(&cloud);
+    sidecar.oneshot();
+    assert_eq!(targets(&sidecar.list()), ["gw-3 app app 80 -"]);
+    assert_eq!(asked(&cloud), ["v1 200", "release 200", "device 200", "release by id 200"]);
+}
+
+#[test]
+fn only_port_80_of_a_service_is_reached_by_a_public_url() {
+    let cloud = Cloud::start(with_releases(2));
+    cloud.set_services(
+        1,
+        &[("web", &[("prometheus.io.port", "80/x")], &[]), ("app", &[("prometheus.io.port", "8080")], &[])],
+    );
+    cloud.set_services(2, &[("app", &[("prometheus.io.port", "8080")], &[])]);
+    let sidecar = sidecar(&cloud).env("USE_PUBLIC_URLS", "true");
+    let log = sidecar.oneshot();
+    assert_eq!(targets(&sidecar.list()), ["gw-1 web web 443 /x"]);
+    let only = "a public device URL leads to port 80 only";
+    assert!(log.contains(&format!("gw-1 (0000000): app at 8080 is left out: {only}")), "{log}");
+    assert!(log.contains(&format!("left out gw-2 (0000000): app at 8080: {only}")), "{log}");
+}
+
+/// The example of version 0.1 has node_exporter on port 80 and no labels; the stack's default was `node:80` and is `none`.
+#[test]
+fn after_an_upgrade_from_0_1_the_way_out_is_said_once_at_warn_and_the_list_stays() {
+    for public in ["false", "true"] {
+        let cloud = Cloud::start(gateways(3));
+        let sidecar = sidecar(&cloud).env("USE_PUBLIC_URLS", public).env("LISTEN_ADDRESS", "127.0.0.1:0");
+        let mut old = sidecar.command();
+        old.args(["--oneshot", "--exporter", "node:80"]);
+        assert!(finish(old).status.success());
+        let before = sidecar.list();
+        let running = sidecar.start();
+        running.wait_for("WARN  devices without an exporter are left out");
+        running.wait_for("left out gw-3");
+        let url = running.wait_for("status on http://");
+        let url = url.split_whitespace().last().unwrap();
+        cloud.wait_for_requests(cloud.requests().len() + 6, PATIENCE);
+        let get = |path: &str| client().get(format!("{url}{path}")).send().unwrap().text().unwrap();
+        assert!(get("/metrics").contains("baletheus_devices_left_out{reason=\"no_exporter\"} 3"));
+        running.signal("TERM");
+        let (_, log) = running.wait();
+        assert_eq!(sidecar.list(), before, "the old list stays");
+        let warned: Vec<_> = log.iter().filter(|line| line.contains("EXPORTERS=node:80")).collect();
+        assert_eq!(warned.len(), 1, "{log:#?}");
+        // The way out leads back to where the user was.
+        sidecar.env("EXPORTERS", "node:80").oneshot();
+    }
+}
+
+#[test]
+fn check_shows_the_service_and_where_an_exporter_comes_from() {
+    let mut devices = with_releases(3);
+    set_tag(&mut devices[1], "prometheus.io/exporters", "node:9100");
+    let cloud = Cloud::start(devices);
+    cloud.set_services(1, &[("app", &[("prometheus.io.port", "8080"), ("prometheus.io.job", "work")], &[])]);
+    let sidecar = sidecar(&cloud).env("TUNNEL_URL", "http://127.0.0.1:9");
+    let run = |args: &[&str]| {
+        let mut command = sidecar.command();
+        command.arg("check").args(args);
+        String::from_utf8(finish(command).stdout).unwrap()
+    };
+    let table = run(&[]);
+    let line = |name: &str| table.lines().find(|line| line.starts_with(name)).expect("a row").to_owned();
+    assert!(line("gw-1 ").contains("work      service app  "), "{table}");
+    assert!(line("gw-2 ").contains("node      device tag   "), "{table}");
+    assert!(line("gw-3 ").contains("prometheus.io.port of a service"), "{table}");
+    let rows: Vec<Value> = serde_json::from_str(&run(&["--json"])).unwrap();
+    assert_eq!((&rows[0]["service"], &rows[0]["origin"]), (&json!("app"), &json!("service label")));
+    assert_eq!((&rows[1]["service"], &rows[1]["origin"]), (&Value::Null, &json!("device tag")));
+    assert_eq!(rows[2]["reason"], "no_exporter");
+}
+
+#[test]
+fn the_simulated_api_answers_as_recorded() {
+    let recorded = Recording::read("labels/labels-of-running-releases");
+    let body: Value = serde_json::from_slice(&recorded.answer.body).unwrap();
+    let releases = body["d"].as_array().unwrap();
+    // Each of these releases ran on a device of the fleet with the id 6.
+    let device = |(id, release): (u64, &Value)| {
+        let mut device = gateway(id);
+        device["belongs_to__application"][0]["id"] = json!(6);
+        device["is_running__release"] = json!([{ "id": release["id"], "commit": "c0ffee", "raw_version": "1.0.0" }]);
+        device
+    };
+    let cloud = Cloud::start((1..).zip(releases).map(device).collect());
+    for release in releases {
+        cloud.set_images(release["id"].as_u64().unwrap(), release["release_image"].as_array().unwrap().clone());
+    }
+    for name in ["labels-of-running-releases", "labels-of-running-releases-304"] {
+        let recorded = Recording::read(&format!("labels/{name}"));
+        let request = recorded.request.expect("a request");
+        let mut asks = client().get(format!("{}{}", cloud.url(), request.target));
+        for (header, value) in &request.headers {
+            asks = asks.header(header, value.replace("Bearer KEY", &format!("Bearer {}", crate::support::cloud::KEY)));
+        }
+        let answer = asks.send().unwrap();
+        assert!(recorded.answer.status.contains(answer.status().as_str()), "{name}: {}", answer.status());
+        assert_eq!(answer.headers().get("etag").and_then(|etag| etag.to_str().ok()), recorded.answer.header("ETag"));
+        assert_eq!(answer.text().unwrap(), String::from_utf8_lossy(&recorded.answer.body), "{name}");
+    }
+    // What the program makes of them: the services of the recorded releases.
+    let sidecar = sidecar(&cloud).env("FLEET", "6");
+    sidecar.oneshot();
+    let listed = targets(&sidecar.list());
+    assert_eq!(&listed[..2], ["gw-2 main main 1 /internal/metrics", "gw-2 node node-exporter 9100 -"]);
+    // Each has a port, and one service has a `scrape` without a value, which cannot be understood.
+    let services: usize = releases.iter().map(|release| release["release_image"].as_array().unwrap().len()).sum();
+    assert_eq!(listed.len(), services - 1);
+}
