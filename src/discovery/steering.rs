@@ -14,7 +14,7 @@ use crate::values::{boolean, one_of, scrape_interval, scrape_timeout};
 /// `false` leaves the device out.
 const SCRAPE: &str = "prometheus.io/scrape";
 /// The exporters, in the notation of the option.
-const EXPORTERS: &str = "prometheus.io/exporters";
+pub const EXPORTERS: &str = "prometheus.io/exporters";
 /// A single exporter, as Kubernetes' users write it.
 const PORT: &str = "prometheus.io/port";
 /// The path of the single exporter.

@@ -201,8 +201,12 @@ pub fn map(
         let port = if rules.address == Address::Public { 443 } else { exporter.port };
         let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
         if written.contains(&identity) {
-            let (name, origin) = (device.display_name(), steering.origin.as_str());
-            warnings.push(format!("{name} has the exporter {exporter} twice ({origin}); the later one is left out"));
+            let name = device.display_name();
+            let source = match steering.origin {
+                Origin::DeviceTag | Origin::FleetTag => steering::EXPORTERS,
+                Origin::ServiceLabel | Origin::Option => steering.origin.as_str(),
+            };
+            warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
             continue;
         }
         if !written.is_empty() {

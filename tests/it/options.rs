@@ -34,6 +34,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("address", &["TARGET_ADDRESS"], "vpn"),
     ("", &["USE_PUBLIC_URLS"], "false"),
     ("exporter", &["EXPORTERS"], "80"),
+    ("service-labels", &["SERVICE_LABELS"], "true"),
     ("public-domain", &["PUBLIC_URL_DOMAIN"], "balena-devices.com"),
     ("labels", &["LABELS"], "all"),
     ("sd-file", &["SD_FILE_PATH"], "balena.json"),
@@ -250,6 +251,8 @@ const ELSEWHERE: &[&str] = &[
     "listen",
     "device-refresh",
     "device-metrics",
+    // services.rs
+    "service-labels",
     // check.rs
     "tunnel-url",
 ];
@@ -712,6 +715,9 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "my app:80", &["name", "a-z"]),
     ("exporter", "EXPORTERS", "80/metrics?x=y", &["path"]),
     ("exporter", "EXPORTERS", " , ", &["no exporter"]),
+    ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
+    ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
+    ("service-labels", "SERVICE_LABELS", "maybe", BOOLEAN),
     ("public-domain", "PUBLIC_URL_DOMAIN", "https://example.org", &["a domain name"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "example..org", &["a domain name"]),
     ("labels", "LABELS", "uuid,hostname", &["no label", "device_name", "supervisor_version", "all", "none"]),

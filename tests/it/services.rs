@@ -2,10 +2,16 @@
 
 use std::fs;
 
+use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::target::Rules;
+use proptest::prelude::*;
+use proptest::sample::select;
 use serde_json::{Value, json};
 
 use crate::support::binary::BINARY;
 use crate::support::cloud::{Cloud, Reply, Seen, Step};
+use crate::support::fakes;
 use crate::support::fleet::{gateway, gateways, set_tag};
 use crate::support::recording::Recording;
 use crate::support::sidecar::{PATIENCE, Sidecar, finish};
@@ -439,4 +445,67 @@ fn the_simulated_api_answers_as_recorded() {
     // Each has a port, and one service has a `scrape` without a value, which cannot be understood.
     let services: usize = releases.iter().map(|release| release["release_image"].as_array().unwrap().len()).sum();
     assert_eq!(listed.len(), services - 1);
+}
+
+/// What an owner's tags say: an `exporters` tag, and a `port` tag.
+#[derive(Clone, Debug)]
+struct Owner {
+    exporters: Option<&'static str>,
+    port: Option<&'static str>,
+}
+
+fn owner() -> impl Strategy<Value = Owner> {
+    let exporters =
+        select(&[None, None, Some("a:1,b:2/x"), Some("3"), Some("a:0"), Some("prometheus:1"), Some("")][..]);
+    let port = select(&[None, None, Some("4"), Some("5/y"), Some("x"), Some("a:1")][..]);
+    (exporters, port).prop_map(|(exporters, port)| Owner { exporters, port })
+}
+
+/// The order, written down a second time: names and ports.
+fn expected(own: &Owner, fleet: &Owner, label: Option<&str>, options: &str) -> Vec<String> {
+    let of_tags = |owner: &Owner| match (owner.exporters, owner.port) {
+        (Some("a:1,b:2/x"), _) => Some(vec!["a 1".to_owned(), "b 2".to_owned()]),
+        (Some("3"), _) => Some(vec!["- 3".to_owned()]),
+        (_, Some("4")) => Some(vec!["- 4".to_owned()]),
+        (_, Some("5/y")) => Some(vec!["- 5".to_owned()]),
+        _ => None,
+    };
+    let of_label = || match label {
+        Some("6") => Some(vec!["svc 6".to_owned()]),
+        Some("7,8/z") => Some(vec!["svc 7".to_owned(), "svc 8".to_owned()]),
+        _ => None,
+    };
+    let of_option = || if options == "9" { vec!["- 9".to_owned()] } else { Vec::new() };
+    of_tags(own).or_else(|| of_tags(fleet)).or_else(of_label).unwrap_or_else(of_option)
+}
+
+proptest! {
+    #[test]
+    fn exporters_come_from_the_first_source_that_has_some(
+        own in owner(), fleet in owner(), label in select(&[None, Some("6"), Some("7,8/z"), Some("0"), Some("")][..]),
+        options in select(&["9", "none"][..]),
+    ) {
+        let tags = |owner: &Owner| -> Value {
+            let all = [("prometheus.io/exporters", owner.exporters), ("prometheus.io/port", owner.port)];
+            let there = all.into_iter().filter_map(|(key, value)| Some(json!({ "tag_key": key, "value": value? })));
+            there.collect()
+        };
+        let device = json!({
+            "id": 1, "uuid": "a".repeat(32), "device_tag": tags(&own), "is_running__release": [{ "id": 1 }],
+            "belongs_to__application": [{ "id": 1, "slug": "a/b", "application_tag": tags(&fleet) }],
+        });
+        let labels: Vec<_> = label.map(|port| ("prometheus.io.port", port)).into_iter().collect();
+        let (rows, releases) = ([(1, device)], [fakes::release(1, "svc", &labels)]);
+        let exporters = if options == "9" { exporter::parse_list("9").unwrap() } else { Vec::new() };
+        let mut inventory = Inventory::new(true, false);
+        let mut api = fakes::Rows::new(&rows, 1000).with_releases(&releases, None);
+        inventory.refresh(&mut api, &Rules { exporters, ..Rules::default() }).expect("nothing fails");
+        let list = String::from_utf8(fakes::list(&inventory)).unwrap();
+        let name_and_port = |target: &String| {
+            let words: Vec<_> = target.split(' ').collect();
+            format!("{} {}", words[1], words[3])
+        };
+        let found: Vec<_> = targets(&list).iter().map(name_and_port).collect();
+        prop_assert_eq!(found, expected(&own, &fleet, label, options));
+    }
 }

@@ -48,12 +48,34 @@ pub struct Rows<'a> {
     requests: usize,
     /// Answers that had a body.
     pub bodies: usize,
+    releases: Option<&'a [Row]>,
+    /// A release that only a request by its id shows, since it started after the list was made.
+    late: Option<u64>,
 }
 
 impl<'a> Rows<'a> {
     /// An answer holds up to `most` devices.
     pub fn new(rows: &'a [Row], most: usize) -> Self {
-        Rows { rows, most, fails: None, requests: 0, bodies: 0 }
+        Rows { rows, most, fails: None, requests: 0, bodies: 0, releases: None, late: None }
+    }
+
+    /// With the releases that the devices run, of which the list does not show a late one yet.
+    pub fn with_releases(self, releases: &'a [Row], late: Option<u64>) -> Self {
+        Rows { releases: Some(releases), late, ..self }
+    }
+
+    /// A page of these rows, unless this request fails or the page has this `ETag`.
+    fn answer(&mut self, rows: Vec<&Value>, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.requests += 1;
+        if self.fails == Some(self.requests) {
+            return Err(Failure::new(Reason::Timeout, "fails"));
+        }
+        let body = json!({ "d": rows }).to_string();
+        if etag == Some(&body) {
+            return Ok(Answer::Unchanged);
+        }
+        self.bodies += 1;
+        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes() })
     }
 
     /// The request with this number fails, counted from 1.
@@ -67,35 +89,37 @@ impl Source for Rows<'_> {
         "the API"
     }
 
-    fn page(&mut self, after: u64, top: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        if top > self.most {
+    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        if limit > self.most {
             return Ok(Answer::TooLarge { etag: None });
         }
-        self.requests += 1;
-        if self.fails == Some(self.requests) {
-            return Err(Failure::new(Reason::Timeout, "fails"));
-        }
-        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(top);
-        let rows: Vec<_> = rows.map(|(_, device)| device).collect();
-        let body = json!({ "d": rows }).to_string();
-        if etag == Some(&body) {
-            return Ok(Answer::Unchanged);
-        }
-        self.bodies += 1;
-        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes() })
+        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(limit);
+        self.answer(rows.map(|(_, device)| device).collect(), etag)
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
         unreachable!("a page of one device is never too large here")
     }
 
-    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
+    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        let releases = self.releases.expect("labels of services are read only where there are some");
+        let late = self.late;
+        let listed = releases.iter().filter(|(id, _)| *id > after && Some(*id) != late).take(limit);
+        self.answer(listed.map(|(_, release)| release).collect(), etag)
     }
 
-    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
+    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure> {
+        let releases = self.releases.expect("labels of services are read only where there are some");
+        let named = releases.iter().filter(|(id, _)| ids.contains(id));
+        self.answer(named.map(|(_, release)| release).collect(), None)
     }
+}
+
+/// A release with one service.
+pub fn release(id: u64, service: &str, labels: &[(&str, &str)]) -> Row {
+    let labels: Vec<_> = labels.iter().map(|(name, value)| json!({ "label_name": name, "value": value })).collect();
+    let image = json!([{ "is_a_build_of__service": [{ "service_name": service, "service_label": [] }] }]);
+    (id, json!({ "id": id, "raw_version": "1.0.0", "release_image": [{ "image": image, "image_label": labels }] }))
 }
 
 /// The API with these bytes as its first page, and no page after it.
