@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use support::cloud::Cloud;
+use support::cloud::{Cloud, Service};
 use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find, set_release, sibling};
+use support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
 use support::prometheus::{Prometheus, project_config};
 use support::sidecar::Sidecar;
 use support::tools;
@@ -58,9 +58,10 @@ fn main() -> ExitCode {
 fn run(length: Duration) -> ExitCode {
     let (start, signals) = (Instant::now(), signals());
     let cloud = Arc::new(Cloud::start(demo_fleet()));
+    declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
     let sidecar =
-        Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s").env("EXPORTERS", "node:80");
+        Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s").env("EXPORTERS", "none");
     let (list, config) = (sidecar.path("balena.json"), sidecar.path("prometheus.yml"));
     println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
     let mut baletheus = Beside(sidecar.command().spawn().expect("baletheus runs"));
@@ -98,12 +99,37 @@ fn run(length: Duration) -> ExitCode {
             return ExitCode::FAILURE;
         }
         println!("demo: {}", cloud.change(|devices| happen(step, devices)));
+        declare_exporters(&cloud);
         // The simulated servers keep their requests for tests.
         cloud.clear_requests();
         exporters.clear_requests();
     }
     println!("demo: the end");
     ExitCode::SUCCESS
+}
+
+/// Gives each release the labels that its `docker-compose.yml` would have: node_exporter, and from version 5 on an application
+/// beside it. A device without a release gets a tag.
+fn declare_exporters(cloud: &Cloud) {
+    const NODE: Service<'static> =
+        ("node-exporter", &[("prometheus.io.port", "80"), ("prometheus.io.job", "node")], &[]);
+    const APP: Service<'static> =
+        ("app", &[("prometheus.io.port", "8080"), ("prometheus.io.path", "/internal/metrics")], &[]);
+    let releases = cloud.change(|devices| {
+        let running = devices.iter_mut().filter_map(|device| {
+            let release = device["is_running__release"].get(0).cloned();
+            if release.is_none() {
+                set_tag(device, "prometheus.io/exporters", "node:80");
+            }
+            release
+        });
+        running.collect::<Vec<_>>()
+    });
+    for release in releases {
+        let has_app = release["raw_version"].as_str().is_some_and(|version| version.starts_with("5."));
+        let id = release["id"].as_u64().unwrap_or_default();
+        cloud.set_services(id, if has_app { &[NODE, APP] } else { &[NODE] });
+    }
 }
 
 /// Changes the fleet: five kinds of events in turn. Returns a sentence about the event.
@@ -117,7 +143,7 @@ fn happen(step: usize, devices: &mut Vec<Value>) -> String {
         0 => {
             let version = format!("5.0.{round}");
             set_release(device, &version);
-            format!("{name} now runs release {version}")
+            format!("{name} now runs release {version}, whose docker-compose.yml declares one exporter more")
         }
         1 => {
             let like = find(devices, "fridge-01").clone();

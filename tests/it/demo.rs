@@ -105,7 +105,7 @@ fn shows_a_fleet_until_ctrl_c() {
         thread::sleep(Duration::from_millis(100));
     }
     demo.wait_for("now runs release");
-    demo.wait_for("updated balena.json: 25 targets of 24 devices (+0 -0 ~1)");
+    demo.wait_for("updated balena.json: 26 targets of 24 devices (+0 -0 ~1)");
     kill("INT", &format!("-{}", demo.group));
     demo.expect_end(&list);
 }

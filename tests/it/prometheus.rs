@@ -1,15 +1,15 @@
 //! End to end: a simulated balenaCloud, the sidecar, and what the real Prometheus makes of its file with the project's
 //! `prometheus.yml`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::support::binary::sidecar;
-use crate::support::cloud::{Cloud, Reply};
+use crate::support::cloud::{Cloud, Reply, Service};
 use crate::support::exporter::Exporters;
-use crate::support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
+use crate::support::fleet::{demo_fleet, find, running_release, set_release, set_tag, sibling};
 use crate::support::prometheus::{NodeExporter, Prometheus, project_config, promtool_check_config};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use crate::support::tls::Authority;
@@ -278,4 +278,66 @@ fn prometheus_2_reaches_lan_addresses_directly() {
 #[test]
 fn prometheus_3_reaches_lan_addresses_directly() {
     lan_addresses_are_reached_directly(3);
+}
+
+/// Two services of a device, with `job` from their labels, through the tunnel; and a release that brings one exporter more.
+fn prometheus_scrapes_what_services_declare(major: u8) {
+    const NODE: Service<'static> =
+        ("node-exporter", &[("prometheus.io.port", "9100"), ("prometheus.io.job", "node")], &[]);
+    const APP: Service<'static> =
+        ("app", &[("prometheus.io.port", "8080"), ("prometheus.io.path", "/internal/metrics")], &[]);
+    let mut fleet = demo_fleet();
+    let [old, new] = ["7.0.0", "7.1.0"].map(|version| {
+        let mut device = find(&mut fleet, "fridge-01").clone();
+        set_release(&mut device, version);
+        running_release(&device)
+    });
+    for name in ["fridge-01", "fridge-04", "fridge-05"] {
+        set_release(find(&mut fleet, name), "7.0.0");
+    }
+    let cloud = Arc::new(Cloud::start(fleet));
+    cloud.set_services(old, &[NODE]);
+    cloud.set_services(new, &[NODE, APP]);
+    let exporters = Exporters::start(&cloud);
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "none").env("SERVICE_LABELS", "true");
+    let chain = Chain::start(major, sidecar, &exporters);
+    let up = |name: &str| -> Vec<(String, String, String)> {
+        let series = chain.prometheus.query(&format!("up{{device_name=\"{name}\"}}"));
+        let label = |labels: &BTreeMap<String, String>, name: &str| labels.get(name).cloned().unwrap_or_default();
+        let mut found: Vec<_> = series
+            .into_iter()
+            .map(|(labels, value)| (label(&labels, "job"), label(&labels, "commit"), value))
+            .collect();
+        found.sort();
+        found
+    };
+    let jobs = |name: &str| up(name).into_iter().map(|(job, _, value)| format!("{job} {value}")).collect::<Vec<_>>();
+    let wait = |name: &str, expected: &[&str]| {
+        let what = format!("{name}: {expected:?}");
+        chain.prometheus.wait_until(&what, PATIENCE, |_| (jobs(name) == expected).then_some(()));
+    };
+    for name in ["fridge-01", "fridge-04", "fridge-05"] {
+        wait(name, &["node 1"]);
+    }
+    // The new release reaches one of three devices.
+    cloud.change(|devices| set_release(find(devices, "fridge-04"), "7.1.0"));
+    chain.wait_for_target("the new exporter", "fridge-04", |target| {
+        target["labels"]["job"] == "app" && target["health"] == "up"
+    });
+    let path = chain.prometheus.active_targets().into_iter().find(|target| target["labels"]["job"] == "app");
+    assert!(text(&path.unwrap()["scrapeUrl"]).ends_with(".balena:8080/internal/metrics"));
+    for name in ["fridge-01", "fridge-05"] {
+        assert_eq!(jobs(name), ["node 1"], "{name}");
+    }
+    chain.wait_for_value("app_queue_length{device_name=\"fridge-04\",job=\"app\"} >= bool 0", "1");
+}
+
+#[test]
+fn prometheus_2_scrapes_what_services_declare() {
+    prometheus_scrapes_what_services_declare(2);
+}
+
+#[test]
+fn prometheus_3_scrapes_what_services_declare() {
+    prometheus_scrapes_what_services_declare(3);
 }

@@ -231,6 +231,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Labels of a service: names and values.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
+/// A service: its name, its labels and the overrides of its owner.
+pub type Service<'a> = (&'a str, Labels<'a>, Labels<'a>);
 
 /// Dropping it closes the listener and all connections.
 pub struct Cloud {
@@ -299,12 +301,18 @@ impl Cloud {
         lock(&self.shared.services).insert(release, images);
     }
 
+    /// The images of the release that a device runs.
+    pub fn images_of(&self, device: &Value) -> Vec<Value> {
+        let release = device["is_running__release"][0]["id"].as_u64().unwrap_or_default();
+        lock(&self.shared.services).get(&release).cloned().unwrap_or_default()
+    }
+
     /// Sets the services of a release, each with its labels and the overrides of its owner.
-    pub fn set_services(&self, release: u64, services: &[(&str, Labels, Labels)]) {
+    pub fn set_services(&self, release: u64, services: &[Service]) {
         let labels = |labels: Labels| -> Value {
             labels.iter().map(|(name, value)| json!({ "label_name": name, "value": value })).collect()
         };
-        let image = |(number, (name, own, overrides)): (u64, &(&str, Labels, Labels))| {
+        let image = |(number, (name, own, overrides)): (u64, &Service)| {
             let service = json!({ "id": number, "service_name": name, "service_label": labels(overrides) });
             let id = release * 1000 + number;
             json!({

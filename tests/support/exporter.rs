@@ -35,7 +35,8 @@ impl Exporters {
         let vpn = Vpn::start_with(KEY, move |uuid| {
             let device = find(&known, uuid)?;
             let backend = behind.lock().expect("no thread has panicked in here").get(uuid).copied();
-            let ports = exporters(&device).into_iter().map(|exporter| (exporter.port, backend.unwrap_or(simulated)));
+            let ports =
+                exporters(&known, &device).into_iter().map(|exporter| (exporter.port, backend.unwrap_or(simulated)));
             Some(Device { offline: device["is_online"] != true, silent: false, ports: ports.collect() })
         });
         Self { server, backends, vpn }
@@ -61,7 +62,7 @@ fn find(cloud: &Cloud, uuid: &str) -> Option<Value> {
 fn reply(cloud: &Cloud, start: SystemTime, seen: &Seen) -> Reply {
     let (host, port) = seen.header("host").and_then(|host| host.split_once(':')).unwrap_or_default();
     let device = host.strip_suffix(".balena").and_then(|uuid| find(cloud, uuid)).unwrap_or_default();
-    let exporters = exporters(&device).into_iter().filter(|exporter| exporter.port.to_string() == port);
+    let exporters = exporters(cloud, &device).into_iter().filter(|exporter| exporter.port.to_string() == port);
     let mut exporters =
         exporters.filter(|exporter| exporter.path.as_deref().unwrap_or("/metrics") == seen.target.as_str());
     let Some(exporter) = exporters.next() else {
@@ -72,15 +73,28 @@ fn reply(cloud: &Cloud, start: SystemTime, seen: &Seen) -> Reply {
     Reply::status(200, &[("Content-Type", TEXT_FORMAT)], body.as_bytes())
 }
 
-/// What the tags say, or else a node_exporter on port 80.
-fn exporters(device: &Value) -> Vec<Exporter> {
+/// What the tags say, or else the labels of the services, or else a node_exporter on port 80.
+fn exporters(cloud: &Cloud, device: &Value) -> Vec<Exporter> {
     let tags = |list: &Value| {
         let tags = list.as_array()?.iter().find(|tag| tag["tag_key"] == "prometheus.io/exporters");
         parse_list(tags?["value"].as_str()?).ok()
     };
     let fleet = || tags(&device["belongs_to__application"][0]["application_tag"]);
+    let labelled =
+        || Some(cloud.images_of(device).iter().filter_map(declared).collect()).filter(|all: &Vec<_>| !all.is_empty());
     let default = || Exporter { name: None, port: 80, path: None };
-    tags(&device["device_tag"]).or_else(fleet).unwrap_or_else(|| vec![default()])
+    tags(&device["device_tag"]).or_else(fleet).or_else(labelled).unwrap_or_else(|| vec![default()])
+}
+
+/// The exporter that the labels of a service declare.
+fn declared(image: &Value) -> Option<Exporter> {
+    let labels = image["image_label"].as_array()?;
+    let label = |name: &str| {
+        let found = labels.iter().find(|label| label["label_name"] == format!("prometheus.io.{name}"))?;
+        found["value"].as_str().map(str::to_owned)
+    };
+    let service = image["image"][0]["is_a_build_of__service"][0]["service_name"].as_str().map(str::to_owned);
+    Some(Exporter { name: label("job").or(service), port: label("port")?.parse().ok()?, path: label("path") })
 }
 
 /// What a device measures: waves about a level of its own, and counters that are their integrals.

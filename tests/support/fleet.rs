@@ -160,6 +160,11 @@ pub fn set_release(device: &mut Value, version: &str) {
     (device["is_running__release"], device["should_be_running__release"]) = (release.clone(), release);
 }
 
+/// Id of the release that the device runs.
+pub fn running_release(device: &Value) -> u64 {
+    device["is_running__release"][0]["id"].as_u64().expect("a release")
+}
+
 pub fn set_tag(device: &mut Value, key: &str, value: &str) {
     let tags = device["device_tag"].as_array_mut().expect("a list of tags");
     tags.retain(|tag| tag["tag_key"] != key);
