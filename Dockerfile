@@ -5,33 +5,34 @@ FROM prom/prometheus:v3.5.3 AS prometheus
 USER root
 # A fresh volume takes its owner from here: the sidecar alone may write targets. /tmp is a tmpfs with this mode.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
-COPY scripts/entrypoints/prometheus /entrypoint
+COPY scripts/entrypoints/common scripts/entrypoints/prometheus /entrypoints/
 COPY prometheus.yml /etc/prometheus/prometheus.yml
 COPY alerts /etc/prometheus/alerts
 USER 65534:65534
-ENTRYPOINT ["/bin/sh", "/entrypoint"]
+ENTRYPOINT ["/bin/sh", "/entrypoints/prometheus"]
 CMD []
 
 FROM prom/alertmanager:v0.33.1 AS alertmanager
 USER root
 RUN mkdir -p /tmp && chmod 1777 /tmp
-COPY scripts/entrypoints/alertmanager /entrypoint
-COPY alerts/alertmanager/alertmanager.yml /etc/alertmanager/alertmanager.yml
+COPY scripts/entrypoints/common scripts/entrypoints/alertmanager /entrypoints/
+COPY alerts/alertmanager /etc/alertmanager
 USER 65534:65534
-ENTRYPOINT ["/bin/sh", "/entrypoint"]
+ENTRYPOINT ["/bin/sh", "/entrypoints/alertmanager"]
 CMD []
 
 # 12.x: since 13.2 the Prometheus data source is a plugin that updates itself at the start.
 FROM grafana/grafana:12.4.11 AS grafana
 USER root
-# The database is on a tmpfs with this mode.
-RUN chmod 1777 /var/lib/grafana
+# The database is on a tmpfs with this mode. A fresh volume takes its owner from here: the password is Grafana's alone.
+RUN mkdir -p /password && chown 472:0 /password && chmod 700 /password && chmod 1777 /var/lib/grafana
+COPY scripts/entrypoints/common scripts/entrypoints/grafana /entrypoints/
 COPY grafana/grafana.ini /etc/grafana/grafana.ini
 COPY grafana/provisioning /etc/grafana/provisioning
 COPY dashboards /etc/grafana/dashboards
 USER 472:0
-# A variable of the whole fleet is here too, but the key is none of Grafana's business.
-ENTRYPOINT ["env", "-u", "API_KEY", "/run.sh"]
+ENTRYPOINT ["/bin/sh", "/entrypoints/grafana"]
+CMD []
 
 FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build

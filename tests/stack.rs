@@ -35,9 +35,9 @@ const PROMETHEUS: &str = "http://127.0.0.1:9090";
 const PATIENCE: Duration = Duration::from_secs(150);
 /// With all that could break out of a YAML string or a shell word.
 const PASSWORD: &str = r#"remote-write-"secret"-'$(id)'-\n: #9f41"#;
-const STACK_NAME: &str = "it's the \"test\" stack";
+const STACK_NAME: &str = "it's the \"test\" $HOME stack";
 /// What a memory of 1 GiB leaves beside balenaOS.
-const MEMORY: u64 = 832 << 20;
+const MEMORY: u64 = 688 << 20;
 const IMAGE_SIZE: u64 = 16 << 20;
 
 struct Stack {
@@ -122,7 +122,7 @@ impl Stack {
             "prometheus": {"environment": {
                 // As a variable of the whole fleet would be.
                 "API_KEY": KEY,
-                "STACK_NAME": STACK_NAME,
+                "STACK_NAME": STACK_NAME.replace('$', "$$"),
                 "REMOTE_WRITE_URL": "http://victoria-metrics:8428/api/v1/write",
                 "REMOTE_WRITE_USERNAME": "stack",
                 "REMOTE_WRITE_PASSWORD": PASSWORD.replace('$', "$$"),

@@ -8,6 +8,7 @@ mod demo;
 mod discovery_loop;
 mod disk;
 mod docs;
+mod entrypoints;
 mod faults;
 mod faults_doc;
 mod history;

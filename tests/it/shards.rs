@@ -22,7 +22,11 @@ fn example(shard: usize, list: &str) -> String {
     let blocks: Vec<_> = document.split("```yaml\n").skip(1).collect();
     let [block] = blocks[..] else { panic!("not one example") };
     let mut config = block.split("```").next().unwrap().to_owned();
-    for (from, to, times) in [("'1'", format!("'{shard}'"), 2), ("http://baletheus:9797/targets", list.to_owned(), 1)] {
+    for (from, to, times) in [
+        ("'1'", format!("'{shard}'"), 2),
+        (";1'", format!(";{shard}'"), 1),
+        ("http://baletheus:9797/targets", list.to_owned(), 1),
+    ] {
         assert_eq!(config.matches(from).count(), times, "{from} in\n{config}");
         config = config.replace(from, &to);
     }

@@ -26,6 +26,13 @@ pub fn node_exporter() -> PathBuf {
     find(names[0], &names, |_| true).unwrap_or_else(|| missing(names[0]))
 }
 
+/// Alertmanager; its amtool is beside it.
+pub fn alertmanager() -> PathBuf {
+    let beside = |binary: &Path| binary.with_file_name("amtool").is_file();
+    find("alertmanager", &["alertmanager", "prometheus-alertmanager"], beside)
+        .unwrap_or_else(|| missing("alertmanager"))
+}
+
 /// Docker Compose, version 2.
 pub fn docker_compose() -> PathBuf {
     let stack = "docker_compose is neither in target/tools nor on the PATH: run `scripts/tools stack`";
