@@ -2,7 +2,7 @@
 import type { Dashboard } from './dashboard.js';
 
 type Panel = Dashboard['panels'][number];
-const source = { type: 'prometheus', uid: 'prometheus' } as const;
+const source = { type: 'prometheus', uid: '${datasource}' } as const;
 const frame = { title: '', description: '', gridPos: { h: 1, w: 1, x: 0, y: 0 }, datasource: source } as const;
 const table = { frameIndex: 0, showHeader: true } as const;
 
