@@ -8,6 +8,7 @@ pub mod exporter;
 pub mod fleet;
 pub mod grafana;
 pub mod moments;
+pub mod node_exporter;
 pub mod odata;
 pub mod page;
 pub mod prometheus;
