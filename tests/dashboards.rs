@@ -101,7 +101,8 @@ fn alertmanager() -> Cloud {
             alertmanager_notifications_failed_total{integration=\"webhook\",reason=\"other\",receiver_name=\"webhook\"} 0\n\
             alertmanager_integrations 1\nprocess_resident_memory_bytes 3e7\nprocess_cpu_seconds_total 1\n";
         let page = if seen.target.as_str() == "/metrics" { &page[..] } else { b"" };
-        Some(Reply::status(200, &[("Content-Type", "text/plain; version=0.0.4")], page))
+        // Without the end of idle connections, which Prometheus would count as alerts that were dropped.
+        Some(Reply::status(200, &[("Content-Type", "text/plain; version=0.0.4"), ("Connection", "close")], page))
     });
     server
 }
@@ -740,6 +741,8 @@ fn an_empty_fleet_is_no_peace() {
         let stack = Stack::start(major, Vec::new(), "1s");
         wait_for_first_line(&stack, ["NO", "no device", "no target", "evaluated", ""]);
         let up = ["alertmanager", "baletheus", "baletheus-tunnel", "prometheus"];
+        let all = "count(up{uuid=''} == 1) == 4";
+        stack.prometheus.wait_until(all, PATIENCE, |_| (!stack.ask(all, true).is_empty()).then_some(()));
         let up = up.map(|job| format!("discovery: Services: {job} up"));
         let other = ["discovery: Age of the list: ", "Can this be believed?: Notifications delivered"];
         let other = |shown: &String| other.iter().any(|other| shown.contains(other));
