@@ -1,5 +1,6 @@
 //! The dashboards and the alerts ask for what is there: each query of each panel, variable, annotation and alert runs on a
-//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data.
+//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data. Where nothing
+//! is known, no panel shows peace.
 
 mod support;
 

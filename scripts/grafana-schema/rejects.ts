@@ -24,6 +24,8 @@ export const panels: Panel[] = [
   { ...frame, type: 'graph', targets: [], fieldConfig: { defaults: {}, overrides: [] }, options: {} },
   // @ts-expect-error a query without an expression
   { ...frame, type: 'table', targets: [{ refId: 'A', datasource: source }], fieldConfig: { defaults: {}, overrides: [] }, options: table },
+  // @ts-expect-error a data source that only one Grafana has
+  { ...frame, datasource: { type: 'prometheus', uid: 'prometheus' }, type: 'table', targets: [], fieldConfig: { defaults: {}, overrides: [] }, options: table },
   // @ts-expect-error a format that there is none of
   { ...frame, type: 'table', targets: [{ refId: 'A', datasource: source, expr: 'up', format: 'csv' }], fieldConfig: { defaults: {}, overrides: [] }, options: table },
   // @ts-expect-error an override of a field that the panel does not have

@@ -94,8 +94,8 @@ pub fn shown(panel: &Value, field: &str, value: Option<&str>) -> Shown {
     let defaults = &panel["fieldConfig"]["defaults"];
     let property = |id: &str| {
         let overrides = list(panel, "/fieldConfig/overrides").iter().filter(|rule| matches(&rule["matcher"], field));
-        let found = overrides.flat_map(|rule| list(rule, "/properties")).filter(|property| property["id"] == id);
-        found.last().map_or(&defaults[id], |property| &property["value"])
+        let mut found = overrides.flat_map(|rule| list(rule, "/properties")).filter(|property| property["id"] == id);
+        found.next_back().map_or(&defaults[id], |property| &property["value"])
     };
     let mapped = value.and_then(|value| {
         let results = property("mappings").as_array()?.iter().filter(|mapping| mapping["type"] == "value");
@@ -106,8 +106,8 @@ pub fn shown(panel: &Value, field: &str, value: Option<&str>) -> Shown {
     }
     let number = value.and_then(|value| value.parse().ok()).unwrap_or(f64::NEG_INFINITY);
     let thresholds = list(property("thresholds"), "/steps").iter();
-    let reached = thresholds.filter(|step| step["value"].as_f64().unwrap_or(f64::NEG_INFINITY) <= number);
-    let color = reached.last().map_or("", |step| text(step, "color"));
+    let mut reached = thresholds.filter(|step| step["value"].as_f64().unwrap_or(f64::NEG_INFINITY) <= number);
+    let color = reached.next_back().map_or("", |step| text(step, "color"));
     let empty = text(defaults, "noValue");
     Shown { text: value.unwrap_or(empty).to_owned(), color: color.to_owned() }
 }
