@@ -26,7 +26,8 @@ type Json<T> =
 type Without<T, K extends PropertyKey> = { [P in keyof T as P extends K ? never : P]: T[P] };
 
 type Query = Json<Dataquery> & { refId: string; datasource: Source };
-type Source = { type: 'prometheus'; uid: 'prometheus' };
+// A variable, so that the dashboards work beside any Prometheus.
+type Source = { type: 'prometheus'; uid: '${datasource}' };
 
 // @grafana/schema types it as any object.
 interface DataLink {
@@ -40,7 +41,15 @@ interface Organize {
   indexByName: Record<string, number>;
   renameByName: Record<string, string>;
 }
-type Transformation = { id: 'merge'; options: Record<string, never> } | { id: 'organize'; options: Organize };
+interface FilterByValue {
+  filters: { fieldName: string; config: { id: 'isNotNull'; options: Record<string, never> } }[];
+  match: 'all' | 'any';
+  type: 'include' | 'exclude';
+}
+type Transformation =
+  | { id: 'filterByValue'; options: FilterByValue }
+  | { id: 'merge'; options: Record<string, never> }
+  | { id: 'organize'; options: Organize };
 
 // The name of an override gives the type of its value. `custom.` is the prefix of the panel's options.
 type Defaults<Custom> = Without<Json<schema.FieldConfig>, 'custom' | 'links'> & { custom?: Custom; links?: DataLink[] };

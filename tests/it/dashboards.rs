@@ -1,12 +1,12 @@
 //! The dashboards and the alerts ask for what is there: each query of each panel, variable, annotation and alert runs on a
-//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data.
+//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data. Where nothing
+//! is known, no panel shows peace.
 
 use crate::support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,15 +18,14 @@ use serde_json::{Value, json};
 use support::alerts::{rule_files, rules};
 use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find};
-use support::grafana::{Dashboard, dashboards, interpolate, labels_of, list, text};
+use support::fleet::{demo_fleet, find, set_release};
+use support::grafana::{Dashboard, Shown, dashboards, interpolate, is_colored, labels_of, list, shown, text};
+use support::node_exporter;
 use support::prometheus::Prometheus;
 use support::sidecar::{PATIENCE, Running, Sidecar};
-use support::tools;
 
 /// Panels that may have nothing to show here, each with its reason.
-const MAY_BE_EMPTY: [(&str, &str); 1] =
-    [("Collectors that fail", "all collectors of node_exporter may work on this machine")];
+const MAY_BE_EMPTY: [(&str, &str); 1] = [("IP addresses", "this machine may have loopback only")];
 
 /// Panels with a query that this machine may not answer, but the simulated board does: what the kernel or the hardware has.
 const OF_A_BOARD: [(&str, &str); 4] = [
@@ -85,15 +84,22 @@ const QUIET: [(&str, &str); 41] = [
 const REAL: &str = "fridge-01";
 const BOARD: &str = "gateway-north";
 
+fn uuid_of(devices: &[Value], name: &str) -> Option<String> {
+    let device = devices.iter().find(|device| device["device_name"] == name)?;
+    Some(text(device, "uuid").to_owned())
+}
+
 /// What runs, and ends in this order.
 struct Stack {
     prometheus: Prometheus,
     start: SystemTime,
     uuids: BTreeMap<&'static str, String>,
-    _programs: [Running; 3],
+    _programs: [Running; 2],
+    baletheus: Option<Running>,
     _sidecar: Sidecar,
     _exporters: Exporters,
-    _cloud: Arc<Cloud>,
+    cloud: Arc<Cloud>,
+    _backends: [Cloud; 2],
 }
 
 /// Offline: five of the eight street lamps. Not scraped: five of the nine in the cold chain. The rest has one trouble each.
@@ -116,14 +122,18 @@ fn troubled_fleet() -> Vec<Value> {
     devices
 }
 
-/// With all of its usual collectors.
-fn node_exporter() -> (Running, SocketAddr) {
-    let mut command = Command::new(tools::node_exporter());
-    command.arg("--web.listen-address=127.0.0.1:0");
-    let running = Running::spawn(command);
-    let line = running.wait_for(r#"msg="Listening on""#);
-    let address = line.split_whitespace().find_map(|word| word.strip_prefix("address="));
-    (running, address.expect("an address").parse().expect("an address"))
+/// Takes all alerts, and has the metrics of a real one that a dashboard asks for.
+fn alertmanager() -> Cloud {
+    let server = Cloud::start(Vec::new());
+    server.intercept(|seen, _| {
+        let page = b"alertmanager_notifications_total{integration=\"webhook\",receiver_name=\"webhook\"} 3\n\
+            alertmanager_notifications_failed_total{integration=\"webhook\",reason=\"other\",receiver_name=\"webhook\"} 0\n\
+            alertmanager_integrations 1\nprocess_resident_memory_bytes 3e7\nprocess_cpu_seconds_total 1\n";
+        let page = if seen.target.as_str() == "/metrics" { &page[..] } else { b"" };
+        // Without the end of idle connections, which Prometheus would count as alerts that were dropped.
+        Some(Reply::status(200, &[("Content-Type", "text/plain; version=0.0.4"), ("Connection", "close")], page))
+    });
+    server
 }
 
 /// The rules as they are, but for their patience.
@@ -142,53 +152,129 @@ fn impatient_rules() -> String {
             groups.push(Value::Object(group.clone()));
         }
     }
+    // One that proves that rules run, and one of the stack itself.
+    groups.push(json!({ "name": "of this test", "rules": [
+        { "alert": "AlwaysFiring", "expr": "vector(1)", "labels": { "severity": "none" } },
+        { "alert": "OfTheStack", "expr": "up{job='prometheus'} == 1", "labels": { "severity": "info", "scope": "stack" } },
+    ] }));
     json!({ "groups": groups }).to_string() // which is YAML as well
 }
 
-impl Stack {
-    fn start() -> Self {
-        let cloud = Arc::new(Cloud::start(troubled_fleet()));
-        let exporters = Exporters::start(&cloud);
-        let uuid = |name: &str| cloud.change(|devices| text(find(devices, name), "uuid").to_owned());
-        let (node_exporter, address) = node_exporter();
-        exporters.forward(&uuid(REAL), address);
-        let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-        for name in ["fridge-02", "fridge-04", "fridge-05", "freezer-01", "冷蔵庫-07"] {
-            exporters.forward(&uuid(name), nobody);
-        }
+/// Where the programs listen that a Prometheus scrapes, asks or tells.
+struct Addresses {
+    sidecar: String,
+    /// The tunnel's URL.
+    proxy: String,
+    alertmanager: String,
+    /// The URL for remote write.
+    backend: String,
+}
 
+/// The jobs that `prometheus.yml` has, asked as often as this.
+fn stack_config(scrape: &str, at: &Addresses) -> Value {
+    let job = |name: &str, target: &str| json!({ "job_name": name, "static_configs": [{ "targets": [target] }] });
+    json!({
+        "global": { "scrape_interval": scrape, "scrape_timeout": "1s", "evaluation_interval": "1s" },
+        "rule_files": ["rules.yml"],
+        "alerting": { "alertmanagers": [{ "static_configs": [{ "targets": [at.alertmanager] }] }] },
+        "remote_write": [{ "url": at.backend }],
+        "scrape_configs": [
+            { "job_name": "balena", "proxy_url": at.proxy, "file_sd_configs": [{ "files": ["balena.json"] }] },
+            job("baletheus", &at.sidecar),
+            job("baletheus-tunnel", at.proxy.trim_start_matches("http://")),
+            job("alertmanager", &at.alertmanager),
+            { "job_name": "prometheus", "file_sd_configs": [{ "files": ["own.json"] }] },
+        ],
+    })
+}
+
+/// The configuration for one's own Prometheus in `docs/dashboards.md`, with the addresses of this test.
+fn own_config(at: &Addresses) -> Value {
+    let document = include_str!("../docs/dashboards.md");
+    let (_, rest) = document.split_once("```yaml\n").expect("a block of YAML");
+    let (yaml, _) = rest.split_once("```").expect("its end");
+    let mut text = yaml.to_owned();
+    for (there, here) in [
+        ("http://127.0.0.1:9798", at.proxy.as_str()),
+        ("127.0.0.1:9798", at.proxy.trim_start_matches("http://")),
+        ("127.0.0.1:9797", &at.sidecar),
+        ("127.0.0.1:9093", &at.alertmanager),
+        ("alerts/*.yml", "rules.yml"),
+        ("scrape_interval: 60s", "{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}"),
+        ("static_configs:\n      - targets: ['127.0.0.1:9090']", "file_sd_configs: [{files: [own.json]}]"),
+    ] {
+        assert!(text.contains(there), "{there} in\n{yaml}");
+        text = text.replace(there, here);
+    }
+    yaml_serde::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"))
+}
+
+impl Stack {
+    /// Everything runs, and Prometheus scrapes as often as this.
+    fn start(major: u8, devices: Vec<Value>, scrape: &str) -> Self {
+        Self::start_with(major, devices, |at| stack_config(scrape, at))
+    }
+
+    fn start_with(major: u8, devices: Vec<Value>, config: impl FnOnce(&Addresses) -> Value) -> Self {
+        let cloud = Arc::new(Cloud::start(devices));
+        let exporters = Exporters::start(&cloud);
+        let uuids: BTreeMap<_, _> = [REAL, BOARD, "gw-bergen"]
+            .into_iter()
+            .filter_map(|name| Some((name, cloud.change(|devices| uuid_of(devices, name))?)))
+            .collect();
         let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud)
             .env("EXPORTERS", "node:80")
             .env("LISTEN_ADDRESS", "127.0.0.1:0")
             .env("DEVICE_REFRESH_RATE", "1s")
             .env("DEVICE_METRICS", "true");
+        let (node_exporter, address) = node_exporter::start(&sidecar.path("device"), node_exporter::OF_THE_CONTAINER);
+        let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+        if let Some(real) = uuids.get(REAL) {
+            exporters.forward(real, address);
+        }
+        for name in ["fridge-02", "fridge-04", "fridge-05", "freezer-01", "冷蔵庫-07"] {
+            if let Some(uuid) = cloud.change(|devices| uuid_of(devices, name)) {
+                exporters.forward(&uuid, nobody);
+            }
+        }
+
         let running = sidecar.start();
         let line = running.wait_for("status on http://");
-        let status = line.rsplit_once("http://").expect("a URL").1;
-        running.wait_for("updated balena.json");
+        let status = line.rsplit_once("http://").expect("a URL").1.to_owned();
+        if !uuids.is_empty() {
+            running.wait_for("updated balena.json");
+        }
         let (tunnel, proxy) = sidecar.tunnel(&exporters.vpn.url());
+        let alertmanager = alertmanager();
+        let alerts = alertmanager.url().replace("http://", "");
+        let backend = Cloud::start(Vec::new());
+        backend.intercept(|_, _| Some(Reply::status(200, &[], b"")));
         fs::write(sidecar.path("rules.yml"), impatient_rules()).expect("written");
-        // The jobs that prometheus.yml has, but fast, so that there is soon enough to compute rates of.
-        let config = json!({
-            "global": { "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" },
-            "rule_files": ["rules.yml"],
-            "scrape_configs": [
-                { "job_name": "balena", "proxy_url": proxy, "file_sd_configs": [{ "files": ["balena.json"] }] },
-                { "job_name": "baletheus", "static_configs": [{ "targets": [status] }] },
-                { "job_name": "baletheus-tunnel", "static_configs": [{ "targets": [proxy.trim_start_matches("http://")] }] },
-                { "job_name": "prometheus", "file_sd_configs": [{ "files": ["own.json"] }] },
-            ],
-        });
         let path = sidecar.path("prometheus.yml");
-        fs::write(&path, config.to_string()).expect("written");
-        let (start, prometheus) = (SystemTime::now(), Prometheus::start(3, &path));
+        let at = Addresses { sidecar: status, proxy, alertmanager: alerts, backend: backend.url() };
+        fs::write(&path, config(&at).to_string()).expect("written");
+        let (start, prometheus) = (SystemTime::now(), Prometheus::start(major, &path));
         let address = prometheus.url().replace("http://", "");
         fs::write(sidecar.path("own.json"), json!([{ "targets": [address] }]).to_string()).expect("written");
+        Self {
+            prometheus,
+            start,
+            uuids,
+            _programs: [tunnel, node_exporter],
+            baletheus: Some(running),
+            _sidecar: sidecar,
+            _exporters: exporters,
+            cloud,
+            _backends: [alertmanager, backend],
+        }
+    }
 
-        // One refresh fails, and one device comes and goes.
+    /// One refresh fails, one device comes and goes, and one gets a new release.
+    fn live(&self) {
+        let cloud = &self.cloud;
         let once = AtomicBool::new(true);
         cloud.intercept(move |_, _| once.swap(false, Ordering::Relaxed).then(|| Reply::status(500, &[], b"")));
-        let flapping = uuid("gw-bergen");
+        let flapping = &self.uuids["gw-bergen"];
         for hour in 1..=7 {
             let time = UNIX_EPOCH + Duration::from_secs(1_790_000_000 + hour * 3600);
             let event = json!(humantime::format_rfc3339_millis(time).to_string());
@@ -196,22 +282,22 @@ impl Stack {
             let name = "balena_device_last_connectivity_event_timestamp_seconds";
             let seconds = 1_790_000_000 + hour * 3600;
             let seen = format!("{name}{{uuid='{flapping}'}} == {seconds}");
-            prometheus.wait_until(&seen, PATIENCE, |prometheus| (prometheus.query(&seen).len() == 1).then_some(()));
+            self.prometheus
+                .wait_until(&seen, PATIENCE, |prometheus| (prometheus.query(&seen).len() == 1).then_some(()));
         }
-        let uuids = [REAL, BOARD].map(|name| (name, uuid(name))).into();
-        Self {
-            prometheus,
-            start,
-            uuids,
-            _programs: [running, tunnel, node_exporter],
-            _sidecar: sidecar,
-            _exporters: exporters,
-            _cloud: cloud,
+        for name in [REAL, BOARD] {
+            cloud.change(|devices| set_release(find(devices, name), "9.9.9"));
+            cloud.change(|devices| find(devices, name)["os_version"] = json!("balenaOS 9.9.9"));
         }
     }
 
     /// The labels of all series that have a number in them, now or since the start.
     fn ask(&self, query: &str, instant: bool) -> Vec<BTreeMap<String, String>> {
+        self.ask_values(query, instant).into_iter().map(|(labels, _)| labels).collect()
+    }
+
+    /// The same, with the last number of each.
+    fn ask_values(&self, query: &str, instant: bool) -> Vec<(BTreeMap<String, String>, String)> {
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("a time").as_secs().to_string();
         let path = if instant { "query" } else { "query_range" };
         let mut parameters = vec![("query", query.to_owned())];
@@ -221,18 +307,25 @@ impl Stack {
         }
         let url = Url::parse_with_params(&format!("http://prometheus/{path}"), &parameters).expect("a URL");
         let answer = self.prometheus.api(&url.as_str()["http://prometheus/".len()..]);
-        let is_number = |sample: &Value| text(&json!({ "v": sample[1] }), "v").parse::<f64>().is_ok_and(f64::is_finite);
-        let with_data = |series: &&Value| is_number(&series["value"]) || list(series, "/values").iter().any(is_number);
+        let number = |sample: &Value| {
+            let value = sample[1].as_str()?;
+            value.parse::<f64>().is_ok_and(f64::is_finite).then(|| value.to_owned())
+        };
+        let last =
+            |series: &Value| number(&series["value"]).or(list(series, "/values").iter().filter_map(number).next_back());
         let labels = |series: &Value| {
             let labels = series["metric"].as_object().expect("labels").iter();
             labels.map(|(name, value)| (name.clone(), value.as_str().expect("text").to_owned())).collect()
         };
-        list(&answer, "/result").iter().filter(with_data).map(labels).collect()
+        list(&answer, "/result").iter().filter_map(|series| Some((labels(series), last(series)?))).collect()
     }
 
     /// What Grafana would offer for a variable.
     fn values_of(&self, variable: &Value, known: &BTreeMap<String, String>) -> Vec<String> {
-        if variable["type"] == "custom" {
+        if variable["type"] == "datasource" {
+            return vec!["of-this-test".to_owned()];
+        }
+        if ["custom", "textbox"].contains(&text(variable, "type")) {
             return list(variable, "/options").iter().map(|option| text(option, "value").to_owned()).collect();
         }
         let query = interpolate(text(&variable["query"], "query"), known);
@@ -255,7 +348,7 @@ impl Stack {
 
     /// Values for all variables, with one device where one is chosen. What a custom variable offers is tried one by one.
     fn choices(&self, dashboard: &Dashboard, device: &str) -> Vec<BTreeMap<String, String>> {
-        let own = [("__rate_interval", "20s"), ("__interval", "5s"), ("__range", "60s")];
+        let own = [("__rate_interval", "20s")];
         let mut all = vec![BTreeMap::from(own.map(|(name, value)| (name.to_owned(), value.to_owned())))];
         for variable in dashboard.variables() {
             let name = text(variable, "name");
@@ -263,9 +356,12 @@ impl Stack {
             let mut chosen = match name {
                 _ if variable["type"] == "custom" => found,
                 "device" => found.into_iter().filter(|uuid| uuid == device).collect(),
-                _ if variable["includeAll"] == true && !found.is_empty() => vec![text(variable, "allValue").to_owned()],
+                _ if variable["includeAll"] == true => vec![text(variable, "allValue").to_owned()],
                 _ => found.into_iter().take(1).collect(),
             };
+            if chosen.is_empty() && device.is_empty() {
+                chosen.push(String::new()); // as Grafana does
+            }
             if chosen.is_empty() {
                 return Vec::new();
             }
@@ -314,7 +410,8 @@ fn questions(dashboard: &Dashboard) -> Vec<Question> {
         all.push(Question {
             name: format!("{}: annotation {}", dashboard.file, text(annotation, "name")),
             panel: String::new(),
-            expr: text(&annotation["target"], "expr").to_owned(),
+            // Time goes faster here.
+            expr: text(&annotation["target"], "expr").replace("offset 2m", "offset 5s"),
             instant: false,
             labels: texts.into_iter().map(str::to_owned).collect(),
             needs_data: true,
@@ -338,7 +435,7 @@ fn unanswered(stack: &Stack, dashboard: &Dashboard, question: &Question) -> Opti
         let mut missing = Vec::new();
         for values in choices {
             let query = interpolate(&question.expr, &values);
-            assert!(!query.contains('$'), "{}: {query}", question.name);
+            assert!(!query.replace("$1", "").contains('$'), "{}: {query}", question.name);
             let series = stack.ask(&query, question.instant);
             let labels: BTreeSet<_> = series.iter().flat_map(BTreeMap::keys).cloned().collect();
             let wanted: Vec<_> = question.labels.iter().map(|label| interpolate(label, &values)).collect();
@@ -358,7 +455,8 @@ fn unanswered(stack: &Stack, dashboard: &Dashboard, question: &Question) -> Opti
 
 #[test]
 fn every_query_gives_data() {
-    let (stack, dashboards) = (Stack::start(), dashboards());
+    let (stack, dashboards) = (Stack::start(3, troubled_fleet(), "1s"), dashboards());
+    stack.live();
     let deadline = Instant::now() + 2 * PATIENCE;
     let mut open: Vec<_> = dashboards
         .iter()
@@ -429,7 +527,7 @@ fn columns(stack: &Stack, dashboards: &[Dashboard]) {
 #[test]
 fn each_panel_is_whole_and_in_its_place() {
     let types = ["timeseries", "stat", "gauge", "bargauge", "table", "state-timeline", "text"];
-    let source = json!({ "type": "prometheus", "uid": "prometheus" });
+    let source = json!({ "type": "prometheus", "uid": "${datasource}" });
     let dashboards = dashboards();
     let uids: BTreeSet<_> = dashboards.iter().map(Dashboard::uid).collect();
     let names = ["baletheus-device", "baletheus-discovery", "baletheus-fleet", "baletheus-node"];
@@ -439,6 +537,11 @@ fn each_panel_is_whole_and_in_its_place() {
         assert!(json["schemaVersion"].as_u64() >= Some(41), "{file}: schemaVersion");
         for key in ["__inputs", "__requires", "id", "iteration"] {
             assert!(json.get(key).is_none(), "{file} was exported with {key}");
+        }
+        let first = &dashboard.variables()[0];
+        assert_eq!((text(first, "name"), text(first, "type")), ("datasource", "datasource"), "{file}: first variable");
+        for annotation in list(json, "/annotations/list").iter().filter(|annotation| annotation["builtIn"] != 1) {
+            assert_eq!(annotation["datasource"], source, "{file}: annotation {}", annotation["name"]);
         }
         for variable in dashboard.variables().iter().filter(|variable| variable["type"] == "query") {
             assert_eq!(variable["datasource"], source, "{file}: variable {}", variable["name"]);
@@ -453,9 +556,14 @@ fn each_panel_is_whole_and_in_its_place() {
             for target in list(panel, "/targets") {
                 assert_eq!(target["datasource"], source, "{name}");
             }
-            for key in ["unit", "noValue"] {
-                assert!(!text(&panel["fieldConfig"]["defaults"], key).is_empty(), "{name}: no {key}");
-            }
+            let defaults = &panel["fieldConfig"]["defaults"];
+            assert!(!text(defaults, "unit").is_empty(), "{name}: no unit");
+            assert!(text(defaults, "noValue").starts_with("No data"), "{name}: without data, it says something else");
+            let base = text(&defaults["thresholds"]["steps"][0], "color");
+            assert!(
+                ["red", "text"].contains(&base) || text(panel, "type") == "bargauge",
+                "{name}: {base} without data"
+            );
         }
         in_their_places(file, list(json, "/panels"));
         for url in dashboard.links() {
@@ -491,10 +599,278 @@ fn leads_somewhere(file: &str, url: &str, dashboards: &[Dashboard]) {
         return assert!(url.starts_with("https://"), "{file}: {url}");
     };
     let (uid, query) = path.split_once('?').expect("variables");
+    assert!(query.starts_with("var-datasource=${datasource}&"), "{file}: {url} leads to another data source");
     let found = dashboards.iter().find(|dashboard| dashboard.uid() == uid);
     let found = found.unwrap_or_else(|| panic!("{file}: {url} leads to no dashboard"));
     for parameter in query.split('&').filter_map(|pair| pair.strip_prefix("var-")) {
         let name = parameter.split_once('=').expect("a value").0;
         assert!(found.variables().iter().any(|variable| variable["name"] == name), "{file}: {url}: no variable {name}");
+    }
+}
+
+/// What a panel shows that may be taken for peace: in green, or in words.
+fn calm(stack: &Stack, panel: &Value, values: &BTreeMap<String, String>) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut see = |what: &str, shown: Shown| {
+        if shown.color.contains("green") {
+            found.push(format!("{what} {}", shown.text).trim().to_owned());
+        }
+    };
+    if ["stat", "gauge", "bargauge"].contains(&text(panel, "type")) {
+        see("", shown(panel, "", None));
+    }
+    let targets = list(panel, "/targets");
+    for target in targets {
+        let series = stack.ask_values(&interpolate(text(target, "expr"), values), target["instant"] == true);
+        for (labels, value) in series {
+            match text(panel, "type") {
+                "table" => {
+                    let several = targets.len() > 1;
+                    let value_of =
+                        if several { format!("Value #{}", text(target, "refId")) } else { "Value".to_owned() };
+                    let columns = list(panel, "/transformations").iter().find(|step| step["id"] == "organize");
+                    let columns = &columns.expect("organized")["options"]["renameByName"];
+                    for (label, value) in labels.iter().chain([(&value_of, &value)]) {
+                        let column = text(columns, label);
+                        if is_colored(panel, column) {
+                            see(column, shown(panel, column, Some(value)));
+                        }
+                    }
+                }
+                "timeseries" => {}
+                _ => {
+                    let name = interpolate_labels(text(target, "legendFormat"), &labels);
+                    see(&name, shown(panel, &name, Some(&value)));
+                }
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn interpolate_labels(legend: &str, labels: &BTreeMap<String, String>) -> String {
+    labels.iter().fold(legend.to_owned(), |legend, (name, value)| legend.replace(&format!("{{{{{name}}}}}"), value))
+}
+
+/// Every panel of every dashboard that shows peace, with what it shows; the first line of the home dashboard is red.
+fn peace(stack: &Stack, device: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for dashboard in dashboards() {
+        let choices = stack.choices(&dashboard, device);
+        for panel in dashboard.panels() {
+            for values in &choices {
+                let title = format!("{}: {}", dashboard.file.trim_end_matches(".json"), text(panel, "title"));
+                found.extend(calm(stack, panel, values).into_iter().map(|what| format!("{title}: {what}")));
+            }
+        }
+    }
+    found
+}
+
+/// The tiles of the first line, in their order.
+fn first_line(stack: &Stack) -> Vec<(String, Shown)> {
+    let dashboards = dashboards();
+    let fleet = dashboards.iter().find(|dashboard| dashboard.uid() == "baletheus-fleet").expect("the home dashboard");
+    let panel = fleet.panels()[0].clone();
+    assert_eq!(panel["gridPos"]["y"], 0, "it comes first");
+    let tiles = list(&panel, "/targets").iter().map(|target| {
+        let (name, answer) = (text(target, "legendFormat"), stack.ask_values(text(target, "expr"), true));
+        assert_eq!(answer.len(), 1, "{name} always has one value");
+        (name.to_owned(), shown(&panel, name, Some(&answer[0].1)))
+    });
+    tiles.collect()
+}
+
+/// Waits for it, and fails with the last one that it saw; an empty text is any.
+fn wait_for_first_line(stack: &Stack, wanted: [&str; 5]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let line = first_line(stack);
+        let texts: Vec<_> = line.iter().map(|(_, shown)| shown.text.as_str()).collect();
+        if texts.iter().zip(wanted).all(|(text, wanted)| wanted.is_empty() || *text == wanted) {
+            let color = if texts[0] == "yes" { "green" } else { "red" };
+            return assert_eq!(line[0].1.color, color, "the color of {:?}", texts[0]);
+        }
+        assert!(Instant::now() < deadline, "the first line is {texts:?} and not {wanted:?}");
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn set<const N: usize>(all: [&str; N]) -> BTreeSet<String> {
+    all.into_iter().map(str::to_owned).collect()
+}
+
+const DEAD: [&str; 5] = ["NO", "no answer", "answered", "evaluated", ""];
+
+/// Of what Prometheus goes on to scrape, it still knows that all is well; of balenaCloud and of alerts, nothing.
+fn a_dead_sidecar_shows(major: u8) {
+    let mut stack = Stack::start(major, troubled_fleet(), "1s");
+    // Prometheus 2 drops what its rules say before it knows of Alertmanager.
+    let (all, sent) = if major == 2 { ("", "") } else { ("yes", "delivered") };
+    wait_for_first_line(&stack, [all, "current", "answered", "evaluated", sent]);
+    stack.baletheus = None; // which kills it
+    wait_for_first_line(&stack, DEAD);
+    let uuid = stack.uuids[BOARD].clone();
+    let shown = peace(&stack, &uuid);
+    // Of the exporters, which Prometheus goes on to scrape.
+    let exporters = [
+        "discovery: Can this be believed?: ",
+        "discovery: Services: ",
+        "fleet-overview: Can this be believed?: ",
+        "fleet-overview: Devices: CPU ",
+        "fleet-overview: Devices: Disk ",
+        "fleet-overview: Devices: Memory ",
+        "fleet-overview: Devices: Temperature ",
+    ];
+    let others: Vec<_> = shown.iter().filter(|shown| !exporters.iter().any(|known| shown.starts_with(known))).collect();
+    assert!(others.is_empty(), "{others:#?}");
+    assert!(!shown.contains("fleet-overview: Can this be believed?: Believe it? yes"), "{shown:#?}");
+    let table =
+        dashboards().into_iter().find(|dashboard| dashboard.uid() == "baletheus-fleet").expect("the home dashboard");
+    let values = &stack.choices(&table, "")[0];
+    let panel =
+        table.panels().into_iter().find(|panel| text(panel, "title") == "Devices" && text(panel, "type") == "table");
+    let states = stack.ask_values(&interpolate(text(&panel.expect("a table")["targets"][0], "expr"), values), true);
+    let states: BTreeSet<_> = states.iter().map(|(_, state)| state.as_str()).collect();
+    assert_eq!(states, ["10", "11"].into(), "no state that balenaCloud would have to tell");
+}
+
+#[test]
+fn a_dead_sidecar_is_no_peace() {
+    a_dead_sidecar_shows(3);
+}
+
+#[test]
+fn a_dead_sidecar_is_no_peace_to_prometheus_2() {
+    a_dead_sidecar_shows(2);
+}
+
+/// Rules run from the first second on; nothing is scraped for minutes.
+#[test]
+fn a_prometheus_that_just_started_is_no_peace() {
+    for major in [2, 3] {
+        let stack = Stack::start(major, troubled_fleet(), "100d");
+        wait_for_first_line(&stack, ["NO", "no answer", "no target", "evaluated", "no Alertmanager"]);
+        assert_eq!(peace(&stack, ""), set(RULES_RUN), "Prometheus {major}");
+    }
+}
+
+const RULES_RUN: [&str; 2] =
+    ["discovery: Can this be believed?: Rules evaluated", "fleet-overview: Can this be believed?: Rules evaluated"];
+
+#[test]
+fn an_empty_fleet_is_no_peace() {
+    for major in [2, 3] {
+        let stack = Stack::start(major, Vec::new(), "1s");
+        wait_for_first_line(&stack, ["NO", "no device", "no target", "evaluated", ""]);
+        let up = ["alertmanager", "baletheus", "baletheus-tunnel", "prometheus"];
+        let all = "count(up{uuid=''} == 1) == 4";
+        stack.prometheus.wait_until(all, PATIENCE, |_| (!stack.ask(all, true).is_empty()).then_some(()));
+        let up = up.map(|job| format!("discovery: Services: {job} up"));
+        let other = ["discovery: Age of the list: ", "Can this be believed?: Notifications delivered"];
+        let other = |shown: &String| other.iter().any(|other| shown.contains(other));
+        let shown: BTreeSet<_> = peace(&stack, "").into_iter().filter(|shown| !other(shown)).collect();
+        let known: BTreeSet<_> = set(RULES_RUN).into_iter().chain(up).collect();
+        assert_eq!(shown, known, "Prometheus {major}");
+    }
+}
+
+/// Metrics of exporters on devices.
+fn of_devices(name: &str) -> bool {
+    name.starts_with("node_")
+}
+
+/// The rules of Grafana's dashboard linter that matter here, and some for these dashboards.
+#[test]
+fn queries_ask_as_they_should() {
+    let selector = Regex::new(r"(?-u:\b)([a-zA-Z_:][a-zA-Z0-9_:]*)\{([^}]*)\}").expect("a regular expression");
+    let range = Regex::new(r"(?-u:\b)(i?rate)\([^\[\]]*\[([^\]]*)\]").expect("a regular expression");
+    let alerts: Vec<_> = rules().into_iter().filter_map(|rule| rule.alert).collect();
+    let mut selectors = 0;
+    for dashboard in dashboards() {
+        for (panel, target) in dashboard
+            .panels()
+            .iter()
+            .flat_map(|panel| list(panel, "/targets").iter().map(move |target| (panel, target)))
+        {
+            let (expr, name) = (text(target, "expr"), format!("{}: {}", dashboard.file, text(panel, "title")));
+            for window in range.captures_iter(expr) {
+                assert_eq!(&window[2], "$__rate_interval", "{name}: {expr}");
+            }
+            if range.is_match(expr) && selector.captures_iter(expr).any(|found| of_devices(&found[1])) {
+                // A window of 6 minutes at least, so that an exporter that is asked every 2 minutes has 3 samples in it.
+                assert_eq!(text(target, "interval"), "90s", "{name}: shortest step");
+            }
+            for found in selector.captures_iter(expr) {
+                selectors += 1;
+                let (metric, matchers) = (&found[1], &found[2]);
+                // Of devices, only the sidecar says what balenaCloud knows.
+                let trusted = !metric.starts_with("balena_device_") || matchers.contains("job=\"baletheus\"");
+                assert!(trusted, "{name}: {metric}{{{matchers}}} may come from a device");
+                let needed: &[&str] = match (dashboard.uid(), metric) {
+                    (_, "ALERTS" | "ALERTS_FOR_STATE") => &["severity"],
+                    ("baletheus-discovery", metric) if metric.starts_with("baletheus_") => &["job|instance"],
+                    ("baletheus-device" | "baletheus-node", "up") if matchers.contains("job=") => &[],
+                    ("baletheus-device", _) => &["uuid=\"$device\", uuid!=\"\""],
+                    ("baletheus-node", _) => &["uuid=\"$device\", uuid!=\"\"", "job=~\"$job\""],
+                    ("baletheus-fleet", metric) if of_devices(metric) => &["uuid!=\"\""],
+                    _ => &[],
+                };
+                for needed in needed {
+                    let there = needed.split('|').any(|one| matchers.contains(one));
+                    assert!(there, "{name}: {metric}{{{matchers}}} without {needed}");
+                }
+            }
+            // They change; what counts is the labels severity and scope.
+            let named = alerts.iter().find(|alert| expr.contains(&format!("{alert}\"")));
+            assert!(named.is_none(), "{name} asks for the alert {named:?}");
+            assert!(!expr.contains("count(count by"), "{name}: count() alone will do");
+        }
+    }
+    assert!(selectors > 200, "{selectors} selectors");
+}
+
+/// The lines in the graphs of a device are where alerts fire.
+#[test]
+fn lines_are_the_thresholds_of_alerts() {
+    let limits: Vec<f64> = {
+        let compared = Regex::new(r"(?:>=?|<=?)\s*(-?[0-9.]+)").expect("a regular expression");
+        let rules: Vec<_> = rules().into_iter().filter(|rule| rule.alert.is_some()).map(|rule| rule.expr).collect();
+        rules.iter().flat_map(|expr| compared.captures_iter(expr).filter_map(|found| found[1].parse().ok())).collect()
+    };
+    let mut lines = BTreeMap::new();
+    for dashboard in dashboards() {
+        for panel in dashboard.panels() {
+            let defaults = &panel["fieldConfig"]["defaults"];
+            if defaults["custom"]["thresholdsStyle"]["mode"] == "dashed" {
+                let line = defaults["thresholds"]["steps"][1]["value"].as_f64().expect("a line");
+                assert!(limits.contains(&line), "{}: {line} is no threshold of an alert", text(panel, "title"));
+                lines.insert(text(panel, "title").to_owned(), line);
+            }
+        }
+    }
+    let titles: Vec<_> = lines.keys().map(String::as_str).collect();
+    assert_eq!(titles, ["Disk", "Memory", "Temperature"]);
+}
+
+/// As `docs/dashboards.md` says it: the first line is green, and `instance` is what people read.
+#[test]
+fn ones_own_prometheus_is_enough() {
+    for major in [2, 3] {
+        let stack = Stack::start_with(major, demo_fleet(), own_config);
+        wait_for_first_line(&stack, ["", "current", "answered", "evaluated", ""]);
+        let devices = stack.cloud.change(|devices| devices.clone());
+        let name = |device: &Value| format!("{} ({:.7})", text(device, "device_name"), text(device, "uuid"));
+        let names: BTreeMap<_, _> =
+            devices.iter().map(|device| (text(device, "uuid").to_owned(), name(device))).collect();
+        let series = stack.prometheus.wait_until("all devices", PATIENCE, |prometheus| {
+            let series = prometheus.query("up{uuid!=''}");
+            (series.len() > 20).then_some(series)
+        });
+        for (labels, _) in series {
+            assert_eq!(labels["instance"], names[&labels["uuid"]], "Prometheus {major}");
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Dashboard {
     }
 }
 
-/// With values for the variables, by name. The names of Grafana's own are given as others are.
+/// With values for the variables, by name, those of Grafana itself among them. `$1` is of `label_replace` and stays.
 pub fn interpolate(query: &str, values: &BTreeMap<String, String>) -> String {
     // The longer name first: one may be the beginning of another.
     let mut names: Vec<_> = values.iter().collect();
@@ -80,4 +80,50 @@ pub fn interpolate(query: &str, values: &BTreeMap<String, String>) -> String {
 /// The labels that a legend or a title names: `{{job}}`.
 pub fn labels_of(legend: &str) -> Vec<&str> {
     legend.split("{{").skip(1).map(|rest| rest.split_once("}}").expect("it ends").0.trim()).collect()
+}
+
+/// What Grafana makes of a value: a text and the name of a colour.
+#[derive(Debug, PartialEq)]
+pub struct Shown {
+    pub text: String,
+    pub color: String,
+}
+
+/// The value of a field (a series or a column) of a panel, by its mappings, else by its thresholds; `None` is no value.
+pub fn shown(panel: &Value, field: &str, value: Option<&str>) -> Shown {
+    let defaults = &panel["fieldConfig"]["defaults"];
+    let property = |id: &str| {
+        let overrides = list(panel, "/fieldConfig/overrides").iter().filter(|rule| matches(&rule["matcher"], field));
+        let mut found = overrides.flat_map(|rule| list(rule, "/properties")).filter(|property| property["id"] == id);
+        found.next_back().map_or(&defaults[id], |property| &property["value"])
+    };
+    let mapped = value.and_then(|value| {
+        let results = property("mappings").as_array()?.iter().filter(|mapping| mapping["type"] == "value");
+        results.map(|mapping| &mapping["options"][value]).find(|result| !result.is_null())
+    });
+    if let Some(result) = mapped {
+        return Shown { text: text(result, "text").to_owned(), color: text(result, "color").to_owned() };
+    }
+    let number = value.and_then(|value| value.parse().ok()).unwrap_or(f64::NEG_INFINITY);
+    let thresholds = list(property("thresholds"), "/steps").iter();
+    let mut reached = thresholds.filter(|step| step["value"].as_f64().unwrap_or(f64::NEG_INFINITY) <= number);
+    let color = reached.next_back().map_or("", |step| text(step, "color"));
+    let empty = text(defaults, "noValue");
+    Shown { text: value.unwrap_or(empty).to_owned(), color: color.to_owned() }
+}
+
+fn matches(matcher: &Value, field: &str) -> bool {
+    let options = text(matcher, "options");
+    match text(matcher, "id") {
+        "byName" => options == field,
+        // Grafana takes a text without slashes as the whole of the name.
+        "byRegexp" => options.split('|').any(|name| name == field),
+        other => panic!("matcher {other}"),
+    }
+}
+
+/// Whether a column of a table has the colour of its value.
+pub fn is_colored(panel: &Value, field: &str) -> bool {
+    let overrides = list(panel, "/fieldConfig/overrides").iter().filter(|rule| matches(&rule["matcher"], field));
+    overrides.flat_map(|rule| list(rule, "/properties")).any(|property| property["id"] == "custom.cellOptions")
 }

@@ -12,6 +12,7 @@ pub mod fakes;
 pub mod fleet;
 pub mod grafana;
 pub mod moments;
+pub mod node_exporter;
 pub mod odata;
 pub mod page;
 pub mod prometheus;
