@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::Read;
 use std::iter;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::blocking::{Client, Response};
@@ -18,9 +19,13 @@ use crate::balena::failure::Failure;
 use crate::balena::key::ApiKey;
 use crate::balena::query::Query;
 use crate::discovery::inventory::{Answer, Source};
+use crate::net::proxy::Proxies;
+use crate::net::threads::{NoThread, Resolver};
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
 const LARGEST_ANSWER: u64 = 64 << 20;
+/// The share of the time-out that connecting may take.
+const CONNECT_SHARE: f64 = 2.0 / 3.0;
 /// The longest that a `Retry-After` is followed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -33,6 +38,8 @@ pub struct Api {
     pub key: ApiKey,
     /// The file that held it, if it was one.
     pub key_file: Option<PathBuf>,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
     /// Roots beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// For a whole answer, its body included.
@@ -59,9 +66,17 @@ impl Balena {
             // the server closes idle connections after 5 s
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
+            // divided among the addresses of a name, and for the whole connection with TLS: it leaves time for the last one
+            .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
+            .no_proxy()
+            .proxy(api.proxies.for_reqwest())
+            .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
+            .map_err(|error| {
+                let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
+                NoThread::in_start(&error).unwrap_or_else(tls)
+            })?;
         Ok(Balena { http, api, query })
     }
 
@@ -127,16 +142,26 @@ impl Balena {
         let chain = chain(&error);
         let (url, cause) = (&self.api.url, chain.last().map_or("", String::as_str));
         let (reason, message) = if error.is_timeout() {
-            ("timeout", format!("no whole answer from {url} within {}", humantime::format_duration(self.api.timeout)))
+            let within = humantime::format_duration(self.api.timeout);
+            ("timeout", format!("no whole answer from {url}{} within {within}", self.through()))
         } else if cause.contains("certificate") {
             let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
             ("tls", format!("cannot trust {url}: {cause}; {hint}"))
+        } else if let Some(no_thread) = NoThread::find(&error) {
+            ("connect", format!("cannot reach {url}: {no_thread}"))
         } else if error.is_connect() {
-            ("connect", format!("cannot reach {url}: {cause}"))
+            ("connect", format!("cannot reach {url}{}: {cause}", self.through()))
         } else {
             ("broken_answer", format!("the answer of {url} broke off: {cause}"))
         };
         Failure { detail: chain.join(": "), ..Failure::new(reason, message) }
+    }
+
+    /// Names the proxy, if there is one on the way to the API.
+    fn through(&self) -> String {
+        let url = Url::parse(&self.api.url).ok();
+        let proxy = url.as_ref().and_then(|url| self.api.proxies.find(url.scheme(), url.host_str()?, url.port()));
+        proxy.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
     }
 
     /// An answer that is not the one asked for.

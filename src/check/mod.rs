@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, Command};
+use hyper::Uri;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
@@ -92,7 +93,17 @@ pub fn run(config: Config, json: bool) -> ExitCode {
 }
 
 fn start(config: Config) -> Result<(Balena, Prober), String> {
-    let connector = Connector::new(config.api.roots.clone()).map_err(|error| format!("TLS: {error}"))?;
+    let connector = Connector::new(config.api.roots.clone(), config.api.proxies.clone())
+        .map_err(|error| format!("TLS: {error}"))?;
+    let public = Uri::builder().scheme("https").authority(&*config.rules.public_domain).path_and_query("/").build();
+    if config.rules.address == Address::Public
+        && let Some(proxy) = public.ok().as_ref().and_then(|url| connector.proxy_for(url))
+    {
+        log::warn!(
+            "targets are tried through the proxy {proxy}; Prometheus takes it from the environment only with \
+             proxy_from_environment: true in the scrape config"
+        );
+    }
     let vpn = if config.rules.address == Address::Vpn {
         let url = config.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
         let keys = KeySource::new(config.api.key.clone(), config.api.key_file.clone());

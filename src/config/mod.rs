@@ -19,6 +19,7 @@ use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::steering::TagFilter;
 use crate::discovery::target::{Address, PLAIN, Rules};
 use crate::logging;
+use crate::net::proxy::Proxies;
 use crate::status;
 
 /// All that the program is told from outside, checked.
@@ -61,6 +62,8 @@ pub fn read(matches: ArgMatches, var: &dyn Fn(&str) -> Option<OsString>) -> Resu
 fn judge(from: &mut Values) -> Config {
     let mut warnings = Vec::new();
     let (key, key_file) = key(from);
+    let (proxies, proxy_warnings) = Proxies::from_env(from.var);
+    warnings.extend(proxy_warnings);
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
@@ -81,6 +84,7 @@ fn judge(from: &mut Values) -> Config {
             url: url.as_str().trim_end_matches('/').to_owned(),
             key,
             key_file,
+            proxies,
             roots: from.list("ca-file", certificates),
             timeout: from.one("timeout", |text| duration(text, 3600)),
         },
