@@ -26,8 +26,8 @@ use tokio::time::{sleep, timeout};
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
 const SEND_TIMEOUT: u32 = 60_000;
-/// The length of the shortest header, in bytes: `a:` and the end of its line.
-const SHORTEST_HEADER: usize = 4;
+/// The most headers of a request. Memory for all of them is reserved while a head is parsed.
+const MAX_HEADERS: usize = 4096;
 /// The wait before another try to accept a connection or to find a place for it.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -126,12 +126,13 @@ where
 {
     let answer = service_fn(move |request| {
         let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
-        let answer = handler(request);
+        // in a box, since the connection reserves room for it while it waits
+        let answer = Box::pin(handler(request));
         async { Ok::<_, Infallible>(answer.await.map(|body| Tracked { body, _answering: answering })) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).keep_alive(limits.single.is_none());
-    http.max_buf_size(limits.max_head).max_headers(limits.max_head / SHORTEST_HEADER);
+    http.max_buf_size(limits.max_head).max_headers(MAX_HEADERS);
     let connection = http.serve_connection(TokioIo::new(stream), answer).with_upgrades();
     match limits.single {
         Some(longest) => timeout(longest, connection).await.unwrap_or(Ok(())),

@@ -13,9 +13,9 @@ const FILES_PER_TUNNEL: usize = 3;
 const OTHER_FILES: usize = 64;
 /// Memory without any tunnel, in bytes: the program, its allocator, and the target file.
 const BASE_MEMORY: usize = 16 << 20;
-/// Memory of a tunnel and of a connection of Prometheus that idle, in bytes. Measured: 17 KB and 11 KB.
-const TUNNEL_MEMORY: usize = 28 << 10;
-/// More memory while an answer passes, in bytes: the buffers of both sides.
+/// Memory of a tunnel that idles, in bytes. Measured: 17 KB.
+const TUNNEL_MEMORY: usize = 20 << 10;
+/// Memory of a scrape, in bytes: two connections of Prometheus, and the buffers of both sides while an answer passes.
 const SCRAPE_MEMORY: usize = 224 << 10;
 
 /// How much the tunnel takes on.
@@ -25,7 +25,12 @@ pub struct Places {
     pub tunnels: usize,
     /// Scrapes at once.
     pub scrapes: usize,
+    /// Connections of Prometheus at once.
+    pub connections: usize,
 }
+
+/// Connections beyond the number of scrapes, so that overload is answered with 503 and health checks are answered too.
+const SPARE_CONNECTIONS: usize = 16;
 
 impl Places {
     /// The places within the limits of this process. The limit for open files is raised as far as the process may.
@@ -38,7 +43,9 @@ impl Places {
         let by_files = files.saturating_sub(OTHER_FILES) / FILES_PER_TUNNEL;
         let half = memory.map(|memory| memory.saturating_sub(BASE_MEMORY) / 2);
         let within = |cost: usize| half.map_or(MAX_TUNNELS, |half| half / cost).min(by_files).clamp(1, MAX_TUNNELS);
-        Places { tunnels: within(TUNNEL_MEMORY), scrapes: within(SCRAPE_MEMORY) }
+        let (tunnels, scrapes) = (within(TUNNEL_MEMORY), within(SCRAPE_MEMORY));
+        let connections = scrapes.saturating_mul(2).min(tunnels.max(scrapes)) + SPARE_CONNECTIONS;
+        Places { tunnels, scrapes, connections }
     }
 }
 
@@ -76,10 +83,11 @@ mod tests {
 
     #[test]
     fn places_follow_from_files_and_memory() {
-        assert_eq!(Places::within(160, None), Places { tunnels: 32, scrapes: 32 });
-        assert_eq!(Places::within(0, None), Places { tunnels: 1, scrapes: 1 });
-        assert_eq!(Places::within(usize::MAX, None), Places { tunnels: 30_000, scrapes: 30_000 });
-        assert_eq!(Places::within(1_048_576, Some(64 << 20)), Places { tunnels: 877, scrapes: 109 });
-        assert_eq!(Places::within(1_048_576, Some(1 << 20)), Places { tunnels: 1, scrapes: 1 });
+        let places = |tunnels, scrapes, connections| Places { tunnels, scrapes, connections };
+        assert_eq!(Places::within(160, None), places(32, 32, 48));
+        assert_eq!(Places::within(0, None), places(1, 1, 17));
+        assert_eq!(Places::within(usize::MAX, None), places(30_000, 30_000, 30_016));
+        assert_eq!(Places::within(1_048_576, Some(64 << 20)), places(1_228, 109, 234));
+        assert_eq!(Places::within(1_048_576, Some(1 << 20)), places(1, 1, 17));
     }
 }

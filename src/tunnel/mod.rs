@@ -136,8 +136,7 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
     stop_on_signals()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    // each scrape may wait for its answer while its neighbour is answered that there is no place
-    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places.tunnels)));
+    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places.connections)));
     served.map_err(|error| error.to_string())
 }
 

@@ -34,8 +34,6 @@ use crate::tunnel::tunnels::{Tunnels, busy};
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
-/// Connections beyond the number of tunnels, so that overload is answered with 503 and health checks are answered too.
-const SPARE_CONNECTIONS: usize = 16;
 
 type Answer = Response<Either<Full<Bytes>, Passing>>;
 
@@ -71,7 +69,7 @@ impl Proxy {
             }
         });
         let limits = Limits {
-            connections: connections + SPARE_CONNECTIONS,
+            connections,
             full: WhenFull::CloseIdle,
             head_timeout: IDLE_TIMEOUT + DEFAULT_TIMEOUT,
             max_head: MAX_HEAD,
