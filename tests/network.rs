@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -99,18 +99,19 @@ fn scrape(url: &str, target: &str, headers: &str) -> String {
     send(url, &head)
 }
 
-/// Addresses on one port of which only the last one answers: the backlogs of the others are full, so that they drop each SYN.
+/// Addresses on one port of which only the last one answers: the backlogs of the others are full, so that they drop each
+/// SYN. glibc puts addresses near this machine's own before others, so the one that answers is the farthest.
 struct Swallowing {
     _full: Vec<(Socket, Vec<TcpStream>)>,
     hosts: String,
 }
 
 impl Swallowing {
-    fn before(last: SocketAddr, addresses: u8) -> Self {
-        let ip = |number: u8| Ipv4Addr::new(127, 9, 9, number);
+    fn before(service: SocketAddr, addresses: u8) -> Self {
+        let ip = |number: u8| Ipv4Addr::new(127, 0, 0, 1 + number);
         let full = (1..addresses).map(|number| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-            let addr = SocketAddr::from((ip(number), last.port()));
+            let addr = SocketAddr::from((ip(number), service.port()));
             socket.bind(&addr.into()).unwrap();
             socket.listen(0).unwrap();
             let timeout = Duration::from_millis(300);
@@ -119,7 +120,21 @@ impl Swallowing {
             (socket, waiting)
         });
         let full = full.collect();
-        let names = (1..addresses).map(ip).chain([Ipv4Addr::LOCALHOST]);
+        let last = Ipv4Addr::new(127, 128, 0, 1);
+        let listener = TcpListener::bind((last, service.port())).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (client, server) = (stream.unwrap(), TcpStream::connect(service).unwrap());
+                for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        to.shutdown(Shutdown::Write)
+                    });
+                }
+            }
+        });
+        let names = (1..addresses).map(ip).chain([last]);
         let hosts = names.map(|ip| format!("{ip} several.test\n")).collect();
         Swallowing { _full: full, hosts }
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -161,6 +161,16 @@ fn start_in_namespace(sidecar: &Sidecar, vpn: &Vpn, script: &str, arg: &str) -> 
     Running::spawn(command)
 }
 
+/// Holds a file system that hangs, and lets it go when dropped.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A network file system whose server is gone: here FUSE without anyone who answers.
 #[test]
 fn a_target_file_that_hangs_stops_nothing() {
@@ -173,15 +183,17 @@ fn a_target_file_that_hangs_stops_nothing() {
     assert!(scrape(&url, 0).starts_with("HTTP/1.1 200 OK\r\n"), "{:?}", running.log());
     let mount = "exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none \"$1\" \
         && echo mounted && exec sleep 600";
-    let mut hang = Command::new("nsenter")
-        .args(["--target", &running.id().to_string(), "--user", "--mount", "--preserve-credentials"])
-        .args(["sh", "-c", mount, "sh"])
-        .arg(sidecar.path("targets"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("`nsenter`: install the package util-linux");
+    let mut hang = Holder(
+        Command::new("nsenter")
+            .args(["--target", &running.id().to_string(), "--user", "--mount", "--preserve-credentials"])
+            .args(["sh", "-c", mount, "sh"])
+            .arg(sidecar.path("targets"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("`nsenter`: install the package util-linux"),
+    );
     let mut line = String::new();
-    BufReader::new(hang.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(hang.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "mounted\n", "this test needs /dev/fuse");
     let before = Instant::now();
     for number in [0, 1, 0, 1] {
@@ -189,9 +201,6 @@ fn a_target_file_that_hangs_stops_nothing() {
         is_healthy(&url);
     }
     assert!(before.elapsed() < Duration::from_secs(4), "a second for the first, none for the others: {before:?}");
-    drop(running);
-    hang.kill().unwrap();
-    hang.wait().unwrap();
 }
 
 /// As where a user or a pids cgroup has no room for a moment.
