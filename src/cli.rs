@@ -34,12 +34,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match matches.subcommand() {
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
-            end_on_stop().map(|()| liveness::ask(matches.get_one("url").cloned(), listen))
+            Ok(end_on_stop(|| liveness::ask(matches.get_one("url").cloned(), listen)))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(tunnel::run),
-        Some(("check", matches)) => {
-            config::check(matches, &var).and_then(|settings| end_on_stop().map(|()| check::run(settings)))
-        }
+        Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),
         _ => config::discovery(&matches, &var).map(discover),
     };
     let code = code.unwrap_or_else(|errors| misconfigured(&errors));
@@ -47,9 +45,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     code
 }
 
-/// A command without a loop ends at once. As PID 1 of a container it would otherwise ignore the signals.
-fn end_on_stop() -> Result<(), Vec<String>> {
-    signals::handle(Duration::ZERO, 1, |_| ()).map_err(|error| vec![error])
+/// Runs a command that ends at once at a signal to stop. As PID 1 of a container it would otherwise ignore the signals.
+fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
+    match signals::handle(Duration::ZERO, 1, |_| ()) {
+        Ok(()) => run(),
+        Err(error) => {
+            logging::print(&format!("cannot start: {error}"));
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn discover(config: config::Discovery) -> ExitCode {

@@ -20,9 +20,13 @@ use super::failure::{Failure, Reason};
 use super::key::{ApiKey, KeySource};
 use super::query::{self, Query};
 use crate::backoff;
+use crate::net::proxy::Proxies;
+use crate::net::threads::{NoThread, Resolver};
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
 const MAX_ANSWER_SIZE: u64 = 64 << 20;
+/// The share of the time-out that connecting may take.
+const CONNECT_SHARE: f64 = 2.0 / 3.0;
 /// Bytes of an error's body that are read for the message.
 const EXCERPT_SIZE: u64 = 800;
 /// `whoami` must not delay the first list for long.
@@ -35,6 +39,8 @@ pub struct Api {
     pub url: String,
     /// The key.
     pub key: KeySource,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// For a whole answer with its body.
@@ -115,9 +121,18 @@ impl Client {
             // The server closes idle connections after 5 s.
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
+            // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last address
+            // still has its time.
+            .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
+            .no_proxy()
+            .proxy(api.proxies.for_reqwest())
+            .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
+            .map_err(|error| {
+                let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
+                NoThread::in_start(&error).unwrap_or_else(tls)
+            })?;
         Ok(Client { http, api, query, requests: Requests::default() })
     }
 
@@ -263,16 +278,25 @@ impl Client {
         let (url, cause) = (&self.api.url, chain.last().map_or("", String::as_str));
         let (reason, message) = if error.is_timeout() {
             let timeout = humantime::format_duration(self.api.timeout);
-            (Reason::Timeout, format!("no whole answer from {url} within {timeout}"))
+            (Reason::Timeout, format!("no whole answer from {url}{} within {timeout}", self.through()))
         } else if cause.contains("certificate") {
             let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
             (Reason::Tls, format!("cannot trust {url}: {cause}; {hint}"))
+        } else if let Some(no_thread) = NoThread::find(&error) {
+            (Reason::Connect, format!("cannot reach {url}: {no_thread}"))
         } else if error.is_connect() {
-            (Reason::Connect, format!("cannot reach {url}: {cause}"))
+            (Reason::Connect, format!("cannot reach {url}{}: {cause}", self.through()))
         } else {
             (Reason::BrokenAnswer, format!("the answer of {url} broke off: {cause}"))
         };
         Failure { causes: chain.join(": "), ..Failure::new(reason, message) }
+    }
+
+    /// Names the proxy on the way to the API, if there is one.
+    fn through(&self) -> String {
+        let url = Url::parse(&self.api.url).ok();
+        let proxy = url.as_ref().and_then(|url| self.api.proxies.find(url.scheme(), url.host_str()?, url.port()));
+        proxy.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
     }
 
     /// An answer that is not the one asked for.

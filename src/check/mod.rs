@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use hyper::Uri;
 use reqwest::Url;
 use tokio::task::JoinSet;
 
@@ -83,7 +84,17 @@ pub fn run(settings: Settings) -> ExitCode {
 }
 
 fn start(settings: Settings) -> Result<(Client, Prober), String> {
-    let connector = Connector::new(settings.api.roots.clone()).map_err(|error| format!("TLS: {error}"))?;
+    let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())
+        .map_err(|error| format!("TLS: {error}"))?;
+    let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
+    if settings.rules.address == Address::Public
+        && let Some(proxy) = public.ok().as_ref().and_then(|url| connector.proxy_for(url))
+    {
+        log::warn!(
+            "targets are tried through the proxy {proxy}; Prometheus takes it from the environment only with \
+             proxy_from_environment: true in the scrape config"
+        );
+    }
     let vpn = if settings.rules.address == Address::Vpn {
         let url = settings.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
         Some(Vpn::new(connector.clone(), url, settings.api.key.clone()))

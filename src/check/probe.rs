@@ -7,7 +7,6 @@ use std::time::Duration;
 use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, LOCATION, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, StatusCode, Uri};
@@ -17,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::net::connector::Connector;
 use crate::net::refused::{Reason, Refused};
-use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination};
+use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination, client, send};
 use crate::net::vpn::Vpn;
 
 /// Prometheus' default `scrape_timeout`.
@@ -81,10 +80,13 @@ impl Prober {
         let no_url = || Refused::new(Reason::Http, format!("{url} is no URL"));
         let (host, authority) = (url.host_str().unwrap_or_default(), host_port(url));
         let uri: Uri = url.as_str().parse().map_err(|_| no_url())?;
+        let deadline = Deadline::after(DEFAULT_TIMEOUT);
         let stream = match &self.vpn {
-            None => self.connector.open(&uri).await?,
+            // Prometheus reaches an http target without a proxy; an https target may be outside the network
+            None if url.scheme() == "http" => self.connector.open_directly(&uri, deadline).await?,
+            None => self.connector.open(&uri, deadline).await?,
             Some(vpn) => {
-                let stream = vpn.open(&authority, Deadline::after(DEFAULT_TIMEOUT)).await?;
+                let stream = vpn.open(&authority, deadline).await?;
                 if url.scheme() == "https" { self.connector.secure(stream, host).await? } else { stream }
             }
         };
@@ -96,10 +98,11 @@ impl Prober {
             .header("X-Prometheus-Scrape-Timeout-Seconds", SCRAPE_TIMEOUT.as_secs())
             .body(Empty::<Bytes>::new())
             .map_err(|_| no_url())?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let (mut sender, connection) =
+            client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         // it ends with the answer, or when the probe ends
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| broken(&error))
+        send(&mut sender, request).await
     }
 }
 

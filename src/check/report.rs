@@ -77,8 +77,8 @@ impl Row {
                 self.reason = Some(refused.reason.as_str());
                 self.status = refused.status;
                 self.hint = if offline { OFFLINE_HINT } else { hint(refused.reason) };
-                // an HTTP error has its status in the message
-                let status = refused.status.filter(|_| refused.reason != Reason::Http);
+                // these have their status in the message
+                let status = refused.status.filter(|_| !matches!(refused.reason, Reason::Http | Reason::Proxy));
                 self.answer = refused.message + &status.map_or_else(String::new, |status| format!(" ({status})"));
             }
         }
@@ -134,7 +134,7 @@ fn hint(reason: Reason) -> &'static str {
         Reason::NotTarget => "name another port (--exporter): a scrape does not go there",
         Reason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
         Reason::BrokeOff | Reason::TooLarge => "the exporter's own log may tell more",
-        Reason::Busy => "try again in a minute",
+        Reason::Busy | Reason::BadRequest => "try again in a minute",
     }
 }
 

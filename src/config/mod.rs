@@ -18,6 +18,7 @@ use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
 use crate::discovery::target::{Address, Rules};
+use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, net, status, tunnel};
 pub use options::{OPTIONS, Opt, Verb, command};
@@ -95,10 +96,13 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
 pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
     read(Verb::Tunnel, matches, var, |from| {
         let url = from.one("tunnel-url", api_url);
+        let (proxies, mut warnings) = Proxies::from_env(from.var);
+        warnings.extend(unencrypted(&url));
         tunnel::Settings {
             key: key(from),
+            proxies,
             roots: from.list("ca-file", certificates),
-            warnings: unencrypted(&url).into_iter().collect(),
+            warnings,
             url,
             sd_file: from.one("sd-file", file_path),
             listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
@@ -119,6 +123,8 @@ fn read<T>(
 fn read_discovery(from: &mut Sources) -> Discovery {
     let mut warnings = Vec::new();
     let key = key(from);
+    let (proxies, proxy_warnings) = Proxies::from_env(from.var);
+    warnings.extend(proxy_warnings);
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
@@ -141,6 +147,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         api: Api {
             url: url.as_str().trim_end_matches('/').to_owned(),
             key,
+            proxies,
             roots: from.list("ca-file", certificates),
             timeout: from.one("timeout", |text| duration(text, 3600)),
         },

@@ -1,4 +1,4 @@
-//! Connections to a target: TCP, TLS, and the proxy that `HTTPS_PROXY` names.
+//! Connections to a target: TCP, TLS, and the proxies that the environment names.
 
 use std::error::Error;
 use std::io;
@@ -11,23 +11,25 @@ use std::time::Duration;
 use hyper::Uri;
 use hyper::service::Service;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::service::TowerToHyperService;
 use prometheus::{IntCounter, IntGauge};
 use rustls::ClientConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls_platform_verifier::Verifier;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::net::http_connect::{connect, is_closed};
+use crate::net::proxy::{Proxies, Proxy};
 use crate::net::refused::{Reason, Refused};
+use crate::net::scrape::Deadline;
+use crate::net::threads::{NoThread, Resolver};
 
-/// The largest head of a proxy's answer, in bytes; the head of balena's proxy has 84.
-const MAX_PROXY_HEAD: usize = 8 << 10;
-/// The most headers in a proxy's answer.
-const MAX_PROXY_HEADERS: usize = 32;
+/// The share of the time until the deadline that may pass in connecting. It is divided evenly among the addresses of a
+/// name, so the last of four has a third of the time left for TLS and for the answer.
+const CONNECT_SHARE: f64 = 2.0 / 3.0;
 
 /// Something that bytes go through in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -85,16 +87,16 @@ impl AsyncWrite for Counted {
 /// Opens connections.
 #[derive(Clone)]
 pub struct Connector {
-    tcp: TowerToHyperService<HttpConnector>,
+    tcp: HttpConnector<Resolver>,
     tls: TlsConnector,
-    proxies: Arc<Matcher>,
+    proxies: Arc<Proxies>,
     /// Counts the connections, if set.
     pub traffic: Option<Traffic>,
 }
 
 impl Connector {
     /// Trusts the platform's root certificates and these.
-    pub fn new(roots: Vec<CertificateDer<'static>>) -> Result<Self, rustls::Error> {
+    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, rustls::Error> {
         let provider = Arc::new(ring::default_provider());
         let verifier = Arc::new(Verifier::new_with_extra_roots(roots, provider.clone())?);
         // Without ALPN a server speaks HTTP/1.1, and balena's VPN proxy knows nothing else.
@@ -103,7 +105,7 @@ impl Connector {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         // A kept tunnel idles for minutes, in which a NAT or a load balancer may forget it silently. Keep-alive packets go
@@ -111,48 +113,67 @@ impl Connector {
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
         tcp.set_keepalive_retries(Some(3));
-        let proxies = Arc::new(Matcher::from_env());
-        let (tcp, tls) = (TowerToHyperService::new(tcp), TlsConnector::from(Arc::new(tls)));
-        Ok(Connector { tcp, tls, proxies, traffic: None })
+        let tls = TlsConnector::from(Arc::new(tls));
+        Ok(Connector { tcp, tls, proxies: Arc::new(proxies), traffic: None })
     }
 
-    /// Connects to the host and port of a URL. An https URL gets TLS, through the proxy that `HTTPS_PROXY` names unless
-    /// `NO_PROXY` excludes the host.
-    pub async fn open(&self, url: &Uri) -> Result<Stream, Refused> {
-        let host = url.host().unwrap_or_default();
-        if url.scheme_str() != Some("https") {
-            return self.tcp(url).await;
-        }
-        let stream = match self.proxies.intercept(url) {
-            None => self.tcp(url).await?,
-            Some(proxy) => {
-                let mut stream = self.tcp(proxy.uri()).await?;
-                let authority = format!("{host}:{}", url.port_u16().unwrap_or(443));
-                let authorization = proxy.basic_auth().and_then(|value| value.to_str().ok());
-                match connect(&mut stream, &authority, authorization).await {
-                    Ok(200) => stream,
-                    Ok(status) => {
-                        let message = format!("the proxy that HTTPS_PROXY names answers {status}");
-                        return Err(Refused { status: Some(status), ..Refused::new(Reason::Proxy, message) });
-                    }
-                    Err(error) => {
-                        return Err(Refused::new(Reason::Proxy, format!("the proxy that HTTPS_PROXY names: {error}")));
-                    }
-                }
-            }
+    /// The proxy that connections to this URL go through.
+    pub fn proxy_for(&self, url: &Uri) -> Option<&Proxy> {
+        self.proxies.find(url.scheme_str().unwrap_or_default(), url.host()?, url.port_u16())
+    }
+
+    /// Connects to the host and port of a URL, with TLS if it is https, and through the proxy that the environment names.
+    pub async fn open(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+        let stream = match self.proxy_for(url) {
+            None => self.tcp(url, deadline).await?,
+            Some(proxy) => self.through(proxy, url, deadline).await?,
         };
-        self.secure(stream, host).await
+        self.secure_if_https(stream, url).await
+    }
+
+    /// Connects to the host and port of a URL without any proxy.
+    pub async fn open_directly(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+        self.secure_if_https(self.tcp(url, deadline).await?, url).await
+    }
+
+    async fn secure_if_https(&self, stream: Stream, url: &Uri) -> Result<Stream, Refused> {
+        match url.host() {
+            Some(host) if url.scheme_str() == Some("https") => self.secure(stream, host).await,
+            _ => Ok(stream),
+        }
+    }
+
+    async fn through(&self, proxy: &Proxy, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+        let refused = |why: &str| Refused::new(Reason::Proxy, format!("the proxy {proxy} {why}"));
+        let unreachable = |error: Refused| refused(&format!("is not reachable: {error}"));
+        let uri = proxy.uri();
+        let stream = self.tcp(&uri, deadline).await.map_err(unreachable)?;
+        let mut stream = self.secure_if_https(stream, &uri).await.map_err(unreachable)?;
+        let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+        let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(default));
+        match connect(&mut stream, &authority, proxy.authorization().as_deref()).await {
+            Ok(200) => Ok(stream),
+            Ok(status) => Err(Refused { status: Some(status), ..refused(&format!("answers {status}")) }),
+            Err(why) => Err(refused(&why)),
+        }
     }
 
     /// Starts TLS within a connection.
     pub async fn secure(&self, stream: Stream, host: &str) -> Result<Stream, Refused> {
-        let refused = |error: &dyn Error| Refused::new(Reason::Tls, format!("TLS: {error}"));
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|error| refused(&error))?;
-        Ok(Box::new(self.tls.connect(name, stream).await.map_err(|error| refused(&error))?))
+        let refused = |why: &str| Refused::new(Reason::Tls, format!("TLS: {why}"));
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+        let name = name.map_err(|error| refused(&error.to_string()))?;
+        let secured = self.tls.connect(name, stream).await;
+        let closed = "the connection closes during the handshake".to_owned();
+        let why = |error: io::Error| if is_closed(&error) { closed } else { error.to_string() };
+        Ok(Box::new(secured.map_err(|error| refused(&why(error)))?))
     }
 
-    async fn tcp(&self, url: &Uri) -> Result<Stream, Refused> {
-        let stream = self.tcp.call(url.clone()).await.map_err(|error| no_connection(&error))?.into_inner();
+    async fn tcp(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+        let mut tcp = self.tcp.clone();
+        tcp.set_connect_timeout(Some(deadline.left().mul_f64(CONNECT_SHARE)));
+        let connected = TowerToHyperService::new(tcp).call(url.clone()).await;
+        let stream = connected.map_err(|error| no_connection(&error))?.into_inner();
         let Some(traffic) = self.traffic.clone() else { return Ok(Box::new(stream)) };
         traffic.open.inc();
         Ok(Box::new(Counted(stream, traffic)))
@@ -161,6 +182,9 @@ impl Connector {
 
 fn no_connection(error: &(dyn Error + 'static)) -> Refused {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+    if let Some(no_thread) = NoThread::find(error) {
+        return Refused::new(Reason::NoConnection, no_thread);
+    }
     let causes = iter::successors(Some(error), |error| (*error).source());
     let Some(cause) = causes.filter_map(|error| error.downcast_ref::<io::Error>()).last() else {
         return Refused::new(Reason::NoConnection, error.to_string());
@@ -172,27 +196,4 @@ fn no_connection(error: &(dyn Error + 'static)) -> Refused {
         _ if cause.raw_os_error().is_none() => Refused::new(Reason::NoSuchHost, format!("no such host: {cause}")),
         _ => Refused::new(Reason::NoConnection, cause.to_string()),
     }
-}
-
-/// Asks a proxy for a tunnel, and returns the status of its answer.
-pub(crate) async fn connect(stream: &mut Stream, authority: &str, authorization: Option<&str>) -> io::Result<u16> {
-    let authorization = authorization.map_or_else(String::new, |value| format!("Proxy-Authorization: {value}\r\n"));
-    let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{authorization}\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut head = Vec::with_capacity(128);
-    while !head.ends_with(b"\r\n\r\n") {
-        if head.len() == MAX_PROXY_HEAD {
-            return Err(io::Error::other("its answer is too long"));
-        }
-        // byte by byte, since the device's bytes follow the head
-        head.push(stream.read_u8().await.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => io::Error::other("closes the connection without an answer"),
-            _ => error,
-        })?);
-    }
-    let mut headers = [httparse::EMPTY_HEADER; MAX_PROXY_HEADERS];
-    let mut answer = httparse::Response::new(&mut headers);
-    let parsed = answer.parse(&head).map_err(|error| io::Error::other(format!("its answer is not HTTP: {error}")))?;
-    answer.code.filter(|_| parsed.is_complete()).ok_or_else(|| io::Error::other("its answer is not HTTP"))
 }

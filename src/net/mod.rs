@@ -1,7 +1,10 @@
 //! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
 pub mod connector;
+mod http_connect;
+pub mod proxy;
 pub(crate) mod refused;
 pub(crate) mod scrape;
 pub mod server;
+pub(crate) mod threads;
 pub(crate) mod vpn;

@@ -44,6 +44,8 @@ reasons! {
     NotTarget = "not_target",
     /// All places of the tunnel are in use.
     Busy = "busy",
+    /// A request to the tunnel is not HTTP, or its head is too large.
+    BadRequest = "bad_request",
     /// The exporter answers with an HTTP error, or redirects in a circle.
     Http = "http",
     /// The exporter redirects away from the target.

@@ -1,7 +1,21 @@
 //! What the tunnel and `check` share of a scrape: where it may go, and why an exchange fails.
 
+use std::error::Error;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::ext::on_informational;
+use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::{Request, Response};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::net::refused::{Reason, Refused};
@@ -9,6 +23,12 @@ use crate::net::refused::{Reason, Refused};
 /// The time-out for reaching a device, where the scrape names none: below Prometheus' default of 10 s, so that there is
 /// time to answer with the reason. balena's VPN proxy answers only after 134 s if a device swallows packets.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(9);
+/// The largest head of a request or an answer, in bytes.
+pub const MAX_HEAD: usize = 64 << 10;
+/// The most headers of an answer. Memory for all of them is reserved while a head is parsed.
+const MAX_HEADERS: usize = 4096;
+/// The most informational answers (1xx) before the answer, as in Go's HTTP client.
+const MAX_INFORMATIONAL: usize = 5;
 /// SSH of the host OS, which the API key opens as well.
 const SSH_PORT: u64 = 22222;
 
@@ -25,13 +45,67 @@ pub fn check_destination(host_port: &str, is_target: bool) -> Result<(), Refused
     Ok(())
 }
 
-/// Why an exchange over a connection failed.
+/// Why an exchange over a connection failed. The same failure has the same text, whichever way hyper reports it.
 pub fn broken(error: &hyper::Error) -> Refused {
-    if error.is_parse() {
-        Refused::new(Reason::NotHttp, format!("not HTTP: {error}"))
+    if error.is_parse_too_large() {
+        Refused::new(Reason::TooLarge, format!("the head of the answer is larger than {} KiB", MAX_HEAD >> 10))
+    } else if error.is_parse() {
+        not_http(&error.to_string())
+    } else if let Some(invalid) = invalid_body(error) {
+        not_http(&invalid)
     } else {
-        Refused::new(Reason::BrokeOff, format!("broke off: {error}"))
+        Refused::new(Reason::BrokeOff, "broke off: the connection closes before the answer is complete")
     }
+}
+
+/// Why a body cannot be read, if that is not the end of its connection.
+fn invalid_body(error: &hyper::Error) -> Option<String> {
+    let cause = error.source()?.downcast_ref::<io::Error>()?;
+    matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData).then(|| cause.to_string())
+}
+
+/// Reads answers as Go's HTTP client does, which Prometheus uses: any number of headers, a blank before the colon, lines
+/// that are continued, and names that are invalid.
+pub fn client() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    http
+}
+
+/// Sends a request, and waits for the head of its answer. What follows it must not be read in two ways.
+pub async fn send(
+    sender: &mut http1::SendRequest<Empty<Bytes>>, mut request: Request<Empty<Bytes>>,
+) -> Result<Response<Incoming>, Refused> {
+    let (too_many, seen) = (Arc::new(Notify::new()), AtomicUsize::new(0));
+    let notify = too_many.clone();
+    on_informational(&mut request, move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) == MAX_INFORMATIONAL {
+            notify.notify_one();
+        }
+    });
+    let (mut answer, mut too_many) = (pin!(sender.send_request(request)), pin!(too_many.notified()));
+    let answer = poll_fn(|cx| match too_many.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(Err(not_http("more than 5 informational answers"))),
+        Poll::Pending => answer.as_mut().poll(cx).map_err(|error| broken(&error)),
+    });
+    let answer = answer.await?;
+    if answer.status().is_informational() {
+        return Err(not_http(&format!("{} was not asked for", answer.status())));
+    }
+    let mut lengths = answer.headers().get_all(CONTENT_LENGTH).iter();
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    if !lengths.next().is_none_or(is_number) || lengths.next().is_some() {
+        return Err(not_http("more than one Content-Length"));
+    }
+    Ok(answer)
+}
+
+fn not_http(what: &str) -> Refused {
+    Refused::new(Reason::NotHttp, format!("not HTTP: {what}"))
 }
 
 /// When an answer has to be complete.
@@ -48,9 +122,18 @@ impl Deadline {
         Deadline { timeout, at: Instant::now() + timeout }
     }
 
+    /// The time until the deadline.
+    pub fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// The failure of an answer that does not come in time.
+    pub fn missed(self) -> Refused {
+        Refused::new(Reason::Timeout, format!("no answer in {} s", self.timeout.as_secs_f64()))
+    }
+
     /// Waits for an answer until the deadline.
     pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, Refused> {
-        let late = |_| Refused::new(Reason::Timeout, format!("no answer in {} s", self.timeout.as_secs_f64()));
-        timeout_at(self.at, answer).await.map_err(late)
+        timeout_at(self.at, answer).await.map_err(|_| self.missed())
     }
 }

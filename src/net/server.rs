@@ -26,6 +26,8 @@ use tokio::time::{sleep, timeout};
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
 const SEND_TIMEOUT: u32 = 60_000;
+/// The most headers of a request. Memory for all of them is reserved while a head is parsed.
+const MAX_HEADERS: usize = 4096;
 /// The wait before another try to accept a connection or to find a place for it.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -79,9 +81,11 @@ pub enum Full {
     CloseIdle,
 }
 
-/// Accepts connections and answers their requests, on a current-thread runtime.
-pub async fn serve<H, F, B>(listener: TcpListener, limits: Limits, handler: H) -> io::Result<Infallible>
+/// Accepts connections and answers their requests, on a current-thread runtime. `failed` gets the errors of connections:
+/// the client went away, was too slow, or did not speak HTTP.
+pub async fn serve<H, F, B, E>(listener: TcpListener, limits: Limits, handler: H, failed: E) -> io::Result<Infallible>
 where
+    E: Fn(&hyper::Error) + Clone + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
@@ -100,9 +104,11 @@ where
         #[cfg(target_os = "linux")]
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT);
         let waiting = Arc::new(Waiting { closable: closable.clone(), task: OnceLock::new(), number: Mutex::default() });
-        let (answering, handler) = (waiting.clone(), handler.clone());
+        let (answering, handler, failed) = (waiting.clone(), handler.clone(), failed.clone());
         let task = tokio::spawn(async move {
-            converse(stream, limits, answering, handler).await;
+            if let Err(error) = converse(stream, limits, answering, handler).await {
+                failed(&error);
+            }
             drop(place);
         });
         // the task starts at the next await
@@ -111,8 +117,8 @@ where
     }
 }
 
-/// Answers the requests of a connection. An error is the client's: it went away, was too slow, or did not speak HTTP.
-async fn converse<H, F, B>(stream: TcpStream, limits: Limits, waiting: Arc<Waiting>, handler: H)
+/// Answers the requests of a connection.
+async fn converse<H, F, B>(stream: TcpStream, limits: Limits, waiting: Arc<Waiting>, handler: H) -> hyper::Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -120,16 +126,17 @@ where
 {
     let answer = service_fn(move |request| {
         let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
-        let answer = handler(request);
+        // in a box, since the connection reserves room for it while it waits
+        let answer = Box::pin(handler(request));
         async { Ok::<_, Infallible>(answer.await.map(|body| Tracked { body, _answering: answering })) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).max_buf_size(limits.max_head);
-    http.keep_alive(limits.single.is_none());
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).keep_alive(limits.single.is_none());
+    http.max_buf_size(limits.max_head).max_headers(MAX_HEADERS);
     let connection = http.serve_connection(TokioIo::new(stream), answer).with_upgrades();
     match limits.single {
-        Some(longest) => _ = timeout(longest, connection).await,
-        None => _ = connection.await,
+        Some(longest) => timeout(longest, connection).await.unwrap_or(Ok(())),
+        None => connection.await,
     }
 }
 

@@ -4,12 +4,13 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
-use tokio::task::spawn_blocking;
 
 use crate::balena::key::{ApiKey, KeySource};
-use crate::net::connector::{Connector, Stream, connect};
+use crate::net::connector::{Connector, Stream};
+use crate::net::http_connect::connect;
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
+use crate::net::threads::blocking;
 
 /// Opens connections through the proxy, to `<uuid>.balena:<port>`.
 ///
@@ -42,20 +43,21 @@ impl Vpn {
 
     async fn renew(&self, used: &ApiKey) -> bool {
         let (keys, used) = (self.keys.clone(), used.clone());
-        spawn_blocking(move || keys.renew(&used)).await.unwrap_or(false)
+        blocking("key", move || keys.renew(&used)).await.unwrap_or(false)
     }
 
     async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, Refused> {
         let unreachable = |refused: Refused| {
             Refused::new(Reason::NoTunnel, format!("tunnel host not reachable: {}", refused.message))
         };
-        let mut stream = deadline.wait(self.connector.open(&self.url)).await.flatten().map_err(unreachable)?;
+        let mut stream =
+            deadline.wait(self.connector.open(&self.url, deadline)).await.flatten().map_err(unreachable)?;
         // the proxy ignores the name of the user; it does not know the scheme in lower case
         let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", key.secret())));
         match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
             Ok(200) => Ok(stream),
             Ok(status) => Err(refusal(status, authority)),
-            Err(error) => Err(Refused::new(Reason::BadTunnel, format!("tunnel host: {error}"))),
+            Err(error) => Err(Refused::new(Reason::BadTunnel, format!("the tunnel host {error}"))),
         }
     }
 }

@@ -155,11 +155,11 @@ async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infalli
         max_head: MAX_HEAD_SIZE,
         single: Some(ANSWER_TIMEOUT),
     };
-    server::serve(listener, limits, move |request| {
+    let handler = move |request: Request<_>| {
         let answer = status.answer(&request);
         async { answer }
-    })
-    .await
+    };
+    server::serve(listener, limits, handler, |_| ()).await
 }
 
 /// The routes.

@@ -1,34 +1,45 @@
 //! Which targets the tunnel may go to: those in the target file, by host and port.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use log::Level;
 use prometheus::IntGauge;
-use serde::Deserialize;
-use tokio::sync::Mutex;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::discovery::labels::SCHEME;
+use crate::discovery::target::Group;
 use crate::discovery::target_file::{Identity, identity};
 use crate::logging::count;
+use crate::net::threads::{self, NoThread};
 
 /// The largest target file, in bytes: as much as discovery writes.
 const MAX_FILE: u64 = 1 << 30;
-/// How long a scrape waits for the file to be read. After that the previous list decides.
+/// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
 const RETRY: Duration = Duration::from_secs(10);
 
-type Targets = HashSet<Box<str>>;
+/// A target that the tunnel may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Whether a target group with it has the scheme https.
+    pub is_https: bool,
+}
+
+type Targets = HashMap<Box<str>, Target>;
 
 /// The targets of the target file, which is read again when it has changed.
 pub struct AllowedTargets {
     path: PathBuf,
+    /// To the thread that checks the file.
+    checks: mpsc::Sender<Check>,
     state: Mutex<State>,
     /// The number of targets.
     count: IntGauge,
@@ -41,44 +52,65 @@ struct State {
     seen: Option<Identity>,
     /// The result of the last reading and its time; none before the first.
     read: Option<(Result<(), String>, Instant)>,
-    reading: Option<Reading>,
+    pending: Option<Pending>,
 }
 
-/// A reading in progress. It goes on if the scrape that started it ends.
-struct Reading {
-    identity: Option<Identity>,
+/// A check of the file.
+struct Check {
+    /// The metadata when the file was last read.
+    seen: Option<Identity>,
+    /// Whether the file is read even if its metadata are the same.
+    again: bool,
+    found: oneshot::Sender<Found>,
+}
+
+/// The file's metadata, and its targets if it was read.
+type Found = (Option<Identity>, Option<Result<Targets, String>>);
+
+/// A check that has no result yet. It goes on if the scrape that started it ends.
+struct Pending {
     start: Instant,
-    task: JoinHandle<Result<Targets, String>>,
+    found: oneshot::Receiver<Found>,
 }
 
 impl AllowedTargets {
-    /// Reads nothing yet.
-    pub fn new(path: PathBuf, count: IntGauge) -> Self {
-        AllowedTargets { path, state: Mutex::default(), count }
+    /// Starts the thread that checks the file, and reads nothing yet.
+    pub fn new(path: PathBuf, count: IntGauge) -> Result<Self, NoThread> {
+        let (checks, waiting) = mpsc::channel::<Check>();
+        let file = path.clone();
+        threads::spawn("target file", move || {
+            for check in waiting {
+                let identity = identity(&file);
+                let targets = (check.again || check.seen != identity).then(|| read(&file));
+                let _ = check.found.send((identity, targets)); // the scrape may have ended
+            }
+        })?;
+        Ok(AllowedTargets { path, checks, state: Mutex::default(), count })
     }
 
-    /// Whether this `host:port` is a target. If the file cannot be read or holds no target, the previous list decides.
-    pub async fn contains(&self, target: &str) -> bool {
-        let identity = identity(&self.path);
+    /// The target with this `host:port`. If the file cannot be read or holds no target, the previous list decides.
+    pub async fn find(&self, target: &str) -> Option<Target> {
         let mut state = self.state.lock().await;
-        let changed = match &state.read {
-            None => true,
-            Some((Ok(()), _)) => state.seen != identity,
-            Some((Err(_), when)) => state.seen != identity || when.elapsed() >= RETRY,
-        };
-        if changed && state.reading.is_none() {
-            let path = self.path.clone();
-            state.reading =
-                Some(Reading { identity, start: Instant::now(), task: spawn_blocking(move || read(&path)) });
+        // a scrape that ended may have left a check behind, which may be older than the file
+        if self.finish(&mut state).await {
+            let again = state.read.as_ref().is_none_or(|(read, when)| read.is_err() && when.elapsed() >= RETRY);
+            let (found, receiver) = oneshot::channel();
+            state.pending = Some(Pending { start: Instant::now(), found: receiver });
+            let _ = self.checks.send(Check { seen: state.seen, again, found }); // the thread never ends
+            self.finish(&mut state).await;
         }
-        if let Some(reading) = &mut state.reading
-            && let Ok(read) = timeout_at(reading.start + READ_TIMEOUT, &mut reading.task).await
-        {
-            let identity = reading.identity;
-            state.reading = None;
-            self.take(&mut state, identity, read.unwrap_or_else(|error| Err(error.to_string())));
+        state.targets.get(target).copied()
+    }
+
+    /// Waits for the pending check; false if it takes too long.
+    async fn finish(&self, state: &mut State) -> bool {
+        let Some(pending) = &mut state.pending else { return true };
+        let Ok(found) = timeout_at(pending.start + READ_TIMEOUT, &mut pending.found).await else { return false };
+        state.pending = None;
+        if let Ok((identity, Some(read))) = found {
+            self.take(state, identity, read);
         }
-        state.targets.contains(target)
+        true
     }
 
     fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<Targets, String>) {
@@ -103,15 +135,12 @@ impl AllowedTargets {
     }
 }
 
-#[derive(Deserialize)]
-struct Group<'a> {
-    #[serde(borrow)]
-    targets: Vec<Cow<'a, str>>,
-}
+/// A target group of any program that writes target files.
+type AnyGroup<'a> = Group<Vec<Cow<'a, str>>, Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>>;
 
 fn read(path: &Path) -> Result<Targets, String> {
     let unreadable = |error| format!("cannot be read: {error}");
-    // nobody may ever write into a pipe
+    // a pipe may have no writer, ever
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("is no file".into());
     }
@@ -121,8 +150,14 @@ fn read(path: &Path) -> Result<Targets, String> {
     if text.len() as u64 > MAX_FILE {
         return Err("is too large".into());
     }
-    let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
-    let targets: Targets =
-        groups.iter().flat_map(|group| &group.targets).map(|target| target.to_ascii_lowercase().into()).collect();
+    let groups: Vec<AnyGroup> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
+    let mut targets = Targets::new();
+    for group in &groups {
+        let is_https =
+            group.labels.as_ref().and_then(|labels| labels.get(SCHEME)).is_some_and(|scheme| scheme == "https");
+        for target in &group.targets {
+            targets.entry(target.to_ascii_lowercase().into()).or_default().is_https |= is_https;
+        }
+    }
     if targets.is_empty() { Err("holds no target".into()) } else { Ok(targets) }
 }

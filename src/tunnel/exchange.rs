@@ -1,46 +1,40 @@
 //! A request and its answer within a tunnel.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::SendRequest;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::net::connector::Stream;
-use crate::net::refused::{Reason, Refused};
-use crate::net::scrape::{Deadline, broken};
-use crate::tunnel::metrics::{Outcome, Scrape};
-use crate::tunnel::pool::{Pool, Tunnel};
-
-/// Bytes of an answer in flight, and the largest head of an answer.
-const BUFFER: usize = 16 << 10;
-/// The largest answer of an exporter, in bytes as they are sent. A `node_exporter` answers with 60 KB.
-const MAX_ANSWER: usize = 64 << 20;
+use crate::net::refused::Refused;
+use crate::net::scrape::{broken, client, send};
+use crate::tunnel::pool::Tunnel;
 
 /// A request and its answer in a tunnel, which closes when this is dropped.
 pub struct Exchange {
-    sender: http1::SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Empty<Bytes>>,
     /// Moves the bytes, and returns the connection at its end.
     connection: JoinSet<Option<Stream>>,
     place: OwnedSemaphorePermit,
+    until: Instant,
 }
 
 impl Exchange {
-    /// Sends a request and waits for the head of its answer.
-    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Self, Response<Incoming>), Refused> {
-        let mut http = http1::Builder::new();
-        http.read_buf_exact_size(Some(BUFFER));
-        let io = TokioIo::new(tunnel.stream);
-        let (mut sender, mut http) = http.handshake(io).await.map_err(|error| broken(&error))?;
+    /// Sends a request, and waits for the head of its answer and the first bytes of its body: an answer that breaks there
+    /// fails the scrape with its reason.
+    pub async fn start(
+        tunnel: Tunnel, request: Request<Empty<Bytes>>,
+    ) -> Result<(Self, Response<AnswerBody>), Refused> {
+        let Tunnel { stream, place, until } = tunnel;
+        let (mut sender, mut http) = client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let mut connection = JoinSet::new();
         connection.spawn(async move {
             // the request fails with the same error
@@ -48,100 +42,45 @@ impl Exchange {
             let parts = http.into_parts();
             parts.read_buf.is_empty().then(|| parts.io.into_inner())
         });
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        if answer.status().is_informational() {
-            let message = format!("not HTTP: {} was not asked for", answer.status());
-            return Err(Refused::new(Reason::NotHttp, message));
-        }
-        Ok((Exchange { sender, connection, place: tunnel.place }, answer))
+        let (head, mut rest) = send(&mut sender, request).await?.into_parts();
+        let first = if rest.is_end_stream() { None } else { rest.frame().await };
+        let first = first.transpose().map_err(|error| broken(&error))?;
+        let answer = Response::from_parts(head, AnswerBody { first, rest });
+        Ok((Exchange { sender, connection, place, until }, answer))
     }
 
     /// The tunnel, if it can take another request.
-    async fn end(mut self) -> Option<Tunnel> {
+    pub async fn end(mut self) -> Option<Tunnel> {
         self.sender.ready().await.ok()?;
         drop(self.sender);
         let stream = self.connection.join_next().await?.ok()??;
-        Some(Tunnel { stream, place: self.place })
+        Some(Tunnel { stream, place: self.place, until: self.until })
     }
 }
 
-/// The body of an answer on its way to Prometheus. Its tunnel is kept once the whole body has passed.
-pub struct Passing {
-    body: Incoming,
-    tunnel: Option<(Arc<str>, Exchange)>,
-    pool: Arc<Pool>,
-    deadline: Pin<Box<Sleep>>,
-    /// Bytes that may still come.
-    left: usize,
-    scrape: Scrape,
+/// A body whose first frame has been read.
+pub struct AnswerBody {
+    first: Option<Frame<Bytes>>,
+    rest: Incoming,
 }
 
-impl Passing {
-    /// Passes the body of a target's answer.
-    pub fn new(
-        target: String, exchange: Exchange, body: Incoming, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
-    ) -> Self {
-        let tunnel = Some((target.into(), exchange));
-        let deadline = Box::pin(sleep_until(deadline.at));
-        let mut passing = Passing { body, tunnel, pool, deadline, left: MAX_ANSWER, scrape };
-        if passing.body.is_end_stream() {
-            passing.end();
-        }
-        passing
-    }
-
-    fn end(&mut self) {
-        self.scrape.outcome = Outcome::Passed;
-        if let Some((target, exchange)) = self.tunnel.take() {
-            let pool = self.pool.clone();
-            tokio::spawn(async move {
-                if let Some(tunnel) = exchange.end().await {
-                    pool.keep(target, tunnel);
-                }
-            });
-        }
-    }
-
-    fn fail(&mut self, reason: Reason, why: &str) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.scrape.outcome = Outcome::Refused(reason);
-        self.tunnel = None;
-        Poll::Ready(Some(Err(io::Error::other(why))))
-    }
-}
-
-impl Body for Passing {
+impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = io::Error;
+    type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if self.deadline.as_mut().poll(cx).is_ready() {
-            return self.fail(Reason::Timeout, "the answer takes too long");
-        }
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Bytes::len);
-                let Some(left) = self.left.checked_sub(length) else {
-                    return self.fail(Reason::TooLarge, "the answer is too large");
-                };
-                self.left = left;
-                if self.body.is_end_stream() {
-                    self.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => self.fail(Reason::BrokeOff, &error.to_string()),
-            None => {
-                self.end();
-                Poll::Ready(None)
-            }
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        self.rest.size_hint().exact().map_or_else(SizeHint::new, |rest| SizeHint::with_exact(first + rest))
     }
 }

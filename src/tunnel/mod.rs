@@ -6,10 +6,14 @@
 
 mod allowed_targets;
 mod exchange;
+mod limits;
 mod metrics;
+mod outage;
+mod passing;
 mod pool;
 mod proxy;
 mod relay;
+mod tunnels;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,33 +22,28 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use reqwest::Url;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
 
 use crate::balena::key::KeySource;
 use crate::logging::{self, cannot_start};
 use crate::net::connector::Connector;
+use crate::net::proxy::Proxies;
 use crate::net::server;
 use crate::net::vpn::Vpn;
 use crate::signals;
 use crate::tunnel::allowed_targets::AllowedTargets;
+use crate::tunnel::limits::Places;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::pool::Pool;
 use crate::tunnel::proxy::Proxy;
-
-/// The most tunnels at once, unless the limit for open files sets a lower number.
-const MAX_TUNNELS: usize = 30_000;
-/// File descriptors a tunnel may take: itself and its scrape, or the two ends of a relayed pair and the next scrape.
-const FILES_PER_TUNNEL: usize = 3;
-/// File descriptors for everything else, the spare connections among them.
-const OTHER_FILES: usize = 64;
-/// Threads that look up names. Several, so that a look-up that hangs does not block the others.
-const MAX_LOOK_UPS: usize = 16;
+use crate::tunnel::tunnels::Tunnels;
 
 /// The checked settings of the tunnel.
 pub struct Settings {
     /// The API key, which balena's VPN proxy asks for.
     pub key: KeySource,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// balena's VPN proxy.
@@ -73,31 +72,26 @@ fn start(settings: Settings) -> Result<Infallible, String> {
         log::warn!("{warning}");
     }
     let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
-    let mut connector = Connector::new(settings.roots).map_err(|error| format!("TLS: {error}"))?;
+    let mut connector = Connector::new(settings.roots, settings.proxies).map_err(|error| format!("TLS: {error}"))?;
     connector.traffic = Some(metrics.traffic.clone());
     let url = settings.url.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
     let listener = server::listen(&settings.listen)
         .map_err(|error| format!("{error}; set another --listen (TUNNEL_LISTEN_ADDRESS)"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let places = (open_files().saturating_sub(OTHER_FILES) / FILES_PER_TUNNEL).clamp(1, MAX_TUNNELS);
+    let places = Places::of_this_process();
     let (version, url_text, list) = (env!("CARGO_PKG_VERSION"), &settings.url, settings.sd_file.display());
     log::info!(
-        "baletheus {version}: tunnel on http://{address} to the targets of {list}, through {url_text}, {places} at once"
+        "baletheus {version}: tunnel on http://{address} to the targets of {list}, through {url_text}, {} at once",
+        places.tunnels
     );
+    log::debug!("{} scrapes at once", places.scrapes);
     let vpn = Vpn::new(connector, url, settings.key);
-    let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone());
-    let proxy = Proxy::new(vpn, allowed, Pool::new(places), metrics);
+    let tunnels = Tunnels::new(vpn, Pool::new(places.tunnels), metrics.handshakes.clone());
+    let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone()).map_err(|error| error.to_string())?;
+    let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_LOOK_UPS).build();
-    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places.connections)));
     served.map_err(|error| error.to_string())
-}
-
-/// The limit for open files, raised as far as the process may.
-fn open_files() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit); // if that fails, the limit does not change
-    getrlimit(Resource::Nofile).current.and_then(|files| files.try_into().ok()).unwrap_or(usize::MAX)
 }

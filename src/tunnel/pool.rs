@@ -13,12 +13,27 @@ use crate::net::connector::Stream;
 /// balena's proxy lets a tunnel idle for at least 320 s; Prometheus keeps a connection for 300 s.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
+/// balena moves a device to another VPN host. The actual age is spread, so that tunnels do not end all at once.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+const AGE_SPREAD: f64 = 0.25;
+
 /// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
 pub struct Tunnel {
     /// The connection, in which no byte is in flight.
     pub stream: Stream,
     /// The place, which is free again when this is dropped.
     pub place: OwnedSemaphorePermit,
+    /// The end of its greatest age.
+    pub until: Instant,
+}
+
+impl Tunnel {
+    /// A tunnel that has just been opened.
+    pub fn new(stream: Stream, place: OwnedSemaphorePermit) -> Self {
+        let age = MAX_AGE.mul_f64(1.0 - AGE_SPREAD * fastrand::f64());
+        Tunnel { stream, place, until: Instant::now() + age }
+    }
 }
 
 /// The tunnels that wait for their next request.
@@ -63,8 +78,11 @@ impl Pool {
         idle.remove(number)
     }
 
-    /// Keeps a tunnel for the next request.
+    /// Keeps a tunnel for the next request, unless it is too old.
     pub fn keep(&self, target: Arc<str>, kept: Tunnel) {
+        if kept.until <= Instant::now() {
+            return;
+        }
         let mut idle = self.idle();
         let number = idle.next;
         idle.next += 1;
@@ -94,5 +112,22 @@ impl Pool {
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_kept_until_its_greatest_age() {
+        let pool = Pool::new(2);
+        let tunnel = || Tunnel::new(Box::new(tokio::io::empty()), pool.place().expect("a place"));
+        let age = tunnel().until - Instant::now();
+        assert!((45 * 60 - 1..=60 * 60).contains(&age.as_secs()), "{age:?}");
+        pool.keep("a".into(), tunnel());
+        assert!(pool.take("a").is_some());
+        pool.keep("a".into(), Tunnel { until: Instant::now(), ..tunnel() });
+        assert!(pool.take("a").is_none());
     }
 }

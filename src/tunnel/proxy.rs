@@ -17,48 +17,50 @@ use hyper::header::{
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use log::Level;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 
 use crate::net::refused::{Reason, Refused};
-use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, check_destination};
+use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
 use crate::net::server::{Full as WhenFull, Limits, METRICS, TEXT, reply, serve};
-use crate::net::vpn::Vpn;
 use crate::tunnel::allowed_targets::AllowedTargets;
-use crate::tunnel::exchange::{Exchange, Passing};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
-use crate::tunnel::pool::{IDLE_TIMEOUT, Pool, Tunnel};
+use crate::tunnel::outage::Outages;
+use crate::tunnel::passing::Passing;
+use crate::tunnel::pool::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::relay::relay;
+use crate::tunnel::tunnels::{Tunnels, busy};
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
-/// Connections beyond the number of tunnels, so that overload is answered with 503 and health checks are answered too.
-const SPARE_CONNECTIONS: usize = 16;
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 16 << 10;
 
 type Answer = Response<Either<Full<Bytes>, Passing>>;
 
 /// The state of the proxy.
 pub struct Proxy {
-    vpn: Vpn,
+    tunnels: Arc<Tunnels>,
     allowed: AllowedTargets,
-    pool: Arc<Pool>,
     metrics: Arc<Metrics>,
-    /// Whether the tunnel host could not be reached the last time.
-    host_lost: AtomicBool,
+    outages: Outages,
+    /// A permit for each scrape at once.
+    scrapes: Arc<Semaphore>,
+    /// Whether a request that cannot be read has been logged.
+    warned: AtomicBool,
 }
 
 impl Proxy {
     /// Puts the parts together.
-    pub fn new(vpn: Vpn, allowed: AllowedTargets, pool: Pool, metrics: Metrics) -> Self {
-        let (pool, metrics) = (Arc::new(pool), Arc::new(metrics));
-        Proxy { vpn, allowed, pool, metrics, host_lost: AtomicBool::new(false) }
+    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Metrics, scrapes: usize) -> Self {
+        let (outages, scrapes) = (Outages::new(metrics.targets.clone()), Arc::new(Semaphore::new(scrapes)));
+        let (tunnels, metrics) = (Arc::new(tunnels), Arc::new(metrics));
+        Proxy { tunnels, allowed, metrics, outages, scrapes, warned: AtomicBool::new(false) }
     }
 
-    /// Answers requests, of which so many may use a tunnel at once.
-    pub async fn serve(self, listener: TcpListener, tunnels: usize) -> io::Result<Infallible> {
-        self.allowed.contains("").await; // reads the target file before the first scrape
-        let pool = self.pool.clone();
+    /// Answers requests, on so many connections.
+    pub async fn serve(self, listener: TcpListener, connections: usize) -> io::Result<Infallible> {
+        self.allowed.find("").await; // reads the target file before the first scrape
+        let pool = self.tunnels.pool.clone();
         tokio::spawn(async move {
             let mut ticks = interval(IDLE_TIMEOUT / 10);
             loop {
@@ -67,14 +69,28 @@ impl Proxy {
             }
         });
         let limits = Limits {
-            connections: tunnels + SPARE_CONNECTIONS,
+            connections,
             full: WhenFull::CloseIdle,
             head_timeout: IDLE_TIMEOUT + DEFAULT_TIMEOUT,
             max_head: MAX_HEAD,
             single: None,
         };
         let proxy = Arc::new(self);
-        serve(listener, limits, move |request| proxy.clone().answer(request)).await
+        let answering = proxy.clone();
+        let answer = move |request| answering.clone().answer(request);
+        serve(listener, limits, answer, move |error: &hyper::Error| proxy.failed(error)).await
+    }
+
+    /// A connection failed. The server has answered 431 to a head that is too large, and 400 to what is not HTTP.
+    fn failed(&self, error: &hyper::Error) {
+        if !error.is_parse() {
+            return; // the client went away
+        }
+        self.metrics.count(Outcome::Refused(Reason::BadRequest));
+        let bound = format!("the bound is {} KiB", MAX_HEAD >> 10);
+        let why = if error.is_parse_too_large() { format!("{error}: {bound}") } else { error.to_string() };
+        let level = if self.warned.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+        log::log!(level, "refused a request: {why}; are there too many http_headers in the scrape config?");
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
@@ -118,7 +134,11 @@ impl Proxy {
         }
         let authority = url.authority().map(|authority| authority.as_str().to_ascii_lowercase()).unwrap_or_default();
         let target = if authority.contains(':') { authority } else { authority + ":80" };
-        check_destination(&target, self.allowed.contains(&target).await)?;
+        let found = self.allowed.find(&target).await;
+        check_destination(&target, found.is_some())?;
+        if method == Method::CONNECT && !found.unwrap_or_default().is_https {
+            return refuse("CONNECT is for targets with the scheme https only (tag prometheus.io/scheme)");
+        }
         Ok(target)
     }
 
@@ -126,13 +146,18 @@ impl Proxy {
     async fn scrape(&self, target: String, request: Request<Incoming>) -> Result<Answer, Refused> {
         let mut scrape = Scrape::start(self.metrics.clone());
         let deadline = Deadline::after(scrape_timeout(request.headers()));
-        let answered = match request_to(&target, &request) {
-            Ok(request) => deadline.wait(self.exchange(&target, request, deadline)).await.flatten(),
-            Err(refused) => Err(refused),
+        let answered = async {
+            let place = self.place()?;
+            let request = request_to(&target, &request)?;
+            let answered = deadline.wait(self.tunnels.exchange(&target, request, deadline)).await.flatten();
+            self.watch(&target, &answered);
+            Ok::<_, Refused>((place, answered?))
         };
-        let (exchange, answer) = answered.inspect_err(|refused| scrape.outcome = Outcome::Refused(refused.reason))?;
+        let (place, (exchange, answer)) =
+            answered.await.inspect_err(|refused| scrape.outcome = Outcome::Refused(refused.reason))?;
         let (head, body) = answer.into_parts();
-        let passing = Passing::new(target, exchange, body, self.pool.clone(), deadline, scrape);
+        let pool = self.tunnels.pool.clone();
+        let passing = Passing::new((target.into(), exchange), body, pool, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(passing));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
@@ -145,53 +170,37 @@ impl Proxy {
         Ok(answer)
     }
 
-    /// Sends a request in a kept tunnel, or else in a new one. A kept tunnel that was closed in the meantime is no failure.
-    async fn exchange(
-        &self, target: &str, request: Request<Empty<Bytes>>, deadline: Deadline,
-    ) -> Result<(Exchange, Response<Incoming>), Refused> {
-        if let Some(kept) = self.pool.take(target)
-            && let Ok(answered) = Exchange::start(kept, request.clone()).await
-        {
-            return Ok(answered);
-        }
-        Exchange::start(self.open(target, deadline).await?, request).await
-    }
-
     /// Answers Prometheus' CONNECT, and relays what follows.
     async fn connect(&self, target: String, request: Request<Incoming>) -> Result<Answer, Refused> {
-        let opened = self.open(&target, Deadline::after(DEFAULT_TIMEOUT)).await;
+        let opened = async {
+            let place = self.place()?;
+            let opened = self.tunnels.open(&target, Deadline::after(DEFAULT_TIMEOUT)).await;
+            self.watch(&target, &opened);
+            Ok::<_, Refused>((place, opened?))
+        };
+        let opened = opened.await;
         let outcome = |refused: &Refused| Outcome::Refused(refused.reason);
         self.metrics.count(opened.as_ref().map_or_else(outcome, |_| Outcome::Passed));
-        let Tunnel { stream, place } = opened?;
+        let (scrape_place, Tunnel { stream, place, .. }) = opened?;
         tokio::spawn(async move {
             if let Ok(upgraded) = hyper::upgrade::on(request).await {
                 relay(TokioIo::new(upgraded), stream).await;
             }
-            drop(place);
+            drop((scrape_place, place));
         });
         Ok(Response::new(Either::Left(Full::default())))
     }
 
-    /// Opens a new tunnel. A tunnel host that cannot be reached is logged once, and not for each device.
-    async fn open(&self, target: &str, deadline: Deadline) -> Result<Tunnel, Refused> {
-        let place = self.pool.place().ok_or_else(|| Refused::new(Reason::Busy, "too many tunnels at once"))?;
-        self.metrics.handshakes.inc();
-        let opened = self.vpn.open(target, deadline).await;
-        match &opened {
-            Err(refused) if refused.reason == Reason::NoTunnel => {
-                if !self.host_lost.swap(true, Ordering::Relaxed) {
-                    log::warn!("{refused}");
-                }
-            }
-            // without an answer of the proxy, nothing is known about it
-            Err(Refused { status: None, .. }) => {}
-            Ok(_) | Err(_) => {
-                if self.host_lost.swap(false, Ordering::Relaxed) {
-                    log::info!("tunnel host reachable again");
-                }
-            }
+    /// A place among the scrapes at once.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        self.scrapes.clone().try_acquire_owned().map_err(|_| busy())
+    }
+
+    fn watch<T>(&self, target: &str, result: &Result<T, Refused>) {
+        match result {
+            Ok(_) => self.outages.succeeded(),
+            Err(refused) => self.outages.failed(target, refused),
         }
-        Ok(Tunnel { stream: opened?, place })
     }
 }
 

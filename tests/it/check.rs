@@ -336,7 +336,7 @@ fn public_urls() {
             ("well", "answers", "", "3 samples"),
             ("switched-off", "left_out", "no_public_url", "left out: its public device URL is switched off"),
             ("another's", "fails", "tls", "TLS: …certificate not valid for name"),
-            ("unknown", "fails", "proxy", "the proxy that HTTPS_PROXY names answers 407"),
+            ("unknown", "fails", "proxy", "the proxy http://127.0.0.1:…(HTTPS_PROXY) answers 407"),
             ("path", "fails", "not_metrics", "not metrics, but text/html"),
         ],
     );

@@ -190,7 +190,7 @@ fn stack_config(scrape: &str, at: &Addresses) -> Value {
 
 /// The configuration for one's own Prometheus in `docs/dashboards.md`, with the addresses of this test.
 fn own_config(at: &Addresses) -> Value {
-    let document = include_str!("../docs/dashboards.md");
+    let document = include_str!("../../docs/dashboards.md");
     let (_, rest) = document.split_once("```yaml\n").expect("a block of YAML");
     let (yaml, _) = rest.split_once("```").expect("its end");
     let mut text = yaml.to_owned();

@@ -511,6 +511,30 @@ fn mail_server() -> (SocketAddr, Receiver<String>) {
 }
 
 /// Real Alertmanager, a device with a hostile name, and services that reject what the real ones would.
+/// Alertmanager, which finds its templates in its working directory. Debian's looks for them in a folder that only an installed
+/// package has.
+fn alertmanager(image: &Image) -> PathBuf {
+    const INSTALLED: &[u8] = b"/usr/share/prometheus/alertmanager";
+    let here = format!("./{}", "/".repeat(INSTALLED.len() - 2));
+    let original = tools::alertmanager();
+    let mut program = fs::read(&original).unwrap();
+    for at in 0..program.len() - INSTALLED.len() {
+        if program[at..].starts_with(INSTALLED) {
+            program[at..at + INSTALLED.len()].copy_from_slice(here.as_bytes());
+        }
+    }
+    for template in ["default.tmpl", "email.tmpl"] {
+        let from = original.with_file_name(template);
+        if from.is_file() {
+            fs::copy(from, image.path(template)).unwrap();
+        }
+    }
+    let copy = image.path("alertmanager");
+    fs::write(&copy, program).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    copy
+}
+
 #[test]
 fn a_message_arrives_at_each_service() {
     let (address, verdicts) = services();
@@ -541,7 +565,8 @@ fn a_message_arrives_at_each_service() {
         ],
         &["--web.listen-address=127.0.0.1:0", &format!("--storage.path={}", image.path("data").display())],
     );
-    command.env("PROGRAM", tools::alertmanager()).stderr(Stdio::piped()).stdout(Stdio::null());
+    command.env("PROGRAM", alertmanager(&image)).current_dir(image.path(""));
+    command.stderr(Stdio::piped()).stdout(Stdio::null());
     let mut running = Running(command.spawn().unwrap());
     let (sender, lines) = channel();
     let stderr = BufReader::new(running.0.stderr.take().unwrap());

@@ -14,6 +14,7 @@ mod faults_doc;
 mod history;
 mod lock;
 mod mapping;
+mod network;
 mod options;
 mod prometheus;
 mod properties;
@@ -27,5 +28,7 @@ mod status;
 mod status_prometheus;
 #[path = "../support/mod.rs"]
 pub mod support;
+mod thingy;
 mod tunnel;
+mod tunnel_limits;
 mod vpn_recordings;

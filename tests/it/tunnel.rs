@@ -261,6 +261,7 @@ fn each_result_is_counted_from_0() {
     let setup = Setup::start(Vpn::start(KEY, None));
     let results = setup.metric("baletheus_tunnel_scrapes_total");
     let expected = [
+        "bad_request",
         "bad_tunnel",
         "broke_off",
         "busy",
@@ -423,7 +424,7 @@ fn each_failure_is_told() {
     setup.vpn.device(&uuid('a'), |device| device.offline = false);
     setup.expect(&a, 502, "port 9100 closed or device unreachable");
     setup.device('a', Exporter::start(|_, _| false).addr);
-    setup.expect(&a, 502, "broke off: connection closed before message completed");
+    setup.expect(&a, 502, "broke off: the connection closes before the answer is complete");
     setup.device('a', Exporter::saying("SSH-2.0-OpenSSH_9.2\r\n").addr);
     setup.expect(&a, 502, "not HTTP: invalid HTTP version parsed");
     // an answer of the exporter's own, whatever it is
@@ -561,7 +562,7 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
         stream.write_all(format!("GET http://{target}/ {head}\r\n\r\n").as_bytes()).unwrap();
     }
     setup.wait_for_metric("baletheus_tunnel_handshakes_total", "", (2 * PLACES + 2) as f64);
-    setup.expect(&name(PLACES, '0'), 503, "too many tunnels at once");
+    setup.expect(&name(PLACES, '0'), 503, "too many scrapes at once");
     drop(hanging);
     setup.wait_for_metric("baletheus_tunnel_open", "", 0.0);
     good(1);
@@ -588,6 +589,13 @@ fn https_targets_are_joined() {
     });
     let setup = Setup::start(Vpn::start(KEY, None));
     setup.device('a', addr);
+    // CONNECT would hide what is sent to a plain target
+    let refused = setup.send(&format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", target('a')));
+    let expected =
+        "HTTP/1.1 403 refused: CONNECT is for targets with the scheme https only (tag prometheus.io/scheme)\r\n";
+    assert!(refused.starts_with(expected), "{refused}");
+    let groups = ['a', 'b'].map(|letter| json!({"targets": [target(letter)], "labels": {"__scheme__": "https"}}));
+    replace(&setup.sidecar, &json!(groups).to_string());
     let mut stream = setup.connect();
     stream.write_all(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", target('a')).as_bytes()).unwrap();
     let mut head = Vec::new();
@@ -618,7 +626,12 @@ fn https_targets_are_joined() {
     assert!(answer.starts_with("HTTP/1.1 502 device not connected to the VPN\r\n"), "{answer}");
     assert_eq!(
         setup.results(),
-        [("{result=\"not_connected\"}".to_owned(), 1.0), ("{result=\"ok\"}".to_owned(), 1.0)].into()
+        [
+            ("{result=\"not_connected\"}".to_owned(), 1.0),
+            ("{result=\"not_target\"}".to_owned(), 1.0),
+            ("{result=\"ok\"}".to_owned(), 1.0)
+        ]
+        .into()
     );
 }
 

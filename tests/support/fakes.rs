@@ -13,6 +13,7 @@ use baletheus::balena::{Answer, Api, Client, Failure, Reason};
 use baletheus::discovery::inventory::{Entry, Inventory};
 use baletheus::discovery::target::Rules;
 use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, Source, exporter, target_file};
+use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
 
 /// All devices over the VPN, with an exporter on port 80 and with every label.
@@ -28,7 +29,8 @@ pub fn list(inventory: &Inventory) -> Vec<u8> {
 /// The client of the API at this URL.
 pub fn api(url: &str) -> Client {
     let key = KeySource::new(ApiKey::new("a-key").expect("a key"), None);
-    let api = Api { url: url.to_owned(), key, roots: Vec::new(), timeout: Duration::from_secs(60) };
+    let (proxies, _) = Proxies::from_env(&|_| None);
+    let api = Api { url: url.to_owned(), key, proxies, roots: Vec::new(), timeout: Duration::from_secs(60) };
     Client::new(api, Query::new(rules().fields(), &Selection::default())).expect("the platform's certificates")
 }
 

@@ -1,15 +1,13 @@
 //! The exporter of `examples/thingy`, with its own flags and with both lists of mounts that a container may find on a device.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::grafana::{list, text};
+use crate::support::node_exporter::{OF_THE_CONTAINER, OF_THE_HOST, start};
+use crate::support::sidecar::PATIENCE;
 use serde_json::Value;
-use support::grafana::{list, text};
-use support::node_exporter::{OF_THE_CONTAINER, OF_THE_HOST, start};
-use support::sidecar::PATIENCE;
 
 /// The page of the exporter with these mounts.
 fn page(mounts: &str) -> String {
@@ -59,7 +57,7 @@ fn mounts_of_the_host_are_no_errors() {
 #[test]
 fn the_example_declares_its_exporter_by_labels() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/thingy/docker-compose.yml");
-    let compose: Value = support::alerts::read(&file);
+    let compose: Value = crate::support::alerts::read(&file);
     let service = &compose["services"]["node-exporter"];
     let labels = &service["labels"];
     assert_eq!((text(labels, "prometheus.io.port"), text(labels, "prometheus.io.job")), ("9100", "node"));

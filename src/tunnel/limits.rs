@@ -1,0 +1,93 @@
+//! How much the tunnel takes on, by the limits for open files and for memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// The most tunnels at once, where no limit sets a lower number.
+const MAX_TUNNELS: usize = 30_000;
+/// File descriptors a tunnel may take: itself and its scrape, or the two ends of a relayed pair and the next scrape.
+const FILES_PER_TUNNEL: usize = 3;
+/// File descriptors for everything else, the spare connections among them.
+const OTHER_FILES: usize = 64;
+/// Memory without any tunnel, in bytes: the program, its allocator, and the target file.
+const BASE_MEMORY: usize = 16 << 20;
+/// Memory of a tunnel that idles, in bytes. Measured: 17 KB.
+const TUNNEL_MEMORY: usize = 20 << 10;
+/// Memory of a scrape, in bytes: two connections of Prometheus, and the buffers of both sides while an answer passes.
+const SCRAPE_MEMORY: usize = 224 << 10;
+
+/// How much the tunnel takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Tunnels at once, idle or in use.
+    pub tunnels: usize,
+    /// Scrapes at once.
+    pub scrapes: usize,
+    /// Connections of Prometheus at once.
+    pub connections: usize,
+}
+
+/// Connections beyond the number of scrapes, so that overload is answered with 503 and health checks are answered too.
+const SPARE_CONNECTIONS: usize = 16;
+
+impl Places {
+    /// The places within the limits of this process. The limit for open files is raised as far as the process may.
+    pub fn of_this_process() -> Self {
+        Self::within(open_files(), memory_limit())
+    }
+
+    /// Half of the memory is for tunnels, and half for scrapes.
+    fn within(files: usize, memory: Option<usize>) -> Self {
+        let by_files = files.saturating_sub(OTHER_FILES) / FILES_PER_TUNNEL;
+        let half = memory.map(|memory| memory.saturating_sub(BASE_MEMORY) / 2);
+        let within = |cost: usize| half.map_or(MAX_TUNNELS, |half| half / cost).min(by_files).clamp(1, MAX_TUNNELS);
+        let (tunnels, scrapes) = (within(TUNNEL_MEMORY), within(SCRAPE_MEMORY));
+        let connections = scrapes.saturating_mul(2).min(tunnels.max(scrapes)) + SPARE_CONNECTIONS;
+        Places { tunnels, scrapes, connections }
+    }
+}
+
+/// The limit for open files, raised as far as the process may.
+fn open_files() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit); // if that fails, the limit does not change
+    getrlimit(Resource::Nofile).current.and_then(|files| files.try_into().ok()).unwrap_or(usize::MAX)
+}
+
+/// The memory limit of the process's cgroup and of those above it, in bytes.
+fn memory_limit() -> Option<usize> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut files: Vec<PathBuf> = Vec::new();
+    for group in groups.lines() {
+        let mut fields = group.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        // the path may be that of the host: then only the directory at the top is there, which is the container's own
+        let (top, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let inner = Path::new(path.trim_start_matches('/'));
+        files.extend(inner.ancestors().map(|path| Path::new(top).join(path).join(file)));
+    }
+    // without a limit, version 2 has "max" and version 1 a number beyond any memory
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_follow_from_files_and_memory() {
+        let places = |tunnels, scrapes, connections| Places { tunnels, scrapes, connections };
+        assert_eq!(Places::within(160, None), places(32, 32, 48));
+        assert_eq!(Places::within(0, None), places(1, 1, 17));
+        assert_eq!(Places::within(usize::MAX, None), places(30_000, 30_000, 30_016));
+        assert_eq!(Places::within(1_048_576, Some(64 << 20)), places(1_228, 109, 234));
+        assert_eq!(Places::within(1_048_576, Some(1 << 20)), places(1, 1, 17));
+    }
+}

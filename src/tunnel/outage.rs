@@ -1,0 +1,96 @@
+//! Failures that hit every target: one warning when they start, and one line when they are over.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+use crate::net::refused::{Reason, Refused};
+
+/// So many different targets stand for all.
+const MANY_TARGETS: usize = 100;
+/// Without a success for so long, every target has been scraped: longer intervals do not suit Prometheus' 5 minutes.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Watches the results of scrapes.
+pub struct Outages {
+    /// The number of targets.
+    targets: IntGauge,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Failures with one reason since the last success.
+    streak: Option<(Reason, HashSet<Box<str>>)>,
+    last_success: Option<Instant>,
+    /// The reason of the last warning, until it is over.
+    warned: Option<Reason>,
+}
+
+impl Outages {
+    /// Watches this number of targets.
+    pub fn new(targets: IntGauge) -> Self {
+        Outages { targets, state: Mutex::default() }
+    }
+
+    /// A scrape succeeds.
+    pub fn succeeded(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.streak = None;
+        state.last_success = Some(Instant::now());
+        state.end();
+    }
+
+    /// The scrape of this target fails.
+    pub fn failed(&self, target: &str, refused: &Refused) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.reason {
+            // these say nothing about the way to a target
+            Reason::Busy | Reason::NotTarget | Reason::BadRequest => return,
+            // this one failure is enough: it has nothing to do with the target
+            Reason::NoTunnel => return state.warn(refused),
+            _ if refused.status.is_some() && state.warned == Some(Reason::NoTunnel) => state.end(),
+            _ => {}
+        }
+        if state.streak.as_ref().is_none_or(|(reason, _)| *reason != refused.reason) {
+            state.streak = Some((refused.reason, HashSet::new()));
+        }
+        let long = state.last_success.is_none_or(|success| success.elapsed() >= LONG);
+        let Some((_, targets)) = &mut state.streak else { return };
+        let is_known = targets.contains(target);
+        if !is_known && targets.len() < MANY_TARGETS {
+            targets.insert(target.into());
+        }
+        let all = usize::try_from(self.targets.get()).unwrap_or(usize::MAX);
+        if targets.len() >= all.min(MANY_TARGETS) || (is_known && long) {
+            state.warn(refused);
+        }
+    }
+}
+
+impl State {
+    fn warn(&mut self, refused: &Refused) {
+        if self.warned == Some(refused.reason) {
+            return;
+        }
+        self.warned = Some(refused.reason);
+        match refused.reason {
+            Reason::NoTunnel => log::warn!("{refused}"),
+            Reason::NoAccess => log::warn!(
+                "every scrape fails: {refused}; is the API key (API_KEY) valid, and may it reach these devices?"
+            ),
+            _ => log::warn!("every scrape fails: {refused}"),
+        }
+    }
+
+    fn end(&mut self) {
+        match self.warned.take() {
+            None => {}
+            Some(Reason::NoTunnel) => log::info!("tunnel host reachable again"),
+            Some(reason) => log::info!("scrapes succeed again (before: {reason})"),
+        }
+    }
+}

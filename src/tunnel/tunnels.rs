@@ -1,0 +1,77 @@
+//! Tunnels to targets: kept ones first, new ones otherwise, and a new one beside a kept one that does not answer.
+
+use std::sync::Arc;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::{Request, Response};
+use prometheus::IntCounter;
+use tokio::task::JoinSet;
+use tokio::time::{timeout, timeout_at};
+
+use crate::net::refused::{Reason, Refused};
+use crate::net::scrape::Deadline;
+use crate::net::vpn::Vpn;
+use crate::tunnel::exchange::{AnswerBody, Exchange};
+use crate::tunnel::pool::{Pool, Tunnel};
+
+/// A kept tunnel has this part of the time before a new one races it. The device may have another address in the VPN.
+const RACE_AFTER: u32 = 3;
+
+/// The failure of a scrape that has no place.
+pub fn busy() -> Refused {
+    Refused::new(Reason::Busy, "too many scrapes at once")
+}
+
+/// Opens tunnels, and finds those that are kept.
+pub struct Tunnels {
+    vpn: Vpn,
+    /// The tunnels that are kept.
+    pub pool: Arc<Pool>,
+    handshakes: IntCounter,
+}
+
+type Answered = (Exchange, Response<AnswerBody>);
+
+impl Tunnels {
+    /// Counts the tunnels that it opens.
+    pub fn new(vpn: Vpn, pool: Pool, handshakes: IntCounter) -> Self {
+        Tunnels { vpn, pool: Arc::new(pool), handshakes }
+    }
+
+    /// Opens a tunnel to `host:port`.
+    pub async fn open(&self, target: &str, deadline: Deadline) -> Result<Tunnel, Refused> {
+        let place = self.pool.place().ok_or_else(busy)?;
+        self.handshakes.inc();
+        Ok(Tunnel::new(self.vpn.open(target, deadline).await?, place))
+    }
+
+    /// Sends a request in a kept tunnel, or else in a new one. A kept tunnel that was closed is no failure. If it does not
+    /// answer in a third of the time, a new tunnel gets the same request, and the first answer wins.
+    pub async fn exchange(
+        self: &Arc<Self>, target: &str, request: Request<Empty<Bytes>>, deadline: Deadline,
+    ) -> Result<Answered, Refused> {
+        let mut attempts = JoinSet::new();
+        if let Some(kept) = self.pool.take(target) {
+            attempts.spawn(Exchange::start(kept, request.clone()));
+            let first = timeout(deadline.left() / RACE_AFTER, attempts.join_next()).await;
+            if let Ok(Some(Ok(Ok(answered)))) = first {
+                return Ok(answered);
+            }
+        }
+        let (tunnels, target) = (self.clone(), target.to_owned());
+        attempts.spawn(async move {
+            let tunnel = tunnels.open(&target, deadline).await?;
+            Exchange::start(tunnel, request).await
+        });
+        let mut failure = None;
+        while let Ok(Some(ended)) = timeout_at(deadline.at, attempts.join_next()).await {
+            match ended {
+                Ok(Ok(answered)) => return Ok(answered),
+                Ok(Err(refused)) => failure = Some(refused),
+                Err(_) => {} // a task neither panics nor is it aborted here
+            }
+        }
+        Err(failure.unwrap_or_else(|| deadline.missed()))
+    }
+}
