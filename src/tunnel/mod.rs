@@ -27,6 +27,7 @@ use crate::net::connector::Connector;
 use crate::net::server;
 use crate::net::vpn::Vpn;
 use crate::signals;
+use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::pool::Pool;
@@ -90,7 +91,21 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_LOOK_UPS).build();
-    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places)));
+    systemd::ready();
+    let served = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            if let Some(interval) = systemd::watchdog_interval() {
+                // On the thread of the proxy: if that hangs, systemd hears nothing.
+                tokio::spawn(async move {
+                    loop {
+                        systemd::alive();
+                        tokio::time::sleep(interval).await;
+                    }
+                });
+            }
+            proxy.serve(listener, places).await
+        })
+    });
     served.map_err(|error| error.to_string())
 }
 
