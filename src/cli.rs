@@ -16,6 +16,7 @@ use crate::discovery::{Api, Clock, Discovery, Observer, Published, Sink};
 use crate::logging::{self, cannot_start, misconfigured};
 use crate::signals::{self, Event};
 use crate::status::{Status, liveness};
+use crate::systemd::{self, Notifier};
 use crate::{check, config, tunnel};
 
 /// How long a refresh may go on after a signal to stop.
@@ -90,9 +91,15 @@ fn discover(config: config::Discovery) -> ExitCode {
     };
     changes::warn_about_key(&client);
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
-    let mut source = Api { client: &client, observer };
+    let observer = match Notifier::start(observer) {
+        Ok(notifier) => notifier,
+        Err(error) => return cannot_start(&error),
+    };
+    // Not after the first refresh: an API that is down is no failed start. The targets of the last time are in the file.
+    systemd::ready();
+    let mut source = Api { client: &client, observer: &observer };
     let inventory = Inventory::new(config.service_labels, has_status);
-    let discovery = Discovery::new(&mut source, sink, observer, config.rules, inventory, config.selection.fleets);
+    let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
     if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -103,9 +110,11 @@ impl Wakeups {
     /// A signal to stop lets a refresh finish for a moment. The target file is whole at every moment.
     fn start(once: bool) -> Result<Self, String> {
         let (sender, receiver) = channel();
-        // Nobody receives: the program is about to end.
         signals::handle(STOP_GRACE, i32::from(once), move |event| {
-            let _ = sender.send(event);
+            if event == Event::Reload {
+                systemd::reloading();
+            }
+            let _ = sender.send(event); // it fails if nobody receives: the program is about to end
         })?;
         Ok(Wakeups(receiver))
     }

@@ -26,5 +26,6 @@ pub mod net;
 mod reasons;
 mod signals;
 mod status;
+mod systemd;
 mod tunnel;
 mod values;

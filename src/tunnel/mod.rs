@@ -31,6 +31,7 @@ use crate::net::proxy::Proxies;
 use crate::net::server;
 use crate::net::vpn::Vpn;
 use crate::signals;
+use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::limits::Places;
 use crate::tunnel::metrics::Metrics;
@@ -92,6 +93,20 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served = runtime.and_then(|runtime| runtime.block_on(proxy.serve(listener, places.connections)));
+    systemd::ready();
+    let served = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            if let Some(interval) = systemd::watchdog_interval() {
+                // On the thread of the proxy: if that hangs, systemd hears nothing.
+                tokio::spawn(async move {
+                    loop {
+                        systemd::alive();
+                        tokio::time::sleep(interval).await;
+                    }
+                });
+            }
+            proxy.serve(listener, places.connections).await
+        })
+    });
     served.map_err(|error| error.to_string())
 }

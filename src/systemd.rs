@@ -1,0 +1,96 @@
+//! What systemd learns where it asks for it (`Type=notify`, `WatchdogSec=`): that the program is ready, reloads, and moves. Elsewhere
+//! there is no `NOTIFY_SOCKET`, and nothing happens.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+use crate::balena::Failure;
+use crate::discovery::inventory::Inventory;
+use crate::discovery::{Observer, Published};
+use crate::status::liveness::Liveness;
+
+/// The program has started: its settings are valid and its sockets are open.
+pub fn ready() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// A signal asked for a refresh. [`Notifier`] announces its end.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => log::debug!("cannot read the clock for systemd: {error}"),
+    }
+}
+
+/// How often the watchdog wants to hear of the program; none if there is no watchdog.
+pub fn watchdog_interval() -> Option<Duration> {
+    // systemd recommends half of the time that it waits.
+    sd_notify::watchdog_enabled().map(|longest| longest / 2)
+}
+
+/// The program moves.
+pub fn alive() {
+    notify(&[NotifyState::Watchdog]);
+}
+
+/// The service manager decides what a missing notification means, so a failure is no more than a line in the log.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::debug!("cannot notify systemd: {error}");
+    }
+}
+
+/// Passes on what an observer hears, and tells systemd the outcome of each refresh and that the loop moves.
+pub struct Notifier<'a> {
+    next: &'a dyn Observer,
+    liveness: Arc<Liveness>,
+}
+
+impl<'a> Notifier<'a> {
+    /// Starts a thread for the watchdog, if there is one: the loop itself sleeps for as long as `--refresh` says.
+    ///
+    /// # Errors
+    /// The thread cannot be started. The text is for the user.
+    pub fn start(next: &'a dyn Observer) -> Result<Self, String> {
+        let liveness = Arc::new(Liveness::start());
+        if let Some(interval) = watchdog_interval() {
+            let liveness = liveness.clone();
+            let run = move || {
+                loop {
+                    // Without a sign of life, systemd kills the program and starts it again.
+                    if liveness.overdue().is_none() {
+                        alive();
+                    }
+                    thread::sleep(interval);
+                }
+            };
+            let started = thread::Builder::new().name("watchdog".into()).spawn(run);
+            started.map_err(|error| format!("cannot start the thread for systemd's watchdog: {error}"))?;
+        }
+        Ok(Notifier { next, liveness })
+    }
+}
+
+impl Observer for Notifier<'_> {
+    fn waits(&self, until: Instant) {
+        self.liveness.expect(until);
+        self.next.waits(until);
+    }
+
+    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
+        let status = match outcome {
+            Ok(Published::Written | Published::Unchanged) => "the last refresh succeeded".to_owned(),
+            Ok(Published::Refused) => {
+                "the API lists no device that makes a target; the list stays as it was".to_owned()
+            }
+            // A line break would end the text, and what follows would be another assignment.
+            Err(failure) => format!("the last refresh failed: {}", failure.to_string().replace(['\n', '\r'], " ")),
+        };
+        // After a reload, `READY=1` announces its end. At other times it changes nothing.
+        notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        self.next.refreshed(took, outcome, list);
+    }
+}
