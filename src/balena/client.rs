@@ -248,7 +248,7 @@ impl Client {
             let timeout = humantime::format_duration(self.api.timeout);
             (Reason::Timeout, format!("no whole answer from {url} within {timeout}"))
         } else if cause.contains("certificate") {
-            let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
+            let hint = "is this device's clock right? does it need --ca-file (CA_FILE)?";
             (Reason::Tls, format!("cannot trust {url}: {cause}; {hint}"))
         } else if error.is_connect() {
             (Reason::Connect, format!("cannot reach {url}: {cause}"))

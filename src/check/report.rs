@@ -118,7 +118,7 @@ fn hint(reason: Reason) -> &'static str {
         Reason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
         Reason::NoConnection => "try again: it is this machine or its network that fails",
         Reason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
-        Reason::Tls => "is the clock here right? does it need --ca-file (BALENA_CA_FILE)?",
+        Reason::Tls => "is the clock here right? does it need --ca-file (CA_FILE)?",
         Reason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
         Reason::Http | Reason::NotMetrics => {
             "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"

@@ -13,7 +13,7 @@ use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::balena::Api;
-use crate::balena::key::{ApiKey, KeySource};
+use crate::balena::key::{ApiKey, CREATE_KEY, KeySource};
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
@@ -91,11 +91,12 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
 /// One line for each mistake.
 pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
     read(Verb::Tunnel, matches, var, |from| {
-        let url = from.one("tunnel-url", api_url);
+        let url = from.one("tunnel-url", base_url);
+        let key = key(from);
         tunnel::Settings {
-            key: key(from),
+            warnings: session_token(&key).into_iter().chain(unencrypted(&url)).collect(),
+            key,
             roots: from.list("ca-file", certificates),
-            warnings: unencrypted(&url).into_iter().collect(),
             url,
             sd_file: from.one("sd-file", file_path),
             listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
@@ -116,6 +117,7 @@ fn read<T>(
 fn read_discovery(from: &mut Sources) -> Discovery {
     let mut warnings = Vec::new();
     let key = key(from);
+    warnings.extend(session_token(&key));
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
@@ -154,7 +156,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
             device_refresh: from.one("device-refresh", interval),
             device_metrics: from.one("device-metrics", boolean),
         },
-        tunnel: from.one("tunnel-url", api_url),
+        tunnel: from.one("tunnel-url", base_url),
         warnings,
     }
 }
@@ -178,6 +180,7 @@ fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
 
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
+
 
 fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
@@ -235,12 +238,26 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     }
 }
 
-/// A plain http or https URL.
+/// A warning, if the key expires by itself. A session token is a JWT, which has two dots; a named key has none.
+fn session_token(key: &KeySource) -> Option<String> {
+    let dots = key.current().secret().bytes().filter(|byte| *byte == b'.').count();
+    (dots == 2).then(|| format!("the API key looks like a session token, which expires: {CREATE_KEY}"))
+}
+
+/// The URL of the API. Its documentation has URLs that end in the version, which each request adds itself.
 fn api_url(text: &str) -> Result<Url, String> {
+    let text = text.trim().trim_end_matches('/');
+    base_url(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
+}
+
+/// A plain http or https URL without a path.
+fn base_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
-    let good = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
-    good.then_some(url).ok_or("not a plain http or https URL".into())
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
+        return Err("not a plain http or https URL".into());
+    }
+    if url.path() == "/" { Ok(url) } else { Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization())) }
 }
 
 /// A warning, if the key would go over the network in clear.

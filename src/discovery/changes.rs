@@ -11,6 +11,7 @@ use super::Published;
 use super::inventory::{Entry, Inventory, fingerprint};
 use crate::balena::Client;
 use crate::balena::client::Actor;
+use crate::balena::key::CREATE_KEY;
 use crate::balena::selection::FleetRef;
 use crate::logging::count;
 
@@ -184,14 +185,12 @@ fn write_lines(level: Level, lines: &[impl Display], number: usize) {
 
 /// Warns about a key that shows one device or none. The API itself answers it without an error.
 pub fn warn_about_key(client: &Client) {
-    const INSTEAD: &str =
-        "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
     match client.whoami() {
         Ok(Actor::Device) => {
-            log::warn!("the API key is a device's own and shows that one device only, or none: {INSTEAD}");
+            log::warn!("the API key is a device's own and shows that one device only, or none: {CREATE_KEY}");
         }
         Ok(Actor::Application) => {
-            log::warn!("the API key is a provisioning key, which cannot read devices: {INSTEAD}");
+            log::warn!("the API key is a provisioning key, which cannot read devices: {CREATE_KEY}");
         }
         Ok(Actor::User | Actor::Unknown) => {}
         Err(failure) => log::debug!("cannot find out whose key this is: {failure}"),

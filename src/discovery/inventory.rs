@@ -165,7 +165,7 @@ impl Reader<Page> for Mapper<'_> {
     }
 
     fn invalid(&self, why: &str) -> Failure {
-        let hint = "is --api-url (BALENA_API_URL) right?";
+        let hint = "is --api-url (API_URL) right?";
         let message = format!("the answer of {} is no page of devices: {why}; {hint}", self.source.name());
         Failure::new(Reason::BadAnswer, message)
     }

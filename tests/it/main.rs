@@ -26,4 +26,5 @@ mod status_prometheus;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod tunnel;
+mod typed;
 mod vpn_recordings;

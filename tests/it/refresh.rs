@@ -368,6 +368,6 @@ fn a_redirect_is_not_followed_and_says_where_it_leads() {
     let output = sidecar(&cloud).command().arg("--oneshot").output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (BALENA_API_URL)")), "{log}");
+    assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (API_URL)")), "{log}");
     assert!(other.requests().is_empty(), "the key went to another host");
 }
