@@ -8,6 +8,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
+use crate::net::threads;
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -42,6 +44,5 @@ pub fn handle(grace: Duration, code: i32, notify: impl Fn(Event) + Send + 'stati
             }
         }
     };
-    let started = thread::Builder::new().name("signals".into()).spawn(run);
-    started.map(drop).map_err(|error| format!("cannot start the thread for signals: {error}"))
+    threads::spawn("signals", run).map_err(|error| error.to_string())
 }

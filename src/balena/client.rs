@@ -20,6 +20,7 @@ use super::failure::{Failure, Reason};
 use super::key::{ApiKey, KeySource};
 use super::query::Query;
 use crate::backoff;
+use crate::net::threads::{NoThread, Resolver};
 
 /// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
 const MAX_ANSWER_SIZE: u64 = 64 << 20;
@@ -27,6 +28,8 @@ const MAX_ANSWER_SIZE: u64 = 64 << 20;
 const EXCERPT_SIZE: u64 = 800;
 /// `whoami` must not delay the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
+/// It takes at most this share of the time-out, and the first page has the rest.
+const WHOAMI_SHARE: u32 = 4;
 
 /// How the API is reached.
 #[derive(Clone, Debug)]
@@ -80,6 +83,8 @@ pub struct Client {
     api: Api,
     query: Query,
     requests: Requests,
+    /// For a whole answer: the time-out, unless less is left.
+    limit: Duration,
 }
 
 /// How many requests had which status; none counts those without an answer. Clones share the counts.
@@ -115,10 +120,15 @@ impl Client {
             // The server closes idle connections after 5 s.
             .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(1)
+            .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": ")))?;
-        Ok(Client { http, api, query, requests: Requests::default() })
+            .map_err(|error| {
+                let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
+                NoThread::in_start(&error).unwrap_or_else(tls)
+            })?;
+        let limit = api.timeout;
+        Ok(Client { http, api, query, requests: Requests::default(), limit })
     }
 
     /// The API's base URL.
@@ -131,6 +141,12 @@ impl Client {
         self.api.timeout
     }
 
+    /// The same client with less time for an answer.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Client { limit, ..self.clone() }
+    }
+
     /// The counts of its requests.
     pub fn requests(&self) -> Requests {
         self.requests.clone()
@@ -141,7 +157,7 @@ impl Client {
     /// # Errors
     /// There is no usable answer.
     pub fn page(&self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.page(after, limit), etag, self.api.timeout)
+        self.get(&self.query.page(after, limit), etag, self.limit)
     }
 
     /// Asks for this much of up to `limit` of the same devices with ids above `after`.
@@ -149,7 +165,7 @@ impl Client {
     /// # Errors
     /// There is no usable answer.
     pub fn ask(&self, what: &str, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.ask(what, after, limit), etag, self.api.timeout)
+        self.get(&self.query.ask(what, after, limit), etag, self.limit)
     }
 
     /// Asks whose key it is.
@@ -162,7 +178,7 @@ impl Client {
             #[serde(rename = "actorType")]
             kind: String,
         }
-        let answer = self.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.api.timeout))?;
+        let answer = self.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.api.timeout / WHOAMI_SHARE))?;
         let Answer::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
         let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
         Ok(match kind.as_str() {
@@ -248,8 +264,9 @@ impl Client {
             let timeout = humantime::format_duration(self.api.timeout);
             (Reason::Timeout, format!("no whole answer from {url} within {timeout}"))
         } else if cause.contains("certificate") {
-            let hint = "is this device's clock right? does it need --ca-file (CA_FILE)?";
-            (Reason::Tls, format!("cannot trust {url}: {cause}; {hint}"))
+            (Reason::Tls, format!("cannot trust {url}: {cause}; {}", trust_hint(cause)))
+        } else if let Some(no_thread) = NoThread::find(&error) {
+            (Reason::Connect, format!("cannot reach {url}: {no_thread}"))
         } else if error.is_connect() {
             (Reason::Connect, format!("cannot reach {url}: {cause}"))
         } else {
@@ -281,6 +298,16 @@ fn excerpt(key: &ApiKey, response: Response) -> String {
     let text = location.as_deref().unwrap_or(&body).split(key.secret()).next().unwrap_or_default();
     let text: String = text.chars().take(200).collect();
     if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
+}
+
+/// What to do about a certificate that is not trusted, by the text of rustls.
+pub(crate) fn trust_hint(cause: &str) -> &'static str {
+    if cause.contains("CaUsedAsEndEntity") {
+        "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help: give the server a \
+         certificate that this CA has signed, without CA:TRUE"
+    } else {
+        "is this device's clock right? does it need --ca-file (CA_FILE)?"
+    }
 }
 
 /// An error and its causes.

@@ -43,6 +43,17 @@ impl FleetRef {
     }
 }
 
+impl FleetRef {
+    /// Whether it names the fleet with this id, name and slug.
+    pub fn names(&self, id: Option<u64>, name: &str, slug: &str) -> bool {
+        match self {
+            FleetRef::Id(wanted) => id == Some(*wanted),
+            FleetRef::Name(wanted) => name == wanted,
+            FleetRef::Slug(wanted) => slug == wanted,
+        }
+    }
+}
+
 impl fmt::Display for FleetRef {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -4,4 +4,5 @@ pub mod connector;
 pub(crate) mod refused;
 pub(crate) mod scrape;
 pub mod server;
+pub(crate) mod threads;
 pub(crate) mod vpn;

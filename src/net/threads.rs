@@ -1,0 +1,124 @@
+//! Blocking calls and look-ups of names, each on its own thread. A call that hangs blocks nothing else, and a thread that
+//! cannot be started fails one call; tokio's and reqwest's own threads would end the process.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::iter;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+use std::vec;
+
+use hyper_util::client::legacy::connect::dns::Name;
+use reqwest::dns;
+use tokio::sync::{Semaphore, oneshot};
+use tower_service::Service;
+
+/// Names that are looked up at once. Several, so that a look-up that hangs does not hold up the others.
+const MAX_LOOK_UPS: usize = 16;
+
+/// The operating system refuses a thread.
+#[derive(Debug)]
+pub struct NoThread(io::Error);
+
+impl fmt::Display for NoThread {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "cannot start a thread: {}", self.0)?;
+        if self.0.kind() == io::ErrorKind::PermissionDenied {
+            // Docker before 20.10.10 answers clone3 with EPERM instead of ENOSYS
+            write!(f, "; update the container engine, whose seccomp profile may be too old for clone3")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for NoThread {}
+
+impl NoThread {
+    /// The reason in a chain of errors, if a thread is refused.
+    pub fn find(error: &(dyn Error + 'static)) -> Option<String> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(refused) = error.downcast_ref::<NoThread>() {
+                return Some(refused.to_string());
+            }
+            // an io::Error does not name the error within it as its source
+            let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            cause = within.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
+        }
+        None
+    }
+}
+
+impl NoThread {
+    /// The reason in an error of a library that starts a thread, if that is what fails.
+    pub fn in_start(error: &(dyn Error + 'static)) -> Option<String> {
+        let mut causes = iter::successors(Some(error), |error| (*error).source());
+        let cause = causes.find_map(|error| error.downcast_ref::<io::Error>())?;
+        let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::WouldBlock];
+        kinds.contains(&cause.kind()).then(|| NoThread(io::Error::from(cause.kind())).to_string())
+    }
+}
+
+/// Starts a thread.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), NoThread> {
+    thread::Builder::new().name(name.into()).spawn(run).map(drop).map_err(NoThread)
+}
+
+/// Runs a blocking call.
+pub async fn blocking<T: Send + 'static>(
+    name: &str, call: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Box<dyn Error + Send + Sync>> {
+    let (sender, receiver) = oneshot::channel();
+    spawn(name, move || _ = sender.send(call()))?;
+    Ok(receiver.await?)
+}
+
+/// Looks up names for hyper and for reqwest.
+#[derive(Clone)]
+pub struct Resolver(Arc<Semaphore>);
+
+type Found = Pin<Box<dyn Future<Output = Result<vec::IntoIter<SocketAddr>, Box<dyn Error + Send + Sync>>> + Send>>;
+
+impl Resolver {
+    /// A resolver with its own bound of threads.
+    pub fn new() -> Self {
+        Resolver(Arc::new(Semaphore::new(MAX_LOOK_UPS)))
+    }
+
+    fn look_up(&self, name: String) -> Found {
+        let permits = self.0.clone();
+        Box::pin(async move {
+            let permit = permits.acquire_owned().await?;
+            let looked_up = blocking("look-up", move || {
+                let _permit = permit; // until the look-up ends, whoever waits for it
+                (&*name, 0).to_socket_addrs()
+            });
+            Ok(looked_up.await??)
+        })
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Found;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Found {
+        self.look_up(name.as_str().to_owned())
+    }
+}
+
+impl dns::Resolve for Resolver {
+    fn resolve(&self, name: dns::Name) -> dns::Resolving {
+        let found = self.look_up(name.as_str().to_owned());
+        Box::pin(async move { Ok(Box::new(found.await?) as dns::Addrs) })
+    }
+}
