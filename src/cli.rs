@@ -33,11 +33,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match matches.subcommand() {
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
-            end_on_stop().map(|()| liveness::ask(matches.get_one("url").cloned(), listen))
+            Ok(end_on_stop(|| liveness::ask(matches.get_one("url").cloned(), listen)))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(tunnel::run),
         Some(("check", matches)) => {
-            config::check(matches, &var).and_then(|settings| end_on_stop().map(|()| check::run(settings)))
+            config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings)))
         }
         _ => config::discovery(&matches, &var).map(discover),
     };
@@ -46,9 +46,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     code
 }
 
-/// A command without a loop ends at once. As PID 1 of a container it would otherwise ignore the signals.
-fn end_on_stop() -> Result<(), Vec<String>> {
-    signals::handle(Duration::ZERO, 1, |_| ()).map_err(|error| vec![error])
+/// A command without a loop ends at once at a signal. As PID 1 of a container it would otherwise ignore it.
+fn end_on_stop(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match signals::handle(Duration::ZERO, 1, |_| ()) {
+        Ok(()) => command(),
+        Err(error) => {
+            logging::print(&format!("cannot start: {error}"));
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn discover(config: config::Discovery) -> ExitCode {

@@ -144,7 +144,9 @@ impl TargetFile {
 
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
         self.lock()?;
-        let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.scratch)?;
+        // Where the permissions cannot be set afterwards, these hold, less the umask.
+        let permissions = Permissions::from_mode(self.mode);
+        let file = tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
         parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;

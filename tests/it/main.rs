@@ -12,6 +12,7 @@ mod faults;
 mod faults_doc;
 mod history;
 mod lock;
+mod machine;
 mod mapping;
 mod options;
 mod prometheus;
