@@ -36,9 +36,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(end_on_stop(|| liveness::ask(matches.get_one("url").cloned(), listen)))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(tunnel::run),
-        Some(("check", matches)) => {
-            config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings)))
-        }
+        Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),
         _ => config::discovery(&matches, &var).map(discover),
     };
     let code = code.unwrap_or_else(|errors| misconfigured(&errors));

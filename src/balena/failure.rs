@@ -42,9 +42,7 @@ impl Reason {
     /// What a status means, and what to do next.
     pub fn of_status(status: u16) -> (Reason, &'static str) {
         match status {
-            301..=303 | 307 | 308 => {
-                (Reason::Redirect, "set --api-url (API_URL) to where it leads, if that is right")
-            }
+            301..=303 | 307 | 308 => (Reason::Redirect, "set --api-url (API_URL) to where it leads, if that is right"),
             400 => (Reason::BadRequest, "the API cannot read the request; please report it"),
             401 => (
                 Reason::Unauthorized,

@@ -181,7 +181,6 @@ fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
-
 fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
@@ -257,7 +256,11 @@ fn base_url(text: &str) -> Result<Url, String> {
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
         return Err("not a plain http or https URL".into());
     }
-    if url.path() == "/" { Ok(url) } else { Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization())) }
+    if url.path() == "/" {
+        Ok(url)
+    } else {
+        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()))
+    }
 }
 
 /// A warning, if the key would go over the network in clear.

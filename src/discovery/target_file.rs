@@ -157,7 +157,9 @@ impl TargetFile {
         // The list is there now, whatever becomes of the rest. Some network and FUSE file systems sync no directory.
         if let Err(error) = File::open(directory(&self.path)).and_then(|directory| directory.sync_all()) {
             let path = self.path.display();
-            log::debug!("cannot sync the directory of {path}: {error}; after a power failure it may hold the list before");
+            log::debug!(
+                "cannot sync the directory of {path}: {error}; after a power failure it may hold the list before"
+            );
         }
         Ok(())
     }

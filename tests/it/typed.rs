@@ -1,11 +1,14 @@
 //! What people type and what is not quite what the program takes: it is understood, or the message says what to type.
 
+use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::binary::sidecar;
-use crate::support::cloud::{Cloud, KEY};
+use crate::support::binary::{BINARY, sidecar};
+use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{gateway, gateways};
-use crate::support::sidecar::{Sidecar, finish};
+use crate::support::prometheus::Prometheus;
+use crate::support::sidecar::{PATIENCE, Sidecar, finish};
+use crate::support::vpn::Vpn;
 
 /// Exit code and log of a dry run, and its list.
 fn dry(sidecar: &Sidecar, args: &[&str]) -> (Option<i32>, String, String) {
@@ -101,4 +104,45 @@ fn a_session_token_is_warned_of_by_discovery_check_and_tunnel() {
 
     cloud.set_key(KEY);
     assert!(!dry(&sidecar(&cloud), &[]).1.contains("WARN"));
+}
+
+/// The way that the refusal of a query names, as docs/recipes.md has it, in real Prometheus servers.
+#[test]
+fn an_exporter_that_needs_parameters_gets_them_from_a_job_of_its_own() {
+    let (code, log, _) =
+        dry(&Sidecar::new(BINARY).env("API_KEY", KEY), &["--exporter", "probe:9115/probe?module=http_2xx"]);
+    assert!(code == Some(2) && log.contains("__meta_balena_exporter (docs/recipes.md)"), "{log}");
+
+    let recipe =
+        include_str!("../../docs/recipes.md").split_once("## An exporter that needs parameters").expect("it").1;
+    let config = recipe.split_once("```yaml\n").expect("a configuration").1.split_once("```").expect("its end").0;
+    let exporters = Cloud::start(Vec::new());
+    let kind = [("Content-Type", "text/plain; version=0.0.4")];
+    exporters.intercept(move |_, _| Some(Reply::status(200, &kind, b"up_since 1\n")));
+    let vpn = Vpn::start(KEY, None);
+    vpn.device(gateway(1)["uuid"].as_str().expect("a uuid"), |device| {
+        device.ports.extend([(9100, exporters.addr()), (9115, exporters.addr())]);
+    });
+    let cloud = Cloud::start(gateways(1));
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "node:9100,probe:9115/probe");
+    sidecar.oneshot();
+    let (_tunnel, proxy) = sidecar.tunnel(&vpn.url());
+    let config = config.replace("http://127.0.0.1:9798", &proxy).replace(
+        "[balena.json]",
+        &format!("[{}]\n        refresh_interval: 1s", sidecar.path("balena.json").display()),
+    );
+    fs::write(sidecar.path("prometheus.yml"), format!("global:\n  scrape_interval: 1s\n{config}")).unwrap();
+    for major in [2, 3] {
+        exporters.clear_requests();
+        let prometheus = Prometheus::start(major, &sidecar.path("prometheus.yml"));
+        for job in ["node", "probe"] {
+            prometheus.wait_until(&format!("{job} is up"), PATIENCE, |prometheus| {
+                prometheus.query(&format!("up{{job=\"{job}\"}} == 1")).pop()
+            });
+        }
+        drop(prometheus);
+        let asked: BTreeSet<_> = exporters.requests().into_iter().map(|seen| seen.target).collect();
+        let expected = ["/metrics", "/probe?module=http_2xx&target=localhost"].map(str::to_owned);
+        assert_eq!(asked, expected.into(), "Prometheus {major}");
+    }
 }
