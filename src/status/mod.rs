@@ -233,7 +233,7 @@ impl Status {
 }
 
 impl Shown {
-    /// How old the list is, where that matters: http_sd is to have it all the same.
+    /// How old the list is, where that matters: `http_sd` is to have it all the same.
     fn readiness(&self) -> String {
         let age = |time: SystemTime| {
             let age = SystemTime::now().duration_since(time).unwrap_or_default();
