@@ -4,6 +4,8 @@ mod options;
 mod sources;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +27,9 @@ use sources::Sources;
 
 /// The environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
+const MAX_CA_FILE_SIZE: u64 = 16 << 20;
 
 /// The settings of discovery.
 #[derive(Debug)]
@@ -272,7 +277,12 @@ fn unencrypted(url: &Url) -> Option<String> {
 
 /// The certificates of a PEM file.
 fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+    let mut pem = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
+    read.map_err(|error| format!("the file cannot be read: {error}"))?;
+    if pem.len() as u64 > MAX_CA_FILE_SIZE {
+        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20));
+    }
     let roots: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
     if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }

@@ -694,6 +694,7 @@ const MISTAKES: &[Mistake] = &[
     ("api-url", "API_URL", "https://api.balena-cloud.com/v7/device", &["a path does not belong there; write https://api.balena-cloud.com;"]),
     ("ca-file", "CA_FILE", "missing.pem", &["cannot be read", "No such file", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "missing.pem", &["cannot be read", "No such file", "PEM"]),
+    ("ca-file", "CA_FILE", "/dev/zero", &["larger than 16 MiB", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "folder", &["cannot be read", "directory", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "text.pem", &["PEM"]),
     ("ca-file", "BALENA_CA_FILE", "half.pem", &["PEM"]),
