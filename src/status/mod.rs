@@ -2,6 +2,7 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
+pub mod guard;
 pub mod liveness;
 mod metrics;
 mod page;
@@ -27,6 +28,7 @@ use crate::discovery::inventory::{Entry, Inventory};
 use crate::discovery::{Observer, Published, target_file};
 use crate::net::server::{self, Full, Limits, METRICS, TEXT, reply};
 use device_metrics::States;
+use guard::Guard;
 use liveness::Liveness;
 use metrics::Metrics;
 use page::View;
@@ -48,6 +50,8 @@ const MAX_HEAD_SIZE: usize = 16 << 10;
 pub struct Settings {
     /// Addresses to listen on: the first one that is available is used. Without any there is no endpoint.
     pub listen: Vec<SocketAddr>,
+    /// Who may ask.
+    pub guard: Guard,
     /// From one request for the state of the devices to the next.
     pub device_refresh: Duration,
     /// Whether to ask for what the supervisors report, too.
@@ -59,6 +63,7 @@ pub struct Status {
     liveness: Liveness,
     metrics: Metrics,
     requests: Requests,
+    guard: Guard,
     shown: Mutex<Shown>,
 }
 
@@ -93,6 +98,7 @@ impl Status {
             liveness: Liveness::start(),
             metrics: Metrics::new().map_err(|error| format!("metrics: {error}"))?,
             requests: client.requests(),
+            guard: settings.guard.clone(),
             shown: Mutex::default(),
         });
         let listener = server::listen(&settings.listen)
@@ -156,7 +162,8 @@ async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infalli
         single: Some(ANSWER_TIMEOUT),
     };
     server::serve(listener, limits, move |request| {
-        let answer = status.answer(&request);
+        let mut answer = status.answer(&request);
+        guard::protect(&mut answer);
         async { answer }
     })
     .await
@@ -169,6 +176,10 @@ impl Status {
             let mut answer = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
+        }
+        if let Err(refused) = self.guard.check(request) {
+            let (status, text) = refused.answer();
+            return reply(status, TEXT, text);
         }
         let shown = self.shown().clone();
         match request.uri().path() {

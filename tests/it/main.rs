@@ -23,6 +23,7 @@ mod retry_after;
 mod shards;
 mod status;
 mod status_prometheus;
+mod status_security;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod tunnel;

@@ -1,82 +1,17 @@
 //! What the sidecar tells over HTTP, of itself and of each device.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::support::binary::{self, BINARY};
+use crate::support::binary::BINARY;
 use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find};
-use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use crate::support::sidecar::{PATIENCE, finish};
+use crate::support::status::{Status, sidecar};
 use crate::support::tools;
 use serde_json::{Value, json};
-
-fn sidecar(cloud: &Cloud) -> Sidecar {
-    binary::sidecar(cloud)
-        .env("LISTEN_ADDRESS", "127.0.0.1:0")
-        .env("DEVICE_REFRESH_RATE", "1s")
-        .env("EXPORTERS", "node:80")
-}
-
-/// A sidecar that listens, and where.
-struct Status {
-    running: Running,
-    address: SocketAddr,
-}
-
-impl Status {
-    fn start(sidecar: &Sidecar) -> Self {
-        let running = sidecar.start();
-        let line = running.wait_for("status on http://");
-        let address = line.rsplit_once("http://").unwrap().1.parse().expect("an address");
-        Status { running, address }
-    }
-
-    /// Status, head and body.
-    fn get(&self, path: &str) -> (u16, String, Vec<u8>) {
-        self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
-    }
-
-    fn send(&self, request: &str) -> (u16, String, Vec<u8>) {
-        let mut stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers and closes");
-        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
-        let body = answer.split_off(head + 4);
-        let head = String::from_utf8(answer).expect("text").to_lowercase();
-        (head.split(' ').nth(1).unwrap().parse().expect("a status"), head, body)
-    }
-
-    fn text(&self, path: &str) -> String {
-        let (status, head, body) = self.get(path);
-        assert_eq!(status, 200, "{path}: {head}");
-        String::from_utf8(body).expect("UTF-8")
-    }
-
-    /// Samples of `/metrics`, by name and labels.
-    fn metrics(&self) -> BTreeMap<String, f64> {
-        let sample = |line: &str| line.rsplit_once(' ').map(|(name, value)| (name.to_owned(), value.parse().unwrap()));
-        self.text("/metrics").lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
-    }
-
-    /// Waits until the metrics are such.
-    fn wait_until(&self, what: &str, is_so: impl Fn(&BTreeMap<String, f64>) -> bool) -> BTreeMap<String, f64> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let metrics = self.metrics();
-            if is_so(&metrics) {
-                return metrics;
-            }
-            assert!(Instant::now() < deadline, "{what}: {metrics:#?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
 
 #[test]
 fn the_sidecar_tells_how_it_is() {
