@@ -1,6 +1,6 @@
 //! Page cache: an unchanged page is not downloaded, parsed or mapped again, nor is an unchanged device of a changed page.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::iter::Peekable;
 use std::slice;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::Source;
-use super::target::{self, LeftOut, Rules};
+use super::target::{self, LeftOut, LeftOutReason, Rules};
 use crate::balena::device::{self, Device, Text, one};
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::selection::FleetRef;
@@ -65,15 +65,20 @@ pub struct Fleet {
 /// All devices.
 #[derive(Default)]
 pub struct Inventory {
-    pages: Pages<Page>,
+    pages: Pages<Arc<Page>>,
     version: u64,
     keeps_info: bool,
 }
 
 /// The devices of a page of the API.
-#[derive(Default)]
-struct Page {
-    entries: Vec<Arc<Entry>>,
+#[derive(Debug, Default)]
+pub struct Page {
+    /// By ascending id. A device without an id keeps its place in the API's answer.
+    pub entries: Vec<Arc<Entry>>,
+    /// How many targets they have.
+    pub targets: usize,
+    /// How many devices are left out, by reason.
+    pub left_out: BTreeMap<LeftOutReason, usize>,
     warnings: Vec<String>,
 }
 
@@ -101,6 +106,11 @@ impl Inventory {
     /// The target groups of each device that has some. With `,\n` between them they are the list.
     pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
         self.entries().map(|entry| &*entry.text).filter(|text| !text.is_empty())
+    }
+
+    /// The pages. They do not change, so that a copy of the list shares them.
+    pub fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
+        self.pages.contents()
     }
 
     /// All devices by ascending id. A device without an id keeps its place in the API's answer.
@@ -132,14 +142,14 @@ struct Mapper<'a> {
     keeps_info: bool,
 }
 
-impl Reader<Page> for Mapper<'_> {
+impl Reader<Arc<Page>> for Mapper<'_> {
     fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         self.source.page(after, limit, etag)
     }
 
-    fn read(&mut self, body: &[u8], place: Place<'_, Page>) -> Result<Read<Page>, Failure> {
+    fn read(&mut self, body: &[u8], place: Place<'_, Arc<Page>>) -> Result<Read<Arc<Page>>, Failure> {
         let records = device::records(body).map_err(|error| self.invalid(&device::describe(&error)))?;
-        let mut known = Known::of(place.old);
+        let mut known = Known::of(place.old.map(|page| &**page));
         let mut found: Vec<_> = records.into_iter().map(|raw| known.find(raw)).collect();
         let ids: Vec<u64> = found.iter().filter_map(Found::id).collect();
         if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
@@ -154,7 +164,7 @@ impl Reader<Page> for Mapper<'_> {
         Ok(self.page(found, end))
     }
 
-    fn too_large(&mut self, after: u64) -> Result<Read<Page>, Failure> {
+    fn too_large(&mut self, after: u64) -> Result<Read<Arc<Page>>, Failure> {
         let why = format!("the device after id {after} is too large, and has no name");
         let Answer::Body { body, .. } = self.source.identity(after)? else { return Err(self.invalid(&why)) };
         let device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop());
@@ -173,7 +183,7 @@ impl Reader<Page> for Mapper<'_> {
 
 /// Where a full page ends: where it ended before, if that is still worth its request. A device that goes would otherwise shift
 /// every page behind it.
-fn stable_end(ids: &[u64], last: u64, place: &Place<'_, Page>) -> u64 {
+fn stable_end(ids: &[u64], last: u64, place: &Place<'_, Arc<Page>>) -> u64 {
     let Some(next) = place.next else { return last };
     let kept = ids.iter().take_while(|id| **id <= next).count();
     if kept < ids.len() && kept >= place.limit / 2 { next } else { last }
@@ -217,7 +227,7 @@ impl<'a> Known<'a> {
 }
 
 impl Mapper<'_> {
-    fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Page> {
+    fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Arc<Page>> {
         let mut page = Page::default();
         let mut last = None;
         for found in found {
@@ -232,11 +242,15 @@ impl Mapper<'_> {
                     self.entry(&mut page, &device, record).into()
                 }
             };
+            page.targets += entry.targets;
+            if let Some(left_out) = &entry.left_out {
+                *page.left_out.entry(left_out.reason).or_default() += 1;
+            }
             page.entries.push(entry);
             last = id.or(last);
         }
         let size = page.entries.iter().map(|entry| entry.text.len() + entry.info.len()).sum();
-        Read { content: page, end, size }
+        Read { content: page.into(), end, size }
     }
 
     fn entry(&self, page: &mut Page, device: &Device, record: u64) -> Entry {

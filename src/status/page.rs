@@ -1,7 +1,6 @@
 //! The page for people, in plain HTML.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use html_escape::encode_text;
@@ -21,13 +20,13 @@ pub struct View<'a> {
     /// Why the last refresh failed, if it did.
     pub failure: Option<&'a str>,
     /// The devices of the last good list.
-    pub entries: &'a [Arc<Entry>],
+    pub entries: Vec<&'a Entry>,
 }
 
 impl View<'_> {
     /// The page.
     pub fn html(&self) -> String {
-        let (listed, left_out): (Vec<_>, Vec<_>) = self.entries.iter().partition(|entry| entry.targets > 0);
+        let (listed, left_out): (Vec<_>, Vec<_>) = self.entries.iter().copied().partition(|entry| entry.targets > 0);
         let targets: usize = listed.iter().map(|entry| entry.targets).sum();
         let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
         let state = self.state;
@@ -49,7 +48,7 @@ impl View<'_> {
     }
 }
 
-fn table(page: &mut String, title: &str, column: &str, entries: &[&Arc<Entry>]) {
+fn table(page: &mut String, title: &str, column: &str, entries: &[&Entry]) {
     if entries.is_empty() {
         return;
     }

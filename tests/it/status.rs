@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::support::binary::BINARY;
 use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
-use crate::support::fleet::{demo_fleet, find};
+use crate::support::fleet::{demo_fleet, find, many};
 use crate::support::sidecar::{PATIENCE, finish};
 use crate::support::status::{Status, sidecar};
 use crate::support::tools;
@@ -198,11 +200,82 @@ fn ready_and_targets_wait_for_the_first_list_and_healthy_does_not() {
     let (_, head, body) = status.get("/targets");
     assert!(head.contains("content-type: application/json\r\n"), "{head}");
     assert_eq!(String::from_utf8(body).unwrap(), sidecar.list());
-    let (_, head, body) = status.send("GET /targets HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
-    assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
-    let mut unpacked = String::new();
-    flate2::read::GzDecoder::new(&*body).read_to_string(&mut unpacked).expect("gzip");
-    assert_eq!(unpacked, sidecar.list());
+}
+
+#[test]
+fn metrics_and_targets_are_packed_for_those_who_accept_gzip() {
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
+    let status = Status::start(&sidecar);
+    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_online")));
+    let lines = |text: &str| text.lines().filter(|line| line.contains("balena_device")).count();
+    for (accepted, packs) in [
+        ("gzip", true),
+        ("gzip, deflate, br, zstd", true),
+        ("deflate, GZIP;q=0.5", true),
+        ("x-gzip", true),
+        ("*", true),
+        ("gzip;q=0", false),
+        ("gzip; q=0.0, *", false),
+        ("*;q=0", false),
+        ("identity", false),
+        ("gzipped", false),
+        ("", false),
+    ] {
+        for path in ["/targets", "/metrics"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accepted}\r\n\r\n");
+            let (code, head, body) = status.send(&request);
+            assert_eq!((code, head.contains("content-encoding: gzip\r\n")), (200, packs), "{accepted}: {head}");
+            assert!(head.contains("vary: accept-encoding\r\n"), "{head}");
+            let mut text = String::new();
+            if packs {
+                flate2::read::GzDecoder::new(&*body).read_to_string(&mut text).expect("gzip");
+            } else {
+                text = String::from_utf8(body).expect("UTF-8");
+            }
+            if path == "/targets" {
+                assert_eq!(text, sidecar.list());
+            } else {
+                assert_eq!(lines(&text), lines(&status.text("/metrics")), "{accepted}");
+            }
+        }
+    }
+    let (code, head, body) = status.send("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(code == 200 && head.contains("content-type: text/plain; version=0.0.4") && body.is_empty(), "{head}");
+}
+
+/// The client's buffer is small, so that most of the answer is not made yet when the list changes.
+#[test]
+fn an_answer_shows_one_moment_even_to_a_slow_reader() {
+    let cloud = Cloud::start(many(3000));
+    let sidecar = sidecar(&cloud);
+    let status = Status::start(&sidecar);
+    status.wait_until("a list", |metrics| metrics["baletheus_devices"] == 3000.0);
+    let before = sidecar.list();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.connect(&status.address.into()).expect("it listens");
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"GET /targets HTTP/1.0\r\n\r\n").expect("it reads");
+    let mut answer = vec![0; 100];
+    stream.read_exact(&mut answer).expect("it answers");
+    cloud.change(|devices| {
+        for device in devices.iter_mut() {
+            device["device_name"] = json!("another name");
+        }
+    });
+    status.running.signal("HUP");
+    let another = |list: &str| list.matches("another name").count();
+    // A refresh may have asked for its first page before the change.
+    let deadline = Instant::now() + PATIENCE;
+    while another(&sidecar.list()) < 3000 {
+        assert!(Instant::now() < deadline, "the list does not change");
+        thread::sleep(Duration::from_millis(20));
+    }
+    stream.read_to_end(&mut answer).expect("the rest");
+    let answer = String::from_utf8(answer).expect("UTF-8");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(body == before, "{} of 3000 devices have the new name", another(body));
 }
 
 #[test]

@@ -43,8 +43,11 @@ impl Status {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("it answers and closes");
         let head = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
-        let body = answer.split_off(head + 4);
+        let mut body = answer.split_off(head + 4);
         let head = String::from_utf8(answer).expect("text").to_lowercase();
+        if head.contains("transfer-encoding: chunked\r\n") && !request.starts_with("HEAD ") {
+            body = unchunked(&body);
+        }
         (head.split(' ').nth(1).unwrap().parse().expect("a status"), head, body)
     }
 
@@ -70,6 +73,21 @@ impl Status {
             }
             assert!(Instant::now() < deadline, "{what}: {metrics:#?}");
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// What the chunks of a body hold.
+fn unchunked(mut chunks: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let parsed = httparse::parse_chunk_size(chunks).expect("a chunk");
+        let httparse::Status::Complete((start, size)) = parsed else { panic!("the body breaks off") };
+        let (chunk, rest) = chunks[start..].split_at(usize::try_from(size).expect("a size"));
+        body.extend_from_slice(chunk);
+        chunks = rest.strip_prefix(b"\r\n").expect("the end of a chunk");
+        if chunk.is_empty() {
+            return body;
         }
     }
 }
