@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use hyper::header::{ALLOW, HeaderValue};
+use hyper::header::{ALLOW, HeaderValue, REFRESH};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::balena::client::Requests;
@@ -28,7 +28,7 @@ use device_metrics::States;
 use guard::Guard;
 use liveness::Liveness;
 use metrics::Metrics;
-use page::View;
+use page::{Page as HtmlPage, View, Wanted};
 use series::{Series, Targets};
 use stream::{Answer, Packing, whole};
 
@@ -40,6 +40,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request, in bytes.
 const MAX_HEAD_SIZE: usize = 16 << 10;
+
+/// The state of the devices is late after three intervals, or three times this.
+const MIN_STATE_AGE: Duration = Duration::from_secs(20);
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -60,6 +63,9 @@ pub struct Status {
     metrics: Metrics,
     requests: Requests,
     guard: Guard,
+    started: SystemTime,
+    /// From one request for the state of the devices to the next.
+    device_refresh: Duration,
     packing: Packing,
     shown: Mutex<Shown>,
 }
@@ -69,6 +75,8 @@ struct Shown {
     /// The last good list.
     list: Option<Arc<List>>,
     states: Vec<Arc<States>>,
+    /// When the state of the devices was known last.
+    states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
     /// Why the last refresh failed, if it did.
@@ -77,7 +85,7 @@ struct Shown {
 
 /// A list as it was published.
 #[derive(Default)]
-struct List {
+pub struct List {
     version: u64,
     pages: Vec<Arc<Page>>,
 }
@@ -113,6 +121,8 @@ impl Status {
             metrics: Metrics::new().map_err(|error| format!("metrics: {error}"))?,
             requests: client.requests(),
             guard: settings.guard.clone(),
+            started: SystemTime::now(),
+            device_refresh: settings.device_refresh,
             packing: Packing::default(),
             shown: Mutex::default(),
         });
@@ -128,7 +138,8 @@ impl Status {
         serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
         let shown = status.clone();
         device_metrics::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |states| {
-            shown.shown().states = states;
+            let mut shown = shown.shown();
+            (shown.states, shown.states_read) = (states, Some(SystemTime::now()));
         })?;
         Ok(status)
     }
@@ -219,19 +230,51 @@ impl Status {
             ("/targets", Some(list)) => {
                 stream::answer(headers, &self.packing, "application/json", Targets::new(list.clone()))
             }
-            ("/", _) => whole(StatusCode::OK, "text/html; charset=utf-8", self.page(&shown)),
+            ("/", _) => {
+                let wanted = Wanted::of(request.uri());
+                let stays = wanted.stays;
+                let page = HtmlPage::new(self.view(shown, wanted));
+                let mut answer = stream::answer(headers, &self.packing, "text/html; charset=utf-8", page);
+                if !stays {
+                    answer.headers_mut().insert(REFRESH, HeaderValue::from_static(page::REFRESH));
+                }
+                answer
+            }
+            ("/style.css", _) => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
             _ => whole(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
         }
     }
 
-    fn page(&self, shown: &Shown) -> String {
+    fn view(&self, shown: Shown, wanted: Wanted) -> View {
+        let now = SystemTime::now();
+        let since = |time: SystemTime| page::about(now.duration_since(time).unwrap_or_default());
         let state = match (&shown.failure, self.liveness.overdue(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
             (None, None, Some(_)) => "well",
         };
-        let entries: Vec<&Entry> = shown.list.iter().flat_map(|list| list.entries()).collect();
-        View { state, refreshed: shown.refreshed, failure: shown.failure.as_deref(), entries }.html()
+        let mut problems = Vec::new();
+        if let Some(late) = self.liveness.overdue() {
+            problems
+                .push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", page::about(late)));
+        }
+        if let Some(failure) = &shown.failure {
+            problems.push(format!("The last refresh failed: {failure}"));
+        }
+        match &shown.list {
+            None => problems.push("There is no list yet: no refresh has succeeded since the start.".into()),
+            Some(list) if list.entries().next().is_none() => {
+                problems.push("The API lists no device for this key and these options.".into());
+            }
+            Some(_) => {}
+        }
+        let read = shown.states_read.unwrap_or(self.started);
+        if now.duration_since(read).is_ok_and(|age| age > 3 * self.device_refresh.max(MIN_STATE_AGE)) {
+            let age = since(read);
+            problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
+        }
+        let (refreshed, list) = (shown.refreshed, shown.list.unwrap_or_default());
+        View { state, problems, refreshed, list, states: shown.states, wanted, now }
     }
 }

@@ -14,6 +14,7 @@ mod history;
 mod lock;
 mod mapping;
 mod options;
+mod page;
 mod prometheus;
 mod properties;
 mod readme;
