@@ -250,13 +250,13 @@ impl View {
             writeln!(out, "</div>")?;
         }
         writeln!(out, "<dl>")?;
-        for (name, number) in [
-            ("Devices", total.devices),
-            ("Targets", total.targets),
-            ("Offline", total.offline),
-            ("Left out", total.left_out),
-        ] {
+        for (name, number) in [("Devices", total.devices), ("Targets", total.targets)] {
             writeln!(out, "<div><dt>{name}</dt><dd>{number}</dd></div>")?;
+        }
+        for (name, number) in [("Offline", total.offline), ("Left out", total.left_out)] {
+            let link = Wanted { filter: name.to_lowercase(), all: false, stays: self.wanted.stays }.link();
+            let linked = if number > 0 { format!("<a href=\"{link}\">{number}</a>") } else { "0".into() };
+            writeln!(out, "<div><dt>{name}</dt><dd>{linked}</dd></div>")?;
         }
         writeln!(out, "</dl>")?;
         if fleets.len() > 1 || !self.wanted.filter.is_empty() {

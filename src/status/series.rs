@@ -67,13 +67,20 @@ impl Source for Series {
             Family::Number(_) | Family::Heartbeat => find(&self.states, &mut self.at[1], entry.id),
         };
         let is_there = match (self.family, state) {
-            (Family::Info, _) => writeln!(out, "{name}{{{}}} 1", entry.info).is_ok(),
-            (Family::Number(number), Some(state)) => {
-                write!(out, "{name}{{{uuid}}} ").is_ok() && state.append(number, out) && writeln!(out).is_ok()
+            (Family::Info, _) => {
+                put(out, [name, "{", &entry.info, "} 1\n"]);
+                true
             }
-            (Family::Heartbeat, Some(state)) => state
-                .heartbeat()
-                .is_some_and(|state| writeln!(out, "{name}{{{uuid},state=\"{}\"}} 1", escape(state)).is_ok()),
+            (Family::Number(number), Some(state)) => {
+                put(out, [name, "{", uuid, "} "]);
+                let is_there = state.append(number, out);
+                out.push(b'\n');
+                is_there
+            }
+            (Family::Heartbeat, Some(state)) => state.heartbeat().is_some_and(|state| {
+                put(out, [name, "{", uuid, ",state=\"", &escape(state), "\"} 1\n"]);
+                true
+            }),
             (_, None) => false,
         };
         if is_there {
@@ -82,6 +89,13 @@ impl Source for Series {
             out.truncate(start);
         }
         true
+    }
+}
+
+/// Appends text, at less cost than `write!`.
+fn put<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
