@@ -18,7 +18,7 @@ use hyper::{Response, StatusCode};
 use crate::net::server::reply;
 
 /// The size of a piece, in bytes. The last part of a piece may exceed it.
-const PIECE_SIZE: usize = 16 << 10;
+const PIECE_SIZE: usize = 64 << 10;
 /// Answers that are packed at once. Each takes about 300 KiB, so that further ones go out as plain text.
 const MAX_PACKED: usize = 4;
 
