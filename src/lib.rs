@@ -22,6 +22,7 @@ pub mod config;
 pub mod discovery;
 mod log_queue;
 mod logging;
+mod memory;
 pub mod net;
 mod reasons;
 mod signals;

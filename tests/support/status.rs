@@ -25,7 +25,11 @@ pub struct Status {
 
 impl Status {
     pub fn start(sidecar: &Sidecar) -> Self {
-        let running = sidecar.start();
+        Self::of(sidecar.start())
+    }
+
+    /// A sidecar that runs already.
+    pub fn of(running: Running) -> Self {
         let line = running.wait_for("status on http://");
         let address = line.rsplit_once("http://").unwrap().1.parse().expect("an address");
         Status { running, address }
