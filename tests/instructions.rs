@@ -19,7 +19,7 @@ pub mod support {
 use std::fs;
 
 use serde_json::json;
-use support::binary::BINARY;
+use support::binary;
 use support::cloud::Cloud;
 use support::fleet::many;
 use support::sidecar::{PATIENCE, Sidecar};
@@ -48,7 +48,7 @@ fn instructions(devices: u64, refreshes: &[Refresh]) -> u64 {
     }
     let counts = sidecar.path("counts");
     let out = format!("--callgrind-out-file={}", counts.display());
-    let sidecar = sidecar.args(["--tool=callgrind", &out, BINARY]);
+    let sidecar = sidecar.args(["--tool=callgrind", &out, binary::path()]);
     let running = sidecar.start();
     running.wait_for("updated");
     for (round, refresh) in refreshes.iter().enumerate() {

@@ -129,7 +129,7 @@ impl Stack {
             exporters.forward(&uuid(name), nobody);
         }
 
-        let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud)
+        let sidecar = sidecar(&cloud)
             .env("EXPORTERS", "node:80")
             .env("LISTEN_ADDRESS", "127.0.0.1:0")
             .env("DEVICE_REFRESH_RATE", "1s")

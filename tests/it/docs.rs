@@ -163,7 +163,7 @@ fn compare(comment: &str, printed: &str, changing: &str) {
 #[test]
 fn the_sample_of_check_is_what_it_prints() {
     let (cloud, _backend, vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("TUNNEL_URL", vpn.url());
+    let sidecar = sidecar(&cloud).env("TUNNEL_URL", vpn.url());
     let mut command = sidecar.command();
     command.args(["check", "--exporter", "node:9100"]);
     let printed = String::from_utf8(finish(command).stdout).unwrap();
@@ -173,7 +173,7 @@ fn the_sample_of_check_is_what_it_prints() {
 #[test]
 fn the_sample_log_is_what_it_logs() {
     let (cloud, _backend, _vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("EXPORTERS", "node:9100");
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "node:9100");
     let log: String = sidecar.oneshot().split_inclusive('\n').filter(|line| line.contains("left out")).collect();
     compare("<!-- sample log", &log, r"\d{4}-\d\d-\d\dT[\d:.]+Z");
 }
