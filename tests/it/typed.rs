@@ -1,4 +1,4 @@
-//! What people type and what is not quite what the program takes: it is understood, or the message says what to type.
+//! What people type that is not quite what the program takes: it is understood, or the message says what to type.
 
 use std::collections::BTreeSet;
 use std::fs;
