@@ -43,6 +43,8 @@ fn failing(sidecar: &Sidecar, inject: &[&str], args: &[&str]) -> Command {
     installed("strace", "strace");
     let mut outer = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fchmod,clone3"];
     outer.extend(inject.iter().flat_map(|inject| ["-e", inject]));
+    // It ends with strace, which the end of a test kills.
+    outer.extend(["setpriv", "--pdeathsig", "KILL"]);
     within(&outer, sidecar, args)
 }
 
