@@ -119,6 +119,7 @@ fn member(kind: Kind, number: usize, config: &str, write: &str, folder: &Path) -
                 format!("-remoteWrite.url={write}"),
                 format!("-remoteWrite.tmpDataPath={}", data.display()),
                 "-promscrape.maxScrapeSize=16MB".into(),
+                "-promscrape.disableKeepAlive".into(),
                 format!("-httpListenAddr={}", free_address()),
             ];
             Server::start(&tool("vmagent"), &args, log)
