@@ -17,7 +17,7 @@ pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// A signal asked for a refresh. [`Notifier`] announces its end.
+/// A signal asked for a refresh. `Notifier` announces its end.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),

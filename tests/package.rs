@@ -110,6 +110,13 @@ fn installs_without_a_key() {
         let status = run(&format!("systemctl status {unit}")).text;
         assert!(status.contains("AssertFileNotEmpty=/etc/baletheus/api-key was not met"), "{status}");
     }
+    // The file of settings shows what the units set.
+    let settings = sh("cat /etc/default/baletheus");
+    for unit in UNITS {
+        for set in property(unit, "Environment").split(' ').filter(|set| !set.starts_with("API_KEY_FILE=")) {
+            assert!(settings.contains(&format!("\n#{set}\n")), "{set}: {settings}");
+        }
+    }
     // The programs are there for people too.
     assert!(sh("baletheus --version").starts_with("baletheus "));
     sh("test -s /usr/share/man/man1/baletheus-tunnel.1.gz -a -s /usr/share/bash-completion/completions/baletheus");
@@ -133,7 +140,10 @@ fn starts_with_a_key(cloud: &Cloud, vpn: &str) {
     assert!(targets.as_array().is_some_and(|groups| !groups.is_empty()));
     // The metrics of the process need a part of /proc.
     let metrics = sh("curl -sS http://127.0.0.1:9797/metrics");
-    assert!(metrics.contains("\nprocess_resident_memory_bytes "), "{metrics}");
+    for name in ["process_resident_memory_bytes", "process_start_time_seconds"] {
+        let sample = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        assert!(sample.is_some_and(|value| value > 1e6), "{name}: {metrics}");
+    }
 }
 
 fn keeps_the_key_to_itself() {
