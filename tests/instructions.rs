@@ -31,6 +31,8 @@ const COLD: u64 = 970_000;
 const CHANGED: u64 = 220_000;
 /// Instructions that a request may cost that is answered by 304.
 const REQUEST: u64 = 1_320_000;
+/// Requests of a refresh: one for the labels of services, and one for the devices.
+const REQUESTS: usize = 2;
 
 #[derive(Clone, Copy)]
 enum Refresh {
@@ -65,7 +67,7 @@ fn instructions(devices: u64, refreshes: &[Refresh]) -> u64 {
             Refresh::Unchanged => {
                 let asked = cloud.requests().len();
                 running.signal("HUP");
-                cloud.wait_for_requests(asked + 1, PATIENCE);
+                cloud.wait_for_requests(asked + REQUESTS, PATIENCE);
             }
         }
     }
@@ -86,7 +88,7 @@ fn a_device_keeps_to_its_budget_of_instructions() {
     let each = |few_and_many: [u64; 2]| (few_and_many[1] - few_and_many[0]) / (many - few);
     let first = each(cold);
     let next = (each(changed) - first) / 3;
-    let request = (unchanged - cold[0]) / 5;
+    let request = (unchanged - cold[0]) / (5 * REQUESTS as u64);
     println!("{first} by the first list, {next} by a refresh, {request} by a request");
     let mut over = Vec::new();
     for (what, count, budget) in
