@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use support::cloud::{Cloud, Service};
+use support::cloud::Cloud;
 use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find, set_release, set_tag, sibling};
+use support::fleet::{declare_exporters, demo_fleet, find, set_release, sibling};
 use support::prometheus::{Prometheus, project_config};
 use support::sidecar::Sidecar;
 use support::tools;
@@ -106,30 +106,6 @@ fn run(length: Duration) -> ExitCode {
     }
     println!("demo: the end");
     ExitCode::SUCCESS
-}
-
-/// Gives each release the labels that its `docker-compose.yml` would have: node_exporter, and from version 5 on an application
-/// beside it. A device without a release gets a tag.
-fn declare_exporters(cloud: &Cloud) {
-    const NODE: Service<'static> =
-        ("node-exporter", &[("prometheus.io.port", "80"), ("prometheus.io.job", "node")], &[]);
-    const APP: Service<'static> =
-        ("app", &[("prometheus.io.port", "8080"), ("prometheus.io.path", "/internal/metrics")], &[]);
-    let releases = cloud.change(|devices| {
-        let running = devices.iter_mut().filter_map(|device| {
-            let release = device["is_running__release"].get(0).cloned();
-            if release.is_none() {
-                set_tag(device, "prometheus.io/exporters", "node:80");
-            }
-            release
-        });
-        running.collect::<Vec<_>>()
-    });
-    for release in releases {
-        let has_app = release["raw_version"].as_str().is_some_and(|version| version.starts_with("5."));
-        let id = release["id"].as_u64().unwrap_or_default();
-        cloud.set_services(id, if has_app { &[NODE, APP] } else { &[NODE] });
-    }
 }
 
 /// Changes the fleet: five kinds of events in turn. Returns a sentence about the event.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 use support::cloud::{Cloud, KEY};
-use support::fleet::demo_fleet;
+use support::fleet::{declare_exporters, demo_fleet};
 use support::tools;
 use support::vpn::Vpn;
 use tempfile::TempDir;
@@ -109,6 +109,7 @@ impl Stack {
         };
         let expected = fleet.iter().filter(|device| device["is_online"] == true && scraped(device)).count();
         let cloud = Cloud::start_at((here, 0).into(), fleet);
+        declare_exporters(&cloud);
         let vpn = Vpn::start_at((here, 0).into(), KEY);
         let alerts = Arc::default();
         let webhook = listen((here, 0).into(), Arc::clone(&alerts));
@@ -133,6 +134,7 @@ impl Stack {
         for service in SERVICES {
             services[service]["healthcheck"] = quick.clone();
         }
+        services["node-exporter"] = json!({"healthcheck": quick});
         // Not of the stack: a device's exporter, and a backend to write to.
         services["device"] = json!({"image": "prom/node-exporter:v1.11.1"});
         services["victoria-metrics"] = json!({
@@ -288,6 +290,7 @@ fn listen(addr: SocketAddr, bodies: Arc<Mutex<Vec<String>>>) -> SocketAddr {
 #[ignore = "needs Docker: scripts/test-stack"]
 fn every_service_gets_healthy() {
     stack().wait_until_healthy(&SERVICES);
+    stack().wait_until_healthy(&["node-exporter"]);
 }
 
 #[test]
@@ -533,6 +536,8 @@ fn the_example_for_devices_answers_without_any_capability() {
         command.arg(repository().join("examples/thingy/docker-compose.yml"));
         run(command.arg("--file").arg(folder.path().join("override.yml")).args(args)).unwrap()
     };
+    // On a device there is one of them: both take port 9100 of the host.
+    stack.compose(&["stop", "node-exporter"]);
     compose(&["up", "--detach"]);
     let container = compose(&["ps", "--quiet"]).trim().to_owned();
     let inspect = |what: &str| docker(["inspect", "--format", what, &container]).trim().to_owned();
@@ -554,6 +559,7 @@ fn the_example_for_devices_answers_without_any_capability() {
     assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
     assert!(page.contains(r#",mountpoint="/data"} "#), "the named volume is measured\n{page}");
     compose(&["down", "--volumes", "--timeout", "5"]);
+    stack.compose(&["start", "node-exporter"]);
 }
 
 #[test]

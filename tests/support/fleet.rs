@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
-use super::cloud::release_id;
+use super::cloud::{Cloud, Service, release_id};
 
 struct Fleet {
     id: u64,
@@ -114,6 +114,30 @@ pub fn demo_fleet() -> Vec<Value> {
         set_tag(find(&mut devices, name), key, value);
     }
     devices
+}
+
+/// Gives each release the labels that its `docker-compose.yml` would have: node_exporter, and from version 5 on an application
+/// beside it. A device without a release gets a tag.
+pub fn declare_exporters(cloud: &Cloud) {
+    const NODE: Service<'static> =
+        ("node-exporter", &[("prometheus.io.port", "80"), ("prometheus.io.job", "node")], &[]);
+    const APP: Service<'static> =
+        ("app", &[("prometheus.io.port", "8080"), ("prometheus.io.path", "/internal/metrics")], &[]);
+    let releases = cloud.change(|devices| {
+        let running = devices.iter_mut().filter_map(|device| {
+            let release = device["is_running__release"].get(0).cloned();
+            if release.is_none() {
+                set_tag(device, "prometheus.io/exporters", "node:80");
+            }
+            release
+        });
+        running.collect::<Vec<_>>()
+    });
+    for release in releases {
+        let has_app = release["raw_version"].as_str().is_some_and(|version| version.starts_with("5."));
+        let id = release["id"].as_u64().unwrap_or_default();
+        cloud.set_services(id, if has_app { &[NODE, APP] } else { &[NODE] });
+    }
 }
 
 /// The device of this name.
