@@ -16,6 +16,7 @@ use regex::Regex;
 use reqwest::Url;
 use serde_json::{Value, json};
 use support::alerts::{rule_files, rules};
+use support::binary::sidecar;
 use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
 use support::fleet::{demo_fleet, find};

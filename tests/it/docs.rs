@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{demo_fleet, find, set_tag};
-use crate::support::sidecar::{Sidecar, finish};
+use crate::support::sidecar::finish;
 use crate::support::vpn::Vpn;
 use regex::Regex;
 

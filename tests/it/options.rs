@@ -400,7 +400,8 @@ fn the_target_file_has_its_folder_made_and_its_mode_whatever_the_umask() {
     ] {
         let sidecar = sidecar(&cloud);
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "umask \"$0\"; exec \"$@\"", umask, binary::path(), "--oneshot", "--sd-file=a/b/list.json"]);
+        command.args(["-c", "umask \"$0\"; exec \"$@\"", umask]).arg(binary::path());
+        command.args(["--oneshot", "--sd-file=a/b/list.json"]);
         command.env_clear().envs(sidecar.command().get_envs().filter_map(|(name, value)| Some((name, value?))));
         add(command.current_dir(&sidecar.dir), words);
         let run = finish(command);

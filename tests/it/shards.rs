@@ -8,10 +8,10 @@ use std::process::Command;
 use std::thread;
 
 use serde_json::Value;
+use support::binary::sidecar;
 use support::cloud::Cloud;
 use support::fleet::demo_fleet;
 use support::prometheus::promtool_check_config;
-use support::sidecar::Sidecar;
 use support::tools;
 
 const SHARDS: usize = 4;

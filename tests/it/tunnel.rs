@@ -706,7 +706,8 @@ fn it_ends_when_it_is_told_to() {
 
 #[test]
 fn configuration_errors_come_all_at_once() {
-    let sidecar = Sidecar::new(binary::path()).env("TUNNEL_URL", "ftp://x").env("LOG_LEVEL", "loud").env("FLEET", "1/2/3");
+    let sidecar =
+        Sidecar::new(binary::path()).env("TUNNEL_URL", "ftp://x").env("LOG_LEVEL", "loud").env("FLEET", "1/2/3");
     let mut command = sidecar.command();
     command.args(["tunnel", "--listen", "9798"]);
     let output = finish(command);
