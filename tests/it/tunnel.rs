@@ -380,6 +380,20 @@ fn the_list_is_the_one_of_now() {
     assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 1.0)].into());
 }
 
+/// A program of 32 bits has no room for such a file.
+#[test]
+fn a_list_above_the_limit_is_not_read() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', Exporter::saying(OK).addr);
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    let sparse = fs::File::create(setup.sidecar.path("large")).unwrap();
+    sparse.set_len((1 << 30) + 1).unwrap();
+    fs::rename(setup.sidecar.path("large"), setup.sidecar.path("balena.json")).unwrap();
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    let line = setup.running.wait_for("balena.json is too large");
+    assert!(line.ends_with("of before stay"), "{line}");
+}
+
 /// As when Prometheus ends the scrapes of what has changed just when the list did.
 #[test]
 fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
