@@ -20,6 +20,7 @@ mod check;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod key;
 mod log_queue;
 mod logging;
 pub mod net;

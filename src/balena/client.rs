@@ -17,9 +17,9 @@ use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
-use super::key::{ApiKey, KeySource};
 use super::query::{self, Query};
 use crate::backoff;
+use crate::key::{ApiKey, KeySource};
 use crate::net::proxy::Proxies;
 use crate::net::threads::{NoThread, Resolver};
 

@@ -5,7 +5,6 @@
 pub mod client;
 pub mod device;
 pub mod failure;
-pub mod key;
 pub mod pages;
 pub mod query;
 pub mod release;

@@ -13,11 +13,11 @@ use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::balena::Api;
-use crate::balena::key::{ApiKey, KeySource};
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
 use crate::discovery::target::{Address, Rules};
+use crate::key::{ApiKey, KeySource};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, net, status, tunnel};

@@ -83,17 +83,14 @@ impl Services {
     /// Asks for the releases that the selected fleets' devices run.
     ///
     /// # Errors
-    /// The request fails. Only 404 means that there are no labels: a stopped database answers 401 or 500.
+    /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or 500.
     pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
         let mut changed = false;
         let mut reader = ReleaseReader { source, known: &self.by_release };
         match self.pages.refresh(&mut reader, || changed = true) {
             Ok(()) => self.missing = false,
-            Err(failure) if failure.reason == Reason::NotFound => {
-                changed = !self.missing;
-                self.missing = true;
-                self.pages = Pages::default();
-            }
+            // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
+            Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
             Err(failure) => return Err(explained(failure)),
         }
         if changed {

@@ -5,7 +5,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
 
-use crate::balena::key::{ApiKey, KeySource};
+use crate::key::{ApiKey, KeySource};
 use crate::net::connector::{Connector, Stream};
 use crate::net::http_connect::connect;
 use crate::net::refused::{Reason, Refused};

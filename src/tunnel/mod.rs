@@ -24,7 +24,7 @@ use std::time::Duration;
 use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 
-use crate::balena::key::KeySource;
+use crate::key::KeySource;
 use crate::logging::{self, cannot_start};
 use crate::net::connector::Connector;
 use crate::net::proxy::Proxies;

@@ -327,6 +327,28 @@ fn a_server_without_releases_has_no_labels_and_says_so_once() {
     assert_eq!(targets(&sidecar.list()), ["gw-1 app app 80 -", "gw-2 - - 9100 -"]);
 }
 
+/// A load balancer may answer 404 for a moment. What was known a moment ago is not gone for that.
+#[test]
+fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {
+    let cloud = Cloud::start(with_releases(2));
+    for release in [1, 2] {
+        cloud.set_services(release, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    }
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2 targets");
+    let before = sidecar.list();
+    cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(404, &[], b"")));
+    // Its page changes, so that it is mapped again.
+    cloud.change(|devices| devices[0]["device_name"] = "renamed".into());
+    let line = running.wait_for("refresh failed: cannot read the labels of services: ");
+    assert!(line.contains("404 Not Found"), "{line}");
+    assert_eq!(sidecar.list(), before);
+    cloud.heal();
+    running.wait_for("(+0 -0 ~1)");
+    assert_eq!(targets(&sidecar.list()), ["renamed app app 80 -", "gw-2 app app 80 -"]);
+}
+
 #[test]
 fn a_release_that_started_in_between_is_fetched_before_the_list_is_published() {
     let cloud = Cloud::start(with_releases(3));

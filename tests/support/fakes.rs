@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use baletheus::balena::key::{ApiKey, KeySource};
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
 use baletheus::balena::{Answer, Api, Client, Failure, Reason};
 use baletheus::discovery::inventory::{Entry, Inventory};
 use baletheus::discovery::target::Rules;
 use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, Source, exporter, target_file};
+use baletheus::key::{ApiKey, KeySource};
 use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
 
