@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
-use crate::discovery::changes;
 use crate::discovery::inventory::{Entry, Inventory};
 use crate::discovery::target_file::{self, TargetFile};
 use crate::discovery::{Api, Clock, Discovery, Observer, Published, Sink};
@@ -68,9 +67,9 @@ fn discover(config: config::Discovery) -> ExitCode {
         log::error!("{}", file.failure(&error));
         return ExitCode::from(2);
     }
-    let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
     let interval = config.refresh;
-    let (version, api, name) = (env!("CARGO_PKG_VERSION"), &config.api.url, sink.name());
+    let name = if config.dry_run { StandardOutput.name() } else { file.name() };
+    let (version, api) = (env!("CARGO_PKG_VERSION"), &config.api.url);
     let address = config.rules.address.as_str();
     let how = interval.map_or("once".into(), |interval| format!("every {}", humantime::format_duration(interval)));
     log::info!("baletheus {version}: devices of {api} to {name}, address {address}, {how}");
@@ -83,13 +82,14 @@ fn discover(config: config::Discovery) -> ExitCode {
         Err(error) => return cannot_start(&error),
     };
     let has_status = interval.is_some() && !config.status.listen.is_empty();
-    let status = has_status.then(|| Status::start(&config.status, &client)).transpose();
+    let stored = has_status.then(|| file.stored()).flatten();
+    let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
+    let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose();
     let started = status.and_then(|status| Ok((status, Wakeups::start(interval.is_none())?)));
     let (status, mut clock) = match started {
         Ok(started) => started,
         Err(error) => return cannot_start(&error),
     };
-    changes::warn_about_key(&client);
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
     let observer = match Notifier::start(observer) {
         Ok(notifier) => notifier,
@@ -97,7 +97,7 @@ fn discover(config: config::Discovery) -> ExitCode {
     };
     // Not after the first refresh: an API that is down is no failed start. The targets of the last time are in the file.
     systemd::ready();
-    let mut source = Api { client: &client, observer: &observer };
+    let mut source = Api::start(&client, &observer);
     let inventory = Inventory::new(config.service_labels, has_status);
     let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
     if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE }

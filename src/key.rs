@@ -6,6 +6,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What to do about a key that does not serve.
+pub const CREATE_KEY: &str =
+    "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
 /// The largest key file, in bytes.
 const MAX_FILE_SIZE: u64 = 4096;
 
@@ -22,6 +25,9 @@ impl ApiKey {
         let key = text.trim();
         if key.is_empty() {
             return Err("is empty".into());
+        }
+        if key.starts_with(['"', '\'']) || key.ends_with(['"', '\'']) {
+            return Err("has a quote at its beginning or end, which is no part of a key: remove it".into());
         }
         match key.bytes().position(|b| !b.is_ascii_graphic()) {
             Some(at) => Err(format!(

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+/// Whether text is in quotes, which a program that is no shell takes for part of it.
+pub fn is_quoted(text: &str) -> bool {
+    let text = text.trim();
+    let within = |quote| text.strip_prefix(quote).is_some_and(|rest: &str| rest.ends_with(quote));
+    within('"') || within('\'')
+}
+
 /// The items of a comma-separated list; empty ones are skipped.
 pub fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())

@@ -18,7 +18,7 @@ use std::{fs, thread};
 use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::fleet::many;
-use support::sidecar::{Sidecar, finish};
+use support::sidecar::{PATIENCE, Sidecar, finish};
 use support::tools;
 
 /// A sidecar whose wall clock is off by what stands in the file `clock`; the clock that nobody sets is left alone.
@@ -39,6 +39,27 @@ fn off_by(line: &str) -> i64 {
     let time = humantime::parse_rfc3339(line.split(' ').next().unwrap()).unwrap_or_else(|_| panic!("{line}"));
     let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     (seconds(time).cast_signed() - seconds(SystemTime::now()).cast_signed()) / (365 * 86400)
+}
+
+#[test]
+fn the_warning_that_a_list_is_held_back_comes_once_an_hour() {
+    let cloud = Cloud::start(many(20));
+    // This time the clock that nobody sets jumps as well, so that waits have no length: signals end them.
+    let sidecar = sidecar(&cloud).env("FAKETIME_DONT_FAKE_MONOTONIC", "0").env("REFRESH_RATE", "30d");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    cloud.change(Vec::clear);
+    for (warnings, clock) in [(1, "+0s"), (1, "+3500s"), (2, "+3700s"), (2, "+7200s"), (3, "+7400s")] {
+        fs::write(sidecar.path("clock"), clock).unwrap();
+        for _ in 0..3 {
+            let before = cloud.requests().len();
+            running.signal("HUP");
+            cloud.wait_for_requests(before + 1, PATIENCE);
+            running.wait_for_lines("keeps its targets", warnings);
+        }
+        let lines = running.log().iter().filter(|line| line.contains("keeps its targets")).count();
+        assert_eq!(lines, warnings, "at {clock}: {:#?}", running.log());
+    }
 }
 
 const JUMPS: [(&str, i64); 3] = [("+3660d", 10), ("-3660d", -10), ("+0d", 0)];

@@ -31,6 +31,8 @@ const CONNECT_SHARE: f64 = 2.0 / 3.0;
 const EXCERPT_SIZE: u64 = 800;
 /// `whoami` must not delay the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
+/// It takes at most this share of the time-out, and the first page has the rest.
+const WHOAMI_SHARE: u32 = 4;
 
 /// How the API is reached.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct Client {
     api: Api,
     query: Query,
     requests: Requests,
+    /// For a whole answer: the time-out, unless less is left.
+    limit: Duration,
 }
 
 /// How many requests had which status; none counts those without an answer. Clones share the counts.
@@ -133,7 +137,8 @@ impl Client {
                 let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
                 NoThread::in_start(&error).unwrap_or_else(tls)
             })?;
-        Ok(Client { http, api, query, requests: Requests::default() })
+        let limit = api.timeout;
+        Ok(Client { http, api, query, requests: Requests::default(), limit })
     }
 
     /// The API's base URL.
@@ -146,6 +151,12 @@ impl Client {
         self.api.timeout
     }
 
+    /// The same client with less time for an answer.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Client { limit, ..self.clone() }
+    }
+
     /// The counts of its requests.
     pub fn requests(&self) -> Requests {
         self.requests.clone()
@@ -156,7 +167,7 @@ impl Client {
     /// # Errors
     /// There is no usable answer.
     pub fn page(&self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.page(after, limit), etag, self.api.timeout)
+        self.get(&self.query.page(after, limit), etag, self.limit)
     }
 
     /// Asks for this much of up to `limit` of the same devices with ids above `after`.
@@ -164,7 +175,7 @@ impl Client {
     /// # Errors
     /// There is no usable answer.
     pub fn ask(&self, what: &str, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.get(&self.query.ask(what, after, limit), etag, self.api.timeout)
+        self.get(&self.query.ask(what, after, limit), etag, self.limit)
     }
 
     /// Asks for up to `limit` releases that devices of the selected fleets run, with ids above `after`, and the labels of their
@@ -194,7 +205,7 @@ impl Client {
             #[serde(rename = "actorType")]
             kind: String,
         }
-        let answer = self.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.api.timeout))?;
+        let answer = self.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.api.timeout / WHOAMI_SHARE))?;
         let Answer::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
         let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
         Ok(match kind.as_str() {
@@ -280,8 +291,7 @@ impl Client {
             let timeout = humantime::format_duration(self.api.timeout);
             (Reason::Timeout, format!("no whole answer from {url}{} within {timeout}", self.through()))
         } else if cause.contains("certificate") {
-            let hint = "is this device's clock right? does it need --ca-file (BALENA_CA_FILE)?";
-            (Reason::Tls, format!("cannot trust {url}: {cause}; {hint}"))
+            (Reason::Tls, format!("cannot trust {url}: {cause}; {}", trust_hint(cause)))
         } else if let Some(no_thread) = NoThread::find(&error) {
             (Reason::Connect, format!("cannot reach {url}: {no_thread}"))
         } else if error.is_connect() {
@@ -322,6 +332,16 @@ fn excerpt(key: &ApiKey, response: Response) -> String {
     let text = location.as_deref().unwrap_or(&body).split(key.secret()).next().unwrap_or_default();
     let text: String = text.chars().take(200).collect();
     if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
+}
+
+/// What to do about a certificate that is not trusted, by the text of rustls.
+pub(crate) fn trust_hint(cause: &str) -> &'static str {
+    if cause.contains("CaUsedAsEndEntity") {
+        "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help: give the server a \
+         certificate that this CA has signed, without CA:TRUE"
+    } else {
+        "is this device's clock right? does it need --ca-file (CA_FILE)?"
+    }
 }
 
 /// An error and its causes.

@@ -23,6 +23,9 @@ impl Deref for Text<'_> {
 /// Characters of a device's name: balena's own limit.
 const MAX_NAME_LENGTH: usize = 255;
 
+/// Characters of a uuid.
+const MAX_UUID_LENGTH: usize = 62;
+
 /// An expanded reference: an array of none or one, or null.
 pub type One<T> = Option<Vec<T>>;
 
@@ -144,20 +147,24 @@ impl Device<'_> {
         one(&self.fleet).and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
     }
 
-    /// How it is shown to people, since names are not unique: `gw-0001 (cea099a)`.
+    /// How it is shown to people, since names are not unique: `gw-0001 (cea099a)`. A device without a name is shown by its whole
+    /// uuid.
     pub fn display_name(&self) -> String {
         display_name(self.device_name.as_deref(), self.uuid.as_deref(), self.id)
     }
 }
 
-/// A name with the beginning of the uuid, as balena's own tools show it.
+/// A name with the beginning of the uuid, as balena's own tools show it, or the uuid alone.
 pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> String {
-    let name = name.filter(|name| !name.trim().is_empty()).unwrap_or("a device without a name");
-    let name: String = name.chars().take(MAX_NAME_LENGTH).collect();
-    match (uuid, id) {
-        (Some(uuid), _) => format!("{name} ({})", uuid.chars().take(7).collect::<String>()),
-        (None, Some(id)) => format!("{name} (id {id})"),
-        (None, None) => name,
+    const NO_NAME: &str = "a device without a name";
+    let up_to = |length: usize, text: &str| text.chars().take(length).collect::<String>();
+    let name = name.filter(|name| !name.trim().is_empty()).map(|name| up_to(MAX_NAME_LENGTH, name));
+    let uuid = uuid.filter(|uuid| !uuid.trim().is_empty());
+    match (name, uuid, id) {
+        (Some(name), Some(uuid), _) => format!("{name} ({})", up_to(7, uuid)),
+        (None, Some(uuid), _) => up_to(MAX_UUID_LENGTH, uuid),
+        (name, None, Some(id)) => format!("{} (id {id})", name.as_deref().unwrap_or(NO_NAME)),
+        (name, None, None) => name.unwrap_or_else(|| NO_NAME.into()),
     }
 }
 

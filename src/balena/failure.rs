@@ -42,16 +42,15 @@ impl Reason {
     /// What a status means, and what to do next.
     pub fn of_status(status: u16) -> (Reason, &'static str) {
         match status {
-            301..=303 | 307 | 308 => {
-                (Reason::Redirect, "set --api-url (BALENA_API_URL) to where it leads, if that is right")
-            }
+            301..=303 | 307 | 308 => (Reason::Redirect, "set --api-url (API_URL) to where it leads, if that is right"),
             400 => (Reason::BadRequest, "the API cannot read the request; please report it"),
             401 => (
                 Reason::Unauthorized,
-                "check API_KEY; or the API's database is down, which the API reports in the same way",
+                "check API_KEY; or the key may not read fleets, tags or releases; or the API's database is down, which the \
+                 API reports in the same way",
             ),
             403 => (Reason::Forbidden, "the API key may not do this: check API_KEY"),
-            404 => (Reason::NotFound, "this server has no API v7: is it too old, or --api-url (BALENA_API_URL) wrong?"),
+            404 => (Reason::NotFound, "this server has no API v7: is it too old, or --api-url (API_URL) wrong?"),
             414 | 431 => {
                 (Reason::BadRequest, "the choice of fleets and tags is too long for a URL: name fewer, or fleets by id")
             }

@@ -43,6 +43,17 @@ impl FleetRef {
     }
 }
 
+impl FleetRef {
+    /// Whether it names the fleet with this id, name and slug.
+    pub fn names(&self, id: Option<u64>, name: &str, slug: &str) -> bool {
+        match self {
+            FleetRef::Id(wanted) => id == Some(*wanted),
+            FleetRef::Name(wanted) => name == wanted,
+            FleetRef::Slug(wanted) => slug == wanted,
+        }
+    }
+}
+
 impl fmt::Display for FleetRef {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -52,7 +63,7 @@ impl fmt::Display for FleetRef {
     }
 }
 
-/// A tag that a device must have, `key` or `key=value`.
+/// A tag that a device must have, `key` or `key=value`. In the key, `\=` is an equals sign and `\\` a backslash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagFilter {
     /// The tag's key.
@@ -62,19 +73,31 @@ pub struct TagFilter {
 }
 
 impl TagFilter {
-    /// Splits at the first `=`.
+    /// Splits at the first `=` without a backslash before it.
     ///
     /// # Errors
     /// No tag can have such a key.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (key, value) = match text.split_once('=') {
-            Some((key, value)) => (key, Some(value.to_owned())),
-            None => (text, None),
-        };
+        let (mut key, mut value) = (String::new(), None);
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            match c {
+                '=' => {
+                    value = Some(rest.to_owned());
+                    break;
+                }
+                '\\' if rest.starts_with(['=', '\\']) => {
+                    key.push_str(&rest[..1]);
+                    rest = &rest[1..];
+                }
+                c => key.push(c),
+            }
+        }
         if !(1..=100).contains(&key.chars().count()) || key.contains(char::is_whitespace) {
             return Err(format!("{key:?} is not a tag's key, which has 1 to 100 characters and no white space"));
         }
-        Ok(TagFilter { key: key.to_owned(), value })
+        Ok(TagFilter { key, value })
     }
 
     /// Whether the device has the tag. A tag of the device beats the same tag of its fleet.

@@ -61,14 +61,13 @@ pub fn run(settings: Settings) -> ExitCode {
         Ok(started) => started,
         Err(error) => return cannot_start(&error),
     };
-    changes::warn_about_key(&client);
     let mut list = Inventory::new(service_labels, true);
-    if let Err(failure) = list.refresh(&mut discovery::Api { client: &client, observer: &() }, &rules) {
+    if let Err(failure) = list.refresh(&mut discovery::Api::start(&client, &()), &rules) {
         log::error!("cannot check: {failure}");
         return ExitCode::FAILURE;
     }
     let mut rows: Vec<Row> = list.entries().flat_map(|entry| rows(entry)).collect();
-    for warning in changes::warnings(&list, &fleets) {
+    for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {
         log::warn!("{warning}");
     }
     if let Err(error) = probe_all(&mut rows, prober) {

@@ -41,6 +41,8 @@ pub struct Prober {
 pub struct Answer {
     /// Samples in it.
     pub samples: u64,
+    /// Whether it is of a `node_exporter` before 0.16, whose names the dashboards do not know.
+    pub outdated: bool,
     /// From the first step to the last byte.
     pub duration: Duration,
 }
@@ -50,13 +52,14 @@ impl Prober {
     pub async fn probe(&self, url: &str) -> Result<Answer, Refused> {
         let start = Instant::now();
         let late = |_| Refused::new(Reason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
-        let samples = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
-        Ok(Answer { samples, duration: start.elapsed() })
+        let metrics = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
+        let outdated = metrics.old_cpu && !metrics.new_cpu;
+        Ok(Answer { samples: metrics.samples, outdated, duration: start.elapsed() })
     }
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
     /// request goes.
-    async fn follow(&self, url: &str) -> Result<u64, Refused> {
+    async fn follow(&self, url: &str) -> Result<Metrics, Refused> {
         let no_url = |what: &str| Refused::new(Reason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
@@ -116,7 +119,7 @@ fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str>
 }
 
 /// Reads an answer to its end and counts its samples.
-async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
+async fn count(answer: Response<Incoming>) -> Result<Metrics, Refused> {
     if answer.status() != StatusCode::OK {
         let message = format!("HTTP {}", answer.status());
         return Err(Refused { status: Some(answer.status().as_u16()), ..Refused::new(Reason::Http, message) });
@@ -147,7 +150,7 @@ async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
     if open_metrics && metrics.last != b"# EOF" {
         return Err(Refused::new(Reason::NotMetrics, "OpenMetrics without # EOF at its end"));
     }
-    Ok(metrics.samples)
+    Ok(metrics)
 }
 
 /// Counts samples as the bytes arrive, and keeps one line.
@@ -155,6 +158,10 @@ async fn count(answer: Response<Incoming>) -> Result<u64, Refused> {
 struct Metrics {
     bytes: usize,
     samples: u64,
+    /// Whether there is a `node_cpu`, the name before `node_exporter` 0.16.
+    old_cpu: bool,
+    /// Whether there is a `node_cpu_seconds_total`.
+    new_cpu: bool,
     lines: u64,
     /// The current line so far.
     line: Vec<u8>,
@@ -171,6 +178,9 @@ impl Metrics {
             self.last = line.to_vec();
         } else if is_sample(line) {
             self.samples += 1;
+            let name = line.split(|byte| matches!(byte, b'{' | b' ' | b'\t')).next();
+            self.old_cpu |= name == Some(b"node_cpu");
+            self.new_cpu |= name == Some(b"node_cpu_seconds_total");
             self.last.clear();
         } else if !line.is_empty() {
             let shown: String = String::from_utf8_lossy(line).chars().take(40).collect();

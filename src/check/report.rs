@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::balena::client::trust_hint;
 use crate::check::probe::Answer;
 use crate::discovery::target::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable};
@@ -38,7 +39,7 @@ pub struct Row {
     pub status: Option<u16>,
     /// The result, for people.
     pub answer: String,
-    /// What to do; empty if the target answers.
+    /// What to do; empty if the target answers as it should.
     pub hint: &'static str,
 }
 
@@ -69,6 +70,7 @@ impl Row {
                 self.samples = Some(answer.samples);
                 self.seconds = Some(seconds);
                 let s = if answer.samples == 1 { "" } else { "s" };
+                self.hint = if answer.outdated { OUTDATED_HINT } else { "" };
                 self.answer = format!("{} sample{s} in {seconds:.2} s", thousands(answer.samples));
             }
             Err(refused) => {
@@ -76,7 +78,7 @@ impl Row {
                 self.result = if offline { Outcome::Offline } else { Outcome::Fails };
                 self.reason = Some(refused.reason.as_str());
                 self.status = refused.status;
-                self.hint = if offline { OFFLINE_HINT } else { hint(refused.reason) };
+                self.hint = if offline { OFFLINE_HINT } else { hint(&refused) };
                 // these have their status in the message
                 let status = refused.status.filter(|_| !matches!(refused.reason, Reason::Http | Reason::Proxy));
                 self.answer = refused.message + &status.map_or_else(String::new, |status| format!(" ({status})"));
@@ -93,6 +95,9 @@ impl Row {
 const NO_EXPORTER_HINT: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
     set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
 const OFFLINE_HINT: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
+
+const OUTDATED_HINT: &str =
+    "this node_exporter is older than 0.16, and the dashboards do not know its names, such as node_cpu: update it";
 
 /// What to do about a device that is left out.
 fn left_out_hint(reason: LeftOutReason) -> &'static str {
@@ -112,8 +117,11 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
 }
 
 /// What to do about a target that does not answer.
-fn hint(reason: Reason) -> &'static str {
-    match reason {
+fn hint(refused: &Refused) -> &'static str {
+    // rustls says so of each certificate that it does not trust
+    let is_certificate = refused.message.contains("invalid peer certificate");
+    match refused.reason {
+        Reason::NoTunnel if is_certificate => trust_hint(&refused.message),
         Reason::NoTunnel | Reason::BadTunnel => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
         Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
         Reason::NotConnected => "restart it, or wait: it has lost balena's VPN",
@@ -125,8 +133,20 @@ fn hint(reason: Reason) -> &'static str {
         Reason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
         Reason::NoConnection => "try again: it is this machine or its network that fails",
         Reason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
-        Reason::Tls => "is the clock here right? does it need --ca-file (BALENA_CA_FILE)?",
+        Reason::Tls if is_certificate => {
+            "is the clock here right? An exporter with its own certificate needs --ca-file (CA_FILE) here, and tls_config \
+             with ca_file or insecure_skip_verify in Prometheus"
+        }
+        Reason::Tls => "does the exporter speak https on this port? Its scheme (prometheus.io/scheme) says so",
         Reason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
+        Reason::Http if refused.status == Some(401) => {
+            "it wants a password or a token: give it to Prometheus (basic_auth or authorization), or let it allow /metrics"
+        }
+        Reason::Http if matches!(refused.status, Some(400 | 403 | 421)) => {
+            "does it want a password or a token, or allow only some hosts? Its list needs the host and port of this \
+             address, <uuid>.balena:<port> through the tunnel"
+        }
+        Reason::Http if refused.status.is_some_and(|status| status >= 500) => "the exporter's own log may tell more",
         Reason::Http | Reason::NotMetrics => {
             "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
         }

@@ -4,6 +4,8 @@ mod options;
 mod sources;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
 use crate::discovery::target::{Address, Rules};
-use crate::key::{ApiKey, KeySource};
+use crate::key::{ApiKey, CREATE_KEY, KeySource};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, net, status, tunnel};
@@ -26,6 +28,9 @@ use sources::Sources;
 
 /// The environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
+const MAX_CA_FILE_SIZE: u64 = 16 << 20;
 
 /// The settings of discovery.
 #[derive(Debug)]
@@ -95,11 +100,12 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
 /// One line for each mistake.
 pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
     read(Verb::Tunnel, matches, var, |from| {
-        let url = from.one("tunnel-url", api_url);
+        let url = from.one("tunnel-url", base_url);
+        let key = key(from);
         let (proxies, mut warnings) = Proxies::from_env(from.var);
-        warnings.extend(unencrypted(&url));
+        warnings.extend(session_token(&key).into_iter().chain(unencrypted(&url)));
         tunnel::Settings {
-            key: key(from),
+            key,
             proxies,
             roots: from.list("ca-file", certificates),
             warnings,
@@ -125,6 +131,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let key = key(from);
     let (proxies, proxy_warnings) = Proxies::from_env(from.var);
     warnings.extend(proxy_warnings);
+    warnings.extend(session_token(&key));
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);
@@ -165,7 +172,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
             device_refresh: from.one("device-refresh", interval),
             device_metrics: from.one("device-metrics", boolean),
         },
-        tunnel: from.one("tunnel-url", api_url),
+        tunnel: from.one("tunnel-url", base_url),
         warnings,
     }
 }
@@ -263,12 +270,30 @@ fn check_exporters(list: &[Exporter], address: Address, errors: &mut Vec<String>
     }
 }
 
-/// A plain http or https URL.
+/// A warning, if the key expires by itself. A session token is a JWT, which has two dots; a named key has none.
+fn session_token(key: &KeySource) -> Option<String> {
+    let dots = key.current().secret().bytes().filter(|byte| *byte == b'.').count();
+    (dots == 2).then(|| format!("the API key looks like a session token, which expires: {CREATE_KEY}"))
+}
+
+/// The URL of the API. Its documentation has URLs that end in the version, which each request adds itself.
 fn api_url(text: &str) -> Result<Url, String> {
+    let text = text.trim().trim_end_matches('/');
+    base_url(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
+}
+
+/// A plain http or https URL without a path.
+fn base_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
-    let good = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
-    good.then_some(url).ok_or("not a plain http or https URL".into())
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
+        return Err("not a plain http or https URL".into());
+    }
+    if url.path() == "/" {
+        Ok(url)
+    } else {
+        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()))
+    }
 }
 
 /// A warning, if the key would go over the network in clear.
@@ -280,7 +305,12 @@ fn unencrypted(url: &Url) -> Option<String> {
 
 /// The certificates of a PEM file.
 fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("the file cannot be read: {error}"))?;
+    let mut pem = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
+    read.map_err(|error| format!("the file cannot be read: {error}"))?;
+    if pem.len() as u64 > MAX_CA_FILE_SIZE {
+        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20));
+    }
     let roots: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
     if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }

@@ -17,7 +17,8 @@ pub enum Verb {
 pub struct Opt {
     /// Its flag without the dashes; empty if it is a variable only.
     pub flag: &'static str,
-    /// Its variables; more than one are names for the same thing.
+    /// Its variables; more than one are names for the same thing. balena reserves `BALENA_*`: a fleet cannot set such a variable, and
+    /// the supervisor may. So it counts only where no other name is set.
     pub vars: &'static [&'static str],
     /// Its value in the help. A boolean has none, and its flag needs no value. With `,…` the flag can be repeated.
     pub value: &'static str,
@@ -47,13 +48,13 @@ const TUNNEL: &str = "Tunnel";
 #[rustfmt::skip] // a table
 /// Every option. The table in the README is checked against it.
 pub const OPTIONS: &[Opt] = &[
-    opt("", &["API_KEY"], "KEY", "", API, ALL, "named API key, required; never a flag, since flags stand in the process list"),
+    opt("", &["API_KEY"], "KEY", "", API, ALL, "named API key, required; never a flag, since the process list shows flags"),
     opt("api-key-file", &["API_KEY_FILE"], "PATH", "", API, ALL, "file that holds the key, instead of API_KEY"),
-    opt("api-url", &["BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, LIST, "https URL of the API; for openBalena https://api.DOMAIN"),
-    opt("ca-file", &["BALENA_CA_FILE"], "PATH", "", API, ALL, "file of further root certificates (PEM), for openBalena's own CA"),
-    opt("timeout", &["API_TIMEOUT"], "DURATION", "60s", API, LIST, "for a whole answer of the API, its body included; 1s to 1h"),
+    opt("api-url", &["API_URL", "BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, LIST, "https URL of the API; for openBalena https://api.DOMAIN"),
+    opt("ca-file", &["CA_FILE", "BALENA_CA_FILE"], "PATH", "", API, ALL, "file with additional root certificates (PEM), for an openBalena with its own CA"),
+    opt("timeout", &["API_TIMEOUT"], "DURATION", "60s", API, LIST, "limit for a whole answer of the API, including its body; 1s to 1h"),
     opt("fleet", &["FLEET", "APPLICATION"], "FLEET,…", "", CHOICE, LIST, "only these fleets, with commas: slug (organization/name), id (all digits) or name"),
-    opt("tag", &["DEVICE_TAG"], "KEY[=VALUE],…", "", CHOICE, LIST, "only devices with this tag, key or key=value, of their own or their fleet's; repeated: with all of them"),
+    opt("tag", &["DEVICE_TAG"], "KEY[=VALUE],…", "", CHOICE, LIST, "only devices with this tag, key or key=value, their own or their fleet's; repeated: all of them"),
     opt("online-only", &["ONLINE_ONLY"], "", "false", CHOICE, LIST, "true or false: leave out devices that balenaCloud sees offline"),
     opt("address", &["TARGET_ADDRESS"], "MODE", "vpn", TARGETS, LIST, "vpn, public or lan: how Prometheus reaches a device"),
     opt("", &["USE_PUBLIC_URLS"], "", "false", TARGETS, LIST, "true or false: true means TARGET_ADDRESS=public"),
@@ -64,17 +65,17 @@ pub const OPTIONS: &[Opt] = &[
     opt("sd-file", &["SD_FILE_PATH"], "PATH", "balena.json", FILE, ALL, "path of the target file"),
     opt("sd-file-mode", &["SD_FILE_MODE"], "MODE", "0644", FILE, LIST, "octal permissions of the file, 0400 to 0777; Prometheus often runs as another user"),
     opt("write-empty", &["WRITE_EMPTY"], "", "false", FILE, LIST, "true or false: let a list of no targets replace one that has some"),
-    opt("refresh", &["REFRESH_RATE"], "DURATION", "30s", RUN, LIST, "from one refresh to the next, such as 45s or 2m, 1s to 30d; a bare number is milliseconds"),
+    opt("refresh", &["REFRESH_RATE"], "DURATION", "30s", RUN, LIST, "time between two refreshes, such as 45s or 2m; 1s to 30d; a bare number is milliseconds"),
     opt("oneshot", &["ONESHOT"], "", "false", RUN, LIST, "true or false: one refresh, then exit"),
     opt("dry-run", &["DRY_RUN"], "", "false", RUN, LIST, "true or false: one refresh, the list to standard output, no file touched"),
     opt("log-level", &["LOG_LEVEL"], "LEVEL", "info", RUN, ALL, "off, error, warn, info, debug or trace"),
-    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "beats the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
+    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
     opt("log-format", &["LOG_FORMAT"], "FORMAT", "text", RUN, ALL, "text, or json: one object a line"),
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, LIST, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
-    opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, LIST, "from one request for the state of the devices to the next, where --listen is on; 1s to 30d"),
+    opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, LIST, "time between two requests for the state of the devices, with --listen; 1s to 30d"),
     opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, LIST, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well"),
-    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, ALL, "URL of balena's VPN proxy, for tunnel, and for check in vpn; for openBalena https://tunnel.DOMAIN, or http:// inside one's own network"),
-    opt("listen", &["TUNNEL_LISTEN_ADDRESS"], "ADDRESS", "127.0.0.1:9798", TUNNEL, PROXY, "of baletheus tunnel: host:port that Prometheus has as proxy_url, for /metrics and /-/healthy too; :PORT for all interfaces"),
+    opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, ALL, "URL of balena's VPN proxy, for tunnel, and for check in vpn; for openBalena https://tunnel.DOMAIN, or http:// inside your own network"),
+    opt("listen", &["TUNNEL_LISTEN_ADDRESS"], "ADDRESS", "127.0.0.1:9798", TUNNEL, PROXY, "baletheus tunnel: host:port for Prometheus' proxy_url, for /metrics and /-/healthy too; :PORT for all interfaces"),
 ];
 
 const fn opt(

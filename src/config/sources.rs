@@ -6,6 +6,10 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::options::{Verb, option};
+use crate::values::is_quoted;
+
+/// The beginning of variables that balena reserves: a fleet cannot set them, and the supervisor may.
+const RESERVED: &str = "BALENA_";
 
 /// The flags and variables of a command, and the errors that they have so far.
 pub struct Sources<'a> {
@@ -26,16 +30,31 @@ impl Sources<'_> {
         if !opt.flag.is_empty() && self.matches.value_source(opt.flag) == Some(ValueSource::CommandLine) {
             let values = self.matches.get_many::<String>(opt.flag).into_iter().flatten();
             let values: Vec<_> = values.filter(|value| !value.is_empty()).cloned().collect();
-            return (!values.is_empty()).then(|| (format!("--{}", opt.flag), values));
+            let source = format!("--{}", opt.flag);
+            if !self.are_bare(&source, &values) || values.is_empty() {
+                return None;
+            }
+            return Some((source, values));
         }
         let set: Vec<_> = opt.vars.iter().filter_map(|name| Some((*name, (self.var)(name)?))).collect();
         let mut set = set.into_iter().filter(|(_, value)| !value.is_empty());
         let (name, value) = set.next()?;
-        if let Some((other, _)) = set.find(|(_, other)| *other != value) {
+        let differs = |(name, other): &(&str, _)| *other != value && !name.starts_with(RESERVED);
+        if let Some((other, _)) = set.find(differs) {
             self.errors.push(format!("{name} and {other} are set to different values: set one of them"));
         }
         let value = value.into_string().map_err(|_| self.errors.push(format!("{name} is not UTF-8")));
-        Some((name.into(), vec![value.ok()?]))
+        let values = vec![value.ok()?];
+        self.are_bare(name, &values).then(|| (name.into(), values))
+    }
+
+    /// Whether no value has quotes around it. Docker's `--env-file` and balena's dashboard keep them, unlike a shell.
+    fn are_bare(&mut self, source: &str, values: &[String]) -> bool {
+        let is_bare = !values.iter().any(|value| is_quoted(value));
+        if !is_bare {
+            self.errors.push(format!("{source} has quotes around its value, and they are part of it: remove them"));
+        }
+        is_bare
     }
 
     /// The values of an option without a default.

@@ -1,19 +1,21 @@
 //! What the log announces: the list, each device whose state changed, and each problem, once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::iter;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::Published;
-use super::inventory::{Entry, Inventory, fingerprint};
+use super::inventory::{Entry, Fleet, Inventory, fingerprint};
 use super::steering::Origin;
 use super::target::LeftOutReason;
 use crate::balena::Client;
 use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
+use crate::key::CREATE_KEY;
 use crate::logging::count;
 
 /// Lines of each kind that a refresh adds to the log; the rest is at debug.
@@ -21,38 +23,67 @@ const MAX_LINES: usize = 20;
 
 const NO_EXPORTER: &str = "devices without an exporter are left out: declare it with the label prometheus.io.port of a service \
     in the fleet's docker-compose.yml, or set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
+/// How often the warning is repeated that a list without targets is held back.
+const REPEAT: Duration = Duration::from_secs(3600);
 
 /// What was announced already.
 pub struct Changes {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
-    /// The devices as they were announced, in order.
+    /// Whether each of them had devices, and its id then.
+    known: Vec<Option<Arc<Fleet>>>,
+    /// The devices of the list that is published, as they were announced, in order.
     devices: Option<Vec<Arc<Entry>>>,
     /// The version of the list that was announced last.
     version: Option<u64>,
     warnings: BTreeSet<String>,
-    refused: bool,
+    /// While a list is held back: when the warning was written last.
+    held_back: Option<Instant>,
 }
 
 impl Changes {
     /// Nothing was announced yet.
     pub fn new(fleets: Vec<FleetRef>) -> Self {
-        Changes { fleets, devices: None, version: None, warnings: BTreeSet::new(), refused: false }
+        let known = vec![None; fleets.len()];
+        Changes { fleets, known, devices: None, version: None, warnings: BTreeSet::new(), held_back: None }
     }
 
     /// The first time, takes the devices that were listed before as announced.
     pub fn begin(&mut self, published: impl FnOnce() -> Vec<Arc<Entry>>) {
-        self.devices.get_or_insert_with(|| in_order(published()));
+        if self.devices.is_none() {
+            let published = published();
+            self.learn_fleets(published.iter());
+            self.devices = Some(in_order(published));
+        }
     }
 
-    /// Announces what is new in a list that was published.
-    pub fn announce(&mut self, list: &Inventory, published: Published, name: &str) {
-        let before = self.devices.take().unwrap_or_default();
-        if self.version == Some(list.version()) && published != Published::Written {
-            log::debug!("{name} is unchanged");
-            self.devices = Some(before);
+    fn learn_fleets<'e>(&mut self, entries: impl Iterator<Item = &'e Arc<Entry>>) {
+        let mut last = None;
+        for fleet in entries.filter_map(|entry| entry.fleet.as_ref()) {
+            if last.is_some_and(|last| Arc::ptr_eq(last, fleet)) {
+                continue;
+            }
+            last = Some(fleet);
+            for (wanted, known) in self.fleets.iter().zip(&mut self.known) {
+                if wanted.names(fleet.id, &fleet.name, &fleet.slug) {
+                    *known = Some(fleet.clone());
+                }
+            }
+        }
+    }
+
+    /// Announces what is new in a list that was published, or that a list is held back.
+    pub fn announce(&mut self, list: &Inventory, published: Published, name: &str, now: Instant) {
+        if published == Published::Refused {
+            self.hold_back(list, name, now);
             return;
         }
+        let was_held_back = self.held_back.take().is_some();
+        if self.version == Some(list.version()) && published == Published::Unchanged && !was_held_back {
+            log::debug!("{name} is unchanged");
+            return;
+        }
+        let before = self.devices.take().unwrap_or_default();
         let now = in_order(list.entries().cloned().collect());
         // The first refresh has a line for each device. Lines that nobody sees are not kept.
         let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
@@ -72,24 +103,54 @@ impl Changes {
         );
         match published {
             Published::Written => log::info!("updated {name}: {summary}"),
-            Published::Unchanged if self.version.is_none() || !lines.is_empty() => {
+            _ if self.version.is_none() || was_held_back || !lines.is_empty() => {
                 log::info!("{name} is up to date: {summary}");
             }
-            Published::Unchanged => log::debug!("{name} is up to date: {summary}"),
-            Published::Refused if self.refused => {}
-            Published::Refused => log::warn!(
-                "{name} keeps its targets, since there would be none left: {} left out, the rest gone; if that is \
-                 right, set --write-empty (WRITE_EMPTY=true)",
-                count(left_out, "device")
-            ),
+            _ => log::debug!("{name} is up to date: {summary}"),
         }
         write_lines(Level::Info, &lines, number);
-        let warnings = warnings(list, &self.fleets);
+        self.devices = Some(now);
+        self.warn(list);
+    }
+
+    /// Nothing changes in the list that is published. Devices that are gone or left out now are no news while it stays.
+    fn hold_back(&mut self, list: &Inventory, name: &str, now: Instant) {
+        if self.held_back.is_none_or(|last| now.saturating_duration_since(last) >= REPEAT) {
+            log::warn!(
+                "{name} keeps its targets, since there would be none left: {}; if that is right, set --write-empty \
+                 (WRITE_EMPTY=true)",
+                why_empty(list)
+            );
+            self.held_back = Some(now);
+        }
+        if self.version != Some(list.version()) {
+            self.warn(list);
+        }
+    }
+
+    /// Writes the warnings that were not there before.
+    fn warn(&mut self, list: &Inventory) {
+        self.learn_fleets(list.entries());
+        let fleets = self.fleets.iter().zip(&self.known).map(|(fleet, known)| (fleet, known.as_deref()));
+        let warnings = warnings(list, fleets);
         let new: Vec<_> = warnings.difference(&self.warnings).collect();
         write_lines(Level::Warn, &new, new.len());
-        (self.devices, self.warnings) = (Some(now), warnings);
-        (self.version, self.refused) = (Some(list.version()), published == Published::Refused);
+        self.warnings = warnings;
+        self.version = Some(list.version());
     }
+}
+
+/// Why a list has no targets.
+fn why_empty(list: &Inventory) -> String {
+    let mut reasons: BTreeMap<LeftOutReason, usize> = BTreeMap::new();
+    for left_out in list.entries().filter_map(|entry| entry.left_out.as_ref()) {
+        *reasons.entry(left_out.reason).or_default() += 1;
+    }
+    if reasons.is_empty() {
+        return "the API lists no device".into();
+    }
+    let shown: Vec<_> = reasons.iter().map(|(reason, number)| format!("{reason}: {number}")).collect();
+    format!("{} left out ({})", count(reasons.values().sum(), "device"), shown.join(", "))
 }
 
 /// By ascending id. Devices without an id are ordered by name.
@@ -162,11 +223,15 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
     [added, removed, changed]
 }
 
-/// Problems with devices that are listed all the same, and with the fleets that were asked for.
-pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
-    let fleets = fleets.iter().filter_map(|fleet| {
+/// Problems with devices that are listed all the same, and with the fleets that were asked for: each with what is known of it from
+/// the time when it had devices.
+pub fn warnings<'a>(
+    list: &Inventory, fleets: impl IntoIterator<Item = (&'a FleetRef, Option<&'a Fleet>)>,
+) -> BTreeSet<String> {
+    let fleets = fleets.into_iter().filter_map(|(fleet, known)| {
         let named: Vec<_> = list.fleets_named(fleet).into_iter().collect();
         match (fleet, &*named) {
+            (_, []) if known.is_some() => Some(vanished(fleet, known.and_then(|known| known.id))),
             (_, []) => Some(format!(
                 "fleet {fleet} was asked for, but the key sees no device in it: is the fleet spelled right, was it \
                  renamed (an id survives that), and may the key see it?"
@@ -184,6 +249,18 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     list.warnings().map(str::to_owned).chain(fleets).chain(no_exporter).collect()
 }
 
+/// The warning about a fleet that had devices.
+fn vanished(fleet: &FleetRef, id: Option<u64>) -> String {
+    let why = match (fleet, id) {
+        (FleetRef::Slug(_) | FleetRef::Name(_), Some(id)) => {
+            format!("was it renamed? Its id survives that: --fleet {id} (FLEET={id})")
+        }
+        (FleetRef::Slug(_) | FleetRef::Name(_), None) => "was it renamed? An id survives that".into(),
+        (FleetRef::Id(_), _) => "were they moved, was the fleet deleted, and may the key still see it?".into(),
+    };
+    format!("fleet {fleet} had devices, and the key sees none in it now: {why}")
+}
+
 /// Writes the first of so many lines at this level, the rest at debug.
 fn write_lines(level: Level, lines: &[impl Display], number: usize) {
     for (index, line) in lines.iter().enumerate() {
@@ -196,14 +273,12 @@ fn write_lines(level: Level, lines: &[impl Display], number: usize) {
 
 /// Warns about a key that shows one device or none. The API itself answers it without an error.
 pub fn warn_about_key(client: &Client) {
-    const INSTEAD: &str =
-        "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
     match client.whoami() {
         Ok(Actor::Device) => {
-            log::warn!("the API key is a device's own and shows that one device only, or none: {INSTEAD}");
+            log::warn!("the API key is a device's own and shows that one device only, or none: {CREATE_KEY}");
         }
         Ok(Actor::Application) => {
-            log::warn!("the API key is a provisioning key, which cannot read devices: {INSTEAD}");
+            log::warn!("the API key is a provisioning key, which cannot read devices: {CREATE_KEY}");
         }
         Ok(Actor::User | Actor::Unknown) => {}
         Err(failure) => log::debug!("cannot find out whose key this is: {failure}"),

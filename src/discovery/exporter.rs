@@ -78,6 +78,12 @@ fn parse(text: &str) -> Result<Exporter, String> {
     }
     // Prometheus escapes `?`, `#` and `%`: they would not reach the device.
     let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));
+    if text.contains('?') {
+        return Err(format!(
+            "{text:?} has a query, which a target cannot carry: leave it out, and give a Prometheus job its params, by \
+             __meta_balena_exporter (docs/recipes.md)"
+        ));
+    }
     if !path.is_none_or(is_path) {
         return Err(format!("the path in {text:?} is not a plain path"));
     }

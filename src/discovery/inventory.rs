@@ -136,11 +136,7 @@ impl Inventory {
     /// Slugs of the fleets with devices that this names.
     pub fn fleets_named(&self, wanted: &FleetRef) -> BTreeSet<&str> {
         let fleets = self.entries().filter_map(|entry| entry.fleet.as_deref());
-        let named = fleets.filter(|fleet| match wanted {
-            FleetRef::Id(id) => fleet.id == Some(*id),
-            FleetRef::Name(name) => fleet.name == *name,
-            FleetRef::Slug(slug) => fleet.slug == *slug,
-        });
+        let named = fleets.filter(|fleet| wanted.names(fleet.id, &fleet.name, &fleet.slug));
         named.map(|fleet| fleet.slug.as_str()).collect()
     }
 }
@@ -197,7 +193,7 @@ impl Reader<Page> for Mapper<'_> {
     }
 
     fn invalid(&self, why: &str) -> Failure {
-        let hint = "is --api-url (BALENA_API_URL) right?";
+        let hint = "is --api-url (API_URL) right?";
         let message = format!("the answer of {} is no page of devices: {why}; {hint}", self.source.name());
         Failure::new(Reason::BadAnswer, message)
     }

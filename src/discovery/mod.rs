@@ -94,10 +94,22 @@ pub trait Clock {
 
 /// The API as a source. Each request announces how long it may take.
 pub struct Api<'a> {
-    /// The client.
-    pub client: &'a Client,
-    /// What watches the loop.
-    pub observer: &'a dyn Observer,
+    client: &'a Client,
+    observer: &'a dyn Observer,
+    /// For the first page.
+    first: Option<Client>,
+}
+
+impl<'a> Api<'a> {
+    /// Asks whose key it is, and warns about one that shows one device or none. The first page has the rest of the time-out: while
+    /// the API's database hangs, a first refresh takes no longer than any other.
+    pub fn start(client: &'a Client, observer: &'a dyn Observer) -> Self {
+        let start = Instant::now();
+        observer.waits(start + client.timeout());
+        changes::warn_about_key(client);
+        let left = client.timeout().saturating_sub(start.elapsed());
+        Api { client, observer, first: Some(client.within(left)) }
+    }
 }
 
 impl Source for Api<'_> {
@@ -107,7 +119,8 @@ impl Source for Api<'_> {
 
     fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
         self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.page(after, limit, etag)
+        let first = self.first.take();
+        first.as_ref().unwrap_or(self.client).page(after, limit, etag)
     }
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
@@ -183,16 +196,16 @@ impl<'a> Discovery<'a> {
     /// One refresh: all pages or nothing.
     fn refresh(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
         let start = clock.now();
-        let outcome = self.fetch_and_publish();
+        let outcome = self.fetch_and_publish(clock);
         self.observer.refreshed(clock.now() - start, &outcome, &self.inventory);
         outcome
     }
 
-    fn fetch_and_publish(&mut self) -> Result<Published, Failure> {
+    fn fetch_and_publish(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
         self.inventory.refresh(self.source, &self.rules)?;
         self.changes.begin(|| self.sink.published().unwrap_or_default());
         let published = self.sink.publish(&self.inventory)?;
-        self.changes.announce(&self.inventory, published, &self.sink.name());
+        self.changes.announce(&self.inventory, published, &self.sink.name(), clock.now());
         Ok(published)
     }
 

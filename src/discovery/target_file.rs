@@ -6,14 +6,21 @@ use std::iter;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::inventory::{Entry, Inventory, fingerprint};
-use super::labels::{DEVICE_ID, META_PREFIX, UUID};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::inventory::{Entry, Fleet, Inventory, fingerprint};
+use super::labels::{DEVICE_ID, FLEET_ID, FLEET_NAME, META_PREFIX, UUID};
 use super::target::ReadGroup;
 use super::{Published, Sink};
 use crate::balena::device::display_name;
 use crate::balena::{Failure, Reason};
 
+/// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
+const MAX_STORED_SIZE: u64 = 256 << 20;
 /// Names of unfinished files begin with it.
 const PREFIX: &str = "new-";
 
@@ -26,10 +33,22 @@ pub struct TargetFile {
     scratch: PathBuf,
     mode: u32,
     write_empty: bool,
+    /// Whether the file system keeps the permissions that a file is given, as far as is known.
+    keeps_mode: bool,
     /// Locked while this process is the one that writes.
     lock: Option<File>,
     /// The file's identity when it last held the list, and the list's version.
     seen: Option<(Identity, u64)>,
+}
+
+/// A list that an earlier run has left.
+pub struct Stored {
+    /// Its text.
+    pub text: Vec<u8>,
+    /// When it was written.
+    pub changed: SystemTime,
+    /// How many targets it has.
+    pub targets: usize,
 }
 
 /// Device, inode, size and time of change: whatever replaces a file changes one of them.
@@ -46,7 +65,7 @@ impl TargetFile {
     pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let scratch = directory(&path).join(format!(".{name}.tmp"));
-        TargetFile { path, scratch, mode, write_empty, lock: None, seen: None }
+        TargetFile { path, scratch, mode, write_empty, keeps_mode: true, lock: None, seen: None }
     }
 
     /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left there.
@@ -77,7 +96,13 @@ impl TargetFile {
     /// The failure for an error with the file.
     pub fn failure(&self, error: &io::Error) -> Failure {
         let (path, scratch) = (self.path.display(), self.scratch.display());
-        let hint = format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)");
+        let hint = if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
+            "a file that is mounted cannot be replaced: mount its directory instead, or set another --sd-file \
+             (SD_FILE_PATH)"
+                .to_owned()
+        } else {
+            format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)")
+        };
         Failure::new(Reason::Write, format!("cannot write {path}: {error}; {hint}"))
     }
 
@@ -87,9 +112,23 @@ impl TargetFile {
         if is_file { File::open(&self.path) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
+    /// The list that is there, if it is one.
+    pub fn stored(&self) -> Option<Stored> {
+        #[derive(Deserialize)]
+        struct Group {
+            targets: Vec<IgnoredAny>,
+        }
+        let file = self.open().ok()?;
+        let changed = file.metadata().ok()?.modified().ok()?;
+        let mut text = Vec::new();
+        file.take(MAX_STORED_SIZE).read_to_end(&mut text).ok()?;
+        let groups: Vec<Group> = serde_json::from_slice(&text).ok()?;
+        Some(Stored { text, changed, targets: groups.iter().map(|group| group.targets.len()).sum() })
+    }
+
     fn holds(&self, list: &Inventory) -> io::Result<bool> {
         let file = self.open()?;
-        if file.metadata()?.mode() & 0o777 != self.mode {
+        if self.keeps_mode && file.metadata()?.mode() & 0o777 != self.mode {
             return Ok(false);
         }
         let (mut file, mut buffer) = (BufReader::new(file), Vec::new());
@@ -105,15 +144,38 @@ impl TargetFile {
 
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
         self.lock()?;
-        let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.scratch)?;
+        // Where the permissions cannot be set afterwards, these hold, less the umask.
+        let permissions = Permissions::from_mode(self.mode);
+        let file = tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
         parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
-        file.as_file().set_permissions(Permissions::from_mode(self.mode))?;
+        self.set_mode(file.as_file());
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
-        File::open(directory(&self.path))?.sync_all()
+        // The list is there now, whatever becomes of the rest. Some network and FUSE file systems sync no directory.
+        if let Err(error) = File::open(directory(&self.path)).and_then(|directory| directory.sync_all()) {
+            let path = self.path.display();
+            log::debug!(
+                "cannot sync the directory of {path}: {error}; after a power failure it may hold the list before"
+            );
+        }
+        Ok(())
+    }
+
+    /// Sets the permissions. vfat, exFAT and CIFS refuse or ignore them: the list matters more.
+    fn set_mode(&mut self, file: &File) {
+        let set = file.set_permissions(Permissions::from_mode(self.mode)).and_then(|()| file.metadata());
+        let failed = match set {
+            Ok(file) if file.mode() & 0o777 == self.mode => None,
+            Ok(file) => Some(format!("they stay {:04o}", file.mode() & 0o777)),
+            Err(error) => Some(error.to_string()),
+        };
+        self.keeps_mode = failed.is_none();
+        if let Some(why) = failed {
+            log::debug!("cannot set the permissions of {} to {:04o}: {why}", self.path.display(), self.mode);
+        }
     }
 }
 
@@ -156,6 +218,12 @@ pub fn parts<'l>(texts: impl Iterator<Item = &'l [u8]>) -> impl Iterator<Item = 
     iter::once(start).chain(groups).chain([end])
 }
 
+/// Whether something is mounted at this path, as a container does with a single file. Kernels before 5.8 do not tell.
+fn is_mounted(path: &Path) -> bool {
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    found.is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -180,7 +248,15 @@ fn read(file: File) -> io::Result<Vec<Entry>> {
         group.clone_into(&mut text);
         let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
         let (name, record) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
-        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, record, ..Entry::default() });
+        let slug = label("fleet").or_else(|| label(&format!("{META_PREFIX}fleet")));
+        let fleet = Fleet {
+            id: label(FLEET_ID).and_then(|id| id.parse().ok()),
+            name: label(FLEET_NAME).unwrap_or_default().to_owned(),
+            slug: slug.unwrap_or_default().to_owned(),
+        };
+        let known = entries.last().and_then(|last: &Entry| last.fleet.clone()).filter(|known| **known == fleet);
+        let fleet = Some(known.unwrap_or_else(|| fleet.into()));
+        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, record, fleet, ..Entry::default() });
     }
     Ok(entries)
 }

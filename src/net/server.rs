@@ -18,6 +18,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
@@ -28,6 +29,8 @@ use tokio::time::{sleep, timeout};
 const SEND_TIMEOUT: u32 = 60_000;
 /// The most headers of a request. Memory for all of them is reserved while a head is parsed.
 const MAX_HEADERS: usize = 4096;
+/// Connections that wait to be accepted. The system has its own limit as well.
+const BACKLOG: i32 = 4096;
 /// The wait before another try to accept a connection or to find a place for it.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -49,12 +52,28 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
 
 /// Listens on the first of these addresses that is free, for use with tokio; the error is for the user.
 pub fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, String> {
-    let start = || -> io::Result<TcpListener> {
-        let listener = TcpListener::bind(addresses)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    start().map_err(|error| format!("cannot listen on {addresses:?}: {error}"))
+    let mut result = Err(io::Error::other("no address"));
+    for address in addresses {
+        result = bind(*address);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(|error| format!("cannot listen on {addresses:?}: {error}"))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // All interfaces are those of IPv4 too, even where net.ipv6.bindv6only is 1.
+        socket.set_only_v6(false)?;
+    }
+    // A restart need not wait for the connections of the last run.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// The bounds of a server.

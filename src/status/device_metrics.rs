@@ -17,6 +17,7 @@ use crate::balena::device::{self, One, Text, one};
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::{Answer, Client, Failure, Reason};
 use crate::discovery::labels::escape;
+use crate::net::threads;
 
 const STATE: &str = "$select=id,is_online,api_heartbeat_state,last_connectivity_event";
 const REPORTED: &str = ",memory_usage,memory_total,storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted";
@@ -126,8 +127,7 @@ pub fn watch(
             thread::sleep(wait);
         }
     };
-    let started = thread::Builder::new().name("device-metrics".into()).spawn(run);
-    started.map(drop).map_err(|error| format!("cannot start the thread for device metrics: {error}"))
+    threads::spawn("device-metrics", run).map_err(|error| error.to_string())
 }
 
 struct StateReader {

@@ -1,5 +1,7 @@
 //! Loop liveness: each wait announces a deadline, and `/-/healthy` fails 60 s past it. `baletheus health` asks for it.
 
+use std::error::Error;
+use std::iter;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,7 +66,11 @@ fn healthy(url: &str) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
     let client = Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).redirect(Policy::none()).build();
     let answer = client.and_then(|client| client.get(url).send());
-    let answer = answer.map_err(|error| format!("{url} does not answer: {}", error.without_url()))?;
+    let answer = answer.map_err(|error| {
+        let no_answer = error.without_url();
+        let causes = iter::successors(Some(&no_answer as &dyn Error), |error| (*error).source());
+        format!("{url} does not answer: {}", causes.last().unwrap_or(&no_answer))
+    })?;
     let status = answer.status();
     if status.is_success() {
         Ok(())

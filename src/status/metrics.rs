@@ -31,6 +31,8 @@ pub struct Metrics {
     write_failures: IntCounter,
     devices: IntGauge,
     targets: IntGauge,
+    held_back: IntGauge,
+    held_back_since: Gauge,
     left_out: IntGaugeVec,
     requests: IntCounterVec,
 }
@@ -61,7 +63,15 @@ impl Metrics {
             write_failures: declare
                 .counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
             devices: declare.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
-            targets: declare.gauge("baletheus_targets", "Targets in the list.")?,
+            targets: declare.gauge("baletheus_targets", "Targets in the list that is published.")?,
+            held_back: declare.gauge(
+                "baletheus_list_held_back",
+                "1 while a list without targets is held back and the one before stays, else 0.",
+            )?,
+            held_back_since: declare.add(Gauge::new(
+                "baletheus_list_held_back_since_timestamp_seconds",
+                "Since when a list is held back; 0 while none is.",
+            ))?,
             left_out: declare.add(IntGaugeVec::new(
                 Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
                 &["reason"],
@@ -91,6 +101,7 @@ impl Metrics {
             Ok(published) => {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 self.last.set(now.as_secs_f64());
+                self.hold_back(*published == Published::Refused, now);
                 self.writes.inc_by(u64::from(*published == Published::Written));
             }
             Err(failure) => {
@@ -100,11 +111,24 @@ impl Metrics {
         }
     }
 
+    fn hold_back(&self, is_held_back: bool, now: Duration) {
+        match (is_held_back, self.held_back.get() == 1) {
+            (true, false) => self.held_back_since.set(now.as_secs_f64()),
+            (false, true) => self.held_back_since.set(0.0),
+            _ => {}
+        }
+        self.held_back.set(is_held_back.into());
+    }
+
     /// Shows what the API lists now.
     pub fn listed(&self, entries: &[Arc<Entry>]) {
         self.devices.set(number(entries.len()));
-        self.targets.set(number(entries.iter().map(|entry| entry.targets).sum()));
         self.count_left_out(entries);
+    }
+
+    /// Shows how many targets are published.
+    pub fn published(&self, targets: usize) {
+        self.targets.set(number(targets));
     }
 
     fn count_left_out(&self, entries: &[Arc<Entry>]) {

@@ -24,6 +24,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use crate::balena::client::Requests;
 use crate::balena::{Client, Failure};
 use crate::discovery::inventory::{Entry, Inventory};
+use crate::discovery::target_file::Stored;
 use crate::discovery::{Observer, Published, target_file};
 use crate::net::server::{self, Full, Limits, METRICS, TEXT, reply};
 use device_metrics::States;
@@ -66,9 +67,13 @@ pub struct Status {
 struct Shown {
     /// The last good list.
     list: Option<Arc<List>>,
+    /// Until there is one: the list that the target file had at the start, and when it was written.
+    stored: Option<(Arc<List>, SystemTime)>,
     states: Vec<Arc<States>>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
+    /// When the list was last found to be that of the API.
+    confirmed: Option<SystemTime>,
     /// Why the last refresh failed, if it did.
     failure: Option<String>,
 }
@@ -84,17 +89,22 @@ struct List {
 }
 
 impl Status {
-    /// Starts the endpoint, and the requests for the state of the devices. Nothing is known yet.
+    /// Starts the endpoint, and the requests for the state of the devices. Nothing is known yet but the list that the target file has.
     ///
     /// # Errors
     /// The address cannot be used, or a thread cannot be started. The text is for the user.
-    pub fn start(settings: &Settings, client: &Client) -> Result<Arc<Self>, String> {
+    pub fn start(settings: &Settings, client: &Client, stored: Option<Stored>) -> Result<Arc<Self>, String> {
         let status = Arc::new(Status {
             liveness: Liveness::start(),
             metrics: Metrics::new().map_err(|error| format!("metrics: {error}"))?,
             requests: client.requests(),
             shown: Mutex::default(),
         });
+        if let Some(Stored { text, changed, targets }) = stored {
+            status.metrics.published(targets);
+            let list = List { json: OnceLock::from(Bytes::from(text)), ..List::default() };
+            status.shown().stored = Some((Arc::new(list), changed));
+        }
         let listener = server::listen(&settings.listen)
             .map_err(|error| format!("{error}; set another --listen (LISTEN_ADDRESS)"))?;
         let serve = || -> io::Result<()> {
@@ -141,8 +151,12 @@ impl Observer for Status {
         (shown.refreshed, shown.failure) = (Some(SystemTime::now()), None);
         if published == Published::Refused {
             shown.failure = Some("the API lists no device that makes a target; the list stays as it was".into());
-        } else if let Some(list) = list {
-            shown.list = Some(Arc::new(list));
+            return;
+        }
+        shown.confirmed = shown.refreshed;
+        if let Some(list) = list {
+            self.metrics.published(list.entries.iter().map(|entry| entry.targets).sum());
+            (shown.list, shown.stored) = (Some(Arc::new(list)), None);
         }
     }
 }
@@ -180,12 +194,12 @@ impl Status {
                     reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
                 }
             },
-            "/-/ready" | "/targets" if shown.list.is_none() => {
+            "/-/ready" | "/targets" if shown.list.is_none() && shown.stored.is_none() => {
                 let why = shown.failure.unwrap_or_else(|| "the first refresh is not done".into());
                 reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("there is no list yet: {why}\n"))
             }
-            "/-/ready" => reply(StatusCode::OK, TEXT, "ready\n"),
-            "/targets" => shown.list.unwrap_or_default().answer(request),
+            "/-/ready" => reply(StatusCode::OK, TEXT, shown.readiness()),
+            "/targets" => shown.list.or(shown.stored.map(|(list, _)| list)).unwrap_or_default().answer(request),
             "/" => reply(StatusCode::OK, "text/html; charset=utf-8", self.page(&shown)),
             _ => reply(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
         }
@@ -215,6 +229,27 @@ impl Status {
         };
         let entries = shown.list.as_ref().map(|list| &*list.entries).unwrap_or_default();
         View { state, refreshed: shown.refreshed, failure: shown.failure.as_deref(), entries }.html()
+    }
+}
+
+impl Shown {
+    /// How old the list is, where that matters: `http_sd` is to have it all the same.
+    fn readiness(&self) -> String {
+        let age = |time: SystemTime| {
+            let age = SystemTime::now().duration_since(time).unwrap_or_default();
+            humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
+        };
+        let why = self.failure.as_deref();
+        match (&self.stored, self.confirmed) {
+            (Some((_, changed)), _) => {
+                let why = why.unwrap_or("the first refresh is not done");
+                format!("ready; the list is the file's, written {} ago: {why}\n", age(*changed))
+            }
+            (None, Some(confirmed)) if why.is_some() => {
+                format!("ready; the list was right {} ago: {}\n", age(confirmed), why.unwrap_or_default())
+            }
+            _ => "ready\n".into(),
+        }
     }
 }
 

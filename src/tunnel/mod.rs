@@ -80,9 +80,11 @@ fn start(settings: Settings) -> Result<Infallible, String> {
         .map_err(|error| format!("{error}; set another --listen (TUNNEL_LISTEN_ADDRESS)"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let places = Places::of_this_process();
-    let (version, url_text, list) = (env!("CARGO_PKG_VERSION"), &settings.url, settings.sd_file.display());
-    log::info!(
-        "baletheus {version}: tunnel on http://{address} to the targets of {list}, through {url_text}, {} at once",
+    let started = format!(
+        "baletheus {}: tunnel on http://{address} to the targets of {}, through {}, {} at once",
+        env!("CARGO_PKG_VERSION"),
+        settings.sd_file.display(),
+        settings.url,
         places.tunnels
     );
     log::debug!("{} scrapes at once", places.scrapes);
@@ -93,6 +95,7 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    log::info!("{started}");
     systemd::ready();
     let served = runtime.and_then(|runtime| {
         runtime.block_on(async {

@@ -254,6 +254,92 @@ fn through_the_vpn() {
     assert_eq!(lines[31], "28 targets: 8 answer, 19 fail, 1 offline; 1 device left out");
 }
 
+/// The hints are about what an operator can change: the path only where the path may be wrong.
+#[test]
+fn what_to_do_depends_on_the_answer() {
+    const PATH: &str = "is the path right";
+    const HOST: &str = "<uuid>.balena:<port> through the tunnel";
+    let backend = Cloud::start(Vec::new());
+    let body = |name: &str| format!("# TYPE {name} counter\n{name}{{cpu=\"0\",mode=\"idle\"}} 1\nnode_cpu_count 4\n");
+    backend.intercept(move |seen, _| {
+        let typed = |body: String| Reply::status(200, &[("Content-Type", TEXT)], body.as_bytes());
+        Some(match &*seen.target {
+            "/old" => typed(body("node_cpu")),
+            "/older" => typed("node_cpu 1\n".into()),
+            "/new" => typed(body("node_cpu_seconds_total")),
+            "/both" => typed(body("node_cpu_seconds_total") + &body("node_cpu")),
+            status => Reply::status(status[1..].parse().unwrap(), &[], b""),
+        })
+    });
+    #[rustfmt::skip] // a table
+    let cases = [
+        ("9100/401", "fails", "HTTP 401", "it wants a password or a token: give it to Prometheus"),
+        ("9100/403", "fails", "HTTP 403", HOST),
+        ("9100/400", "fails", "HTTP 400", HOST),
+        ("9100/421", "fails", "HTTP 421", HOST),
+        ("9100/404", "fails", "HTTP 404", PATH),
+        ("9100/503", "fails", "HTTP 503", "the exporter's own log"),
+        ("9100/old", "answers", "2 samples", "older than 0.16, and the dashboards do not know its names"),
+        ("9100/older", "answers", "1 sample", "older than 0.16"),
+        ("9100/new", "answers", "2 samples", ""),
+        ("9100/both", "answers", "4 samples", ""),
+        ("9443", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
+        ("9444", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
+        ("9102", "fails", "TLS: ", "does the exporter speak https on this port?"),
+    ];
+    let mut fleet = devices(&cases.map(|(exporter, ..)| (exporter, exporter)));
+    let vpn = Vpn::start(KEY, None);
+    let authority = Authority::generate();
+    let name = format!("{}.balena", uuid(find(&mut fleet, "9443")));
+    let (own, itself) = (secure(authority.server(&[&name])), secure(Authority::generate().itself()));
+    for device in &mut fleet {
+        let uuid = uuid(device).to_owned();
+        let port: u16 = device["device_name"].as_str().unwrap()[..4].parse().unwrap();
+        let address = match port {
+            9443 => own.addr(),
+            9444 => itself.addr(),
+            _ => backend.addr(),
+        };
+        vpn.device(&uuid, |device| {
+            device.ports.insert(port, address);
+        });
+        if port != 9100 {
+            set_tag(device, "prometheus.io/scheme", "https");
+        }
+    }
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud).env("TUNNEL_URL", vpn.url());
+    let rows = rows(&check(&sidecar, &["--json"]));
+    for (row, (exporter, result, answer, hint)) in rows.iter().zip(cases) {
+        let holds = |field: &str, text: &str| row[field].as_str().unwrap().contains(text);
+        assert!(row["result"] == result && holds("answer", answer) && holds("hint", hint), "{exporter}: {row}");
+        assert!(row["hint"] != "" || hint.is_empty(), "{exporter}: {row}");
+        assert_eq!(holds("hint", PATH), hint == PATH, "{exporter}: {row}");
+    }
+    // With the certificate of its CA, the exporter answers.
+    fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
+    let rows = self::rows(&check(&sidecar, &["--json", "--ca-file", "ca.pem"]));
+    let secure = rows.iter().find(|row| row["device"].as_str().unwrap().starts_with("9443")).unwrap();
+    assert!(secure["result"] == "answers" && secure["hint"] == "", "{secure}");
+}
+
+/// A CA is trusted to vouch for servers, and not as one: --ca-file does not help, so nothing asks for it.
+#[test]
+fn a_server_that_shows_the_certificate_of_its_ca_is_told_apart() {
+    const SAYS: &str = "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help";
+    let authority = Authority::generate();
+    let api = secure(authority.itself());
+    let vpn = Vpn::start(KEY, Some(authority.itself()));
+    let cloud = Cloud::start(devices(&[("one", "")]));
+    let plain = sidecar(&cloud).env("CA_FILE", "ca.pem").env("TUNNEL_URL", format!("https://{}", vpn.addr));
+    fs::write(plain.path("ca.pem"), authority.pem()).unwrap();
+    let rows = rows(&check(&plain, &["--json"]));
+    assert!(rows[0]["reason"] == "no_tunnel" && rows[0]["hint"].as_str().unwrap().starts_with(SAYS), "{rows:#?}");
+    let output = check(&plain, &["--api-url", &format!("https://{}", api.addr())]);
+    let log = text(&output.stderr);
+    assert!(log.contains("cannot trust https://") && log.contains(SAYS) && !log.contains("does it need"), "{log}");
+}
+
 #[test]
 fn exit_code_0_if_all_that_should_answer_do() {
     let vpn = Vpn::start(KEY, None);

@@ -74,7 +74,7 @@ impl Trouble<'_> {
 }
 
 /// Starts it where `mount` has mounted something, and gives the path by which this test sees what it sees.
-fn start_in_namespace(sidecar: &Sidecar, mount: &str) -> (Running, PathBuf) {
+pub fn start_in_namespace(sidecar: &Sidecar, mount: &str) -> (Running, PathBuf) {
     let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c"];
     let tried = Command::new("unshare").args(unshare).arg("mount -t tmpfs none /tmp").output();
     let tried = tried.expect("`unshare`: install the package util-linux");
@@ -168,14 +168,17 @@ fn a_file_that_may_not_grow() {
     trouble.befalls(|| limit(Some(20_000)), || limit(None));
 }
 
+/// Somebody who is not root.
+pub const USER: u32 = 65534;
+
 /// Its command as somebody who is not root, whom no mode keeps out.
-fn as_user(sidecar: &Sidecar) -> Command {
+pub fn as_user(sidecar: &Sidecar) -> Command {
     let inside = sidecar.command();
     if !geteuid().is_root() {
         return inside;
     }
     // Where cargo built it there may be no way for this user.
-    let (binary, user) = (sidecar.path("baletheus"), 65534);
+    let (binary, user) = (sidecar.path("baletheus"), USER);
     fs::copy(BINARY, &binary).unwrap();
     for path in [sidecar.dir.path(), &sidecar.path("disk")] {
         chown(path, Some(user), Some(user)).unwrap();

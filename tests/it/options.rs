@@ -26,8 +26,8 @@ const NOWHERE: &str = "http://127.0.0.1:1";
 const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["API_KEY"], ""),
     ("api-key-file", &["API_KEY_FILE"], ""),
-    ("api-url", &["BALENA_API_URL"], "https://api.balena-cloud.com"),
-    ("ca-file", &["BALENA_CA_FILE"], ""),
+    ("api-url", &["API_URL", "BALENA_API_URL"], "https://api.balena-cloud.com"),
+    ("ca-file", &["CA_FILE", "BALENA_CA_FILE"], ""),
     ("fleet", &["FLEET", "APPLICATION"], ""),
     ("tag", &["DEVICE_TAG"], ""),
     ("online-only", &["ONLINE_ONLY"], "false"),
@@ -76,11 +76,12 @@ fn devices() -> Vec<Value> {
         })
     };
     let of_press = [("env", "prod"), ("site", "lyon"), ("note", "a,b=c")];
+    let of_drill = [("site", "paris"), ("a=b", "c=d"), ("c\\", ""), ("d\\e", "")];
     vec![
         device(1, "gate", &gateways, &[], (true, true, Some("192.168.0.10 fd00::1"))),
         device(2, "lab", &gateways, &[("env", "test"), ("site", "lyon")], (false, false, Some("fd00::2"))),
         device(3, "press", &others, &of_press, (true, false, None)),
-        device(4, "drill", &presses, &[("site", "paris")], (true, true, Some("127.0.0.1 10.0.0.4"))),
+        device(4, "drill", &presses, &of_drill, (true, true, Some("127.0.0.1 10.0.0.4"))),
     ]
 }
 
@@ -328,6 +329,10 @@ fn fleets_and_tags_choose_devices() {
         (&["--tag=env=prod", "--tag=site=lyon"], "press"),
         (&["DEVICE_TAG=site=lyon"], "lab press"),
         (&["DEVICE_TAG=note=a,b=c"], "press"), // one tag, whatever its value holds
+        (&[r"DEVICE_TAG=a\=b=c=d"], "drill"), // the key `a=b`
+        (&[r"--tag=a\=b"], "drill"),
+        (&[r"--tag=a\=b=c\=d"], ""),          // a value is taken as it is
+        (&[r"--tag=c\\=", r"--tag=d\e"], "drill"), // the keys `c\` and `d\e`
         (&["FLEET=acme/gateways", "--tag=site"], "lab"),
     ];
     for (words, expected) in rows {
@@ -647,6 +652,7 @@ const FILES: &[(&str, &str)] = &[
     ("blank", " \n"),
     ("two-lines", "first-line\nsecond-line\n"),
     ("accent", "cl\u{e9}-of-mine"),
+    ("quoted", "\"of-mine\"\n"),
     ("text.pem", "no certificate"),
     ("half.pem", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"),
     ("key.pem", SERVER_KEY),
@@ -688,7 +694,10 @@ const MISTAKES: &[Mistake] = &[
     ("api-url", "BALENA_API_URL", "api.balena-cloud.com", &["https URL"]),
     ("api-url", "BALENA_API_URL", "ftp://api.balena-cloud.com", &["https URL"]),
     ("api-url", "BALENA_API_URL", "https://", &["https URL"]),
+    ("api-url", "API_URL", "https://api.balena-cloud.com/v7/device", &["a path does not belong there; write https://api.balena-cloud.com;"]),
+    ("ca-file", "CA_FILE", "missing.pem", &["cannot be read", "No such file", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "missing.pem", &["cannot be read", "No such file", "PEM"]),
+    ("ca-file", "CA_FILE", "/dev/zero", &["larger than 16 MiB", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "folder", &["cannot be read", "directory", "PEM"]),
     ("ca-file", "BALENA_CA_FILE", "text.pem", &["PEM"]),
     ("ca-file", "BALENA_CA_FILE", "half.pem", &["PEM"]),
@@ -713,7 +722,9 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "65536", &["1 to 65535"]),
     ("exporter", "EXPORTERS", "+80", &["1 to 65535"]),
     ("exporter", "EXPORTERS", "my app:80", &["name", "a-z"]),
-    ("exporter", "EXPORTERS", "80/metrics?x=y", &["path"]),
+    ("exporter", "EXPORTERS", "80/metrics?x=y", &["has a query", "job its params", "__meta_balena_exporter"]),
+    ("exporter", "EXPORTERS", "app:80?x=y", &["1 to 65535"]),
+    ("exporter", "EXPORTERS", "80/metrics#x", &["not a plain path"]),
     ("exporter", "EXPORTERS", " , ", &["no exporter"]),
     ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
     ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
@@ -746,6 +757,7 @@ const MISTAKES: &[Mistake] = &[
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
     ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
     ("tunnel-url", "TUNNEL_URL", "tunnel.balena-cloud.com", &["whole URL"]),
+    ("tunnel-url", "TUNNEL_URL", "http://vpn:3128/v7", &["a path does not belong there; write http://vpn:3128;"]),
     ("listen", TUNNEL_LISTEN, "9798", &["host:port", ":PORT"]),
 ];
 
@@ -845,6 +857,11 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         (&["API_KEY=", "API_KEY_FILE=blank"], &["API_KEY_FILE is \"blank\"", "is empty"]),
         (&["API_KEY=", "--api-key-file=two-lines"], &["--api-key-file is \"two-lines\"", "line break", "after 10 characters"]),
         (&["API_KEY=", "API_KEY_FILE=accent"], &["API_KEY_FILE is \"accent\"", "non-ASCII", "after 2 characters"]),
+        (&["API_KEY=\"of-mine\""], &["API_KEY has quotes around its value", "remove them"]),
+        (&["API_KEY= 'of-mine' \n"], &["API_KEY has quotes around its value"]),
+        (&["API_KEY=of-mine\""], &["API_KEY has a quote at its beginning or end", "remove it"]),
+        (&["API_KEY=", "API_KEY_FILE=quoted"], &["API_KEY_FILE is \"quoted\": the file has a quote at its beginning or end"]),
+        (&["API_KEY=", "API_KEY_FILE='quoted'"], &["API_KEY_FILE has quotes around its value"]),
     ];
     for (words, said) in rows {
         let errors = refused(&cloud, words);
@@ -1194,7 +1211,7 @@ fn a_root_certificate_of_ones_own_is_trusted() {
         let run = run(&sidecar, &[*words, &["--dry-run"]].concat());
         assert_eq!(run.code, Some(*code), "{words:?}\n{}", run.err);
         if *code == 1 {
-            assert!(run.err.contains("cannot trust") && run.err.contains("--ca-file (BALENA_CA_FILE)"), "{}", run.err);
+            assert!(run.err.contains("cannot trust") && run.err.contains("--ca-file (CA_FILE)"), "{}", run.err);
         } else {
             assert_eq!(run.names(), "gate lab press drill");
         }

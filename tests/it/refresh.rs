@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
@@ -199,6 +199,107 @@ fn no_targets_do_not_replace_some() {
 }
 
 #[test]
+fn a_list_that_is_held_back_claims_no_removals_and_no_additions_afterwards() {
+    let cloud = Cloud::start(gateways(3));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 3 targets of 3 devices (+3 -0 ~0)");
+    let all = cloud.change(std::mem::take);
+    let line = running.wait_for("balena.json keeps its targets");
+    assert!(line.contains("there would be none left: the API lists no device; if that is right"), "{line}");
+    cloud.change(|devices| devices.clone_from(&all));
+    running.wait_for("balena.json is up to date: 3 targets of 3 devices (+0 -0 ~0), 0 devices left out");
+    // All are left out at once: the warning has the reasons, and the lines of devices wait until the list changes.
+    let switched_off = json!([{"tag_key": "prometheus.io/scrape", "value": "false"}]);
+    cloud.change(|devices| devices.iter_mut().for_each(|device| device["device_tag"] = switched_off.clone()));
+    let line = running.wait_for_lines("balena.json keeps its targets", 2);
+    assert!(line.contains("none left: 3 devices left out (switched_off: 3); if"), "{line}");
+    cloud.change(|devices| devices[0]["device_tag"] = json!([]));
+    running.wait_for("updated balena.json: 1 target of 1 device (+0 -2 ~0), 2 devices left out");
+    running.wait_for_lines("left out gw-", 2);
+    let log = running.log();
+    for (text, lines) in [(" added ", 3), (" removed ", 0), (" left out gw-", 2), (" WARN ", 2)] {
+        assert_eq!(log.iter().filter(|line| line.contains(text)).count(), lines, "{text}: {log:#?}");
+    }
+}
+
+fn rename(device: &mut Value, slug: &str) {
+    let fleet = &mut device["belongs_to__application"][0];
+    (fleet["slug"], fleet["app_name"]) = (slug.into(), slug.split_once('/').expect("a slug").1.into());
+}
+
+#[test]
+fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
+    const SURVIVES: &str = "had devices, and the key sees none in it now: was it renamed? Its id survives that: --fleet 1 \
+        (FLEET=1)";
+    for fleet in ["acme/gateways", "gateways", "Acme/Gateways,other/gateways"] {
+        let cloud = Cloud::start(gateways(3));
+        cloud.change(|devices| {
+            rename(&mut devices[2], "other/gateways");
+            devices[2]["belongs_to__application"][0]["id"] = 2.into();
+        });
+        let sidecar = sidecar(&cloud).env("FLEET", fleet);
+        let running = sidecar.start();
+        running.wait_for("updated balena.json");
+        cloud.change(|devices| devices[..2].iter_mut().for_each(|device| rename(device, "acme/edge")));
+        if fleet == "gateways" {
+            // The other fleet of this name stays.
+            running.wait_for("(+0 -2 ~0)");
+            continue;
+        }
+        let line = running.wait_for(SURVIVES);
+        assert!(line.contains("WARN  fleet acme/gateways had"), "{line}");
+        drop(running);
+        // A restart knows it from the target file.
+        let held_back = !fleet.contains("other");
+        let running = sidecar.start();
+        let line = running.wait_for("the key sees no");
+        assert!(!held_back || line.contains(SURVIVES), "{line}");
+    }
+    let cloud = Cloud::start(gateways(3));
+    let sidecar = sidecar(&cloud).env("FLEET", "1");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 3 targets");
+    cloud.change(|devices| devices.iter_mut().for_each(|device| rename(device, "acme/edge")));
+    running.wait_for("updated balena.json: 3 targets of 3 devices (+0 -0 ~3)");
+    cloud.change(Vec::clear);
+    running.wait_for("fleet 1 had devices, and the key sees none in it now: were they moved, was the fleet deleted");
+}
+
+#[test]
+fn a_database_that_hangs_costs_a_first_refresh_its_timeout_once() {
+    let cloud = Cloud::start(gateways(3));
+    cloud.intercept(|_, _| Some(Reply::steps([Step::Hang])));
+    for command in [&["--oneshot"][..], &["check"]] {
+        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "4s").args(command.iter().copied());
+        let start = Instant::now();
+        let (status, log) = sidecar.start().wait();
+        let took = start.elapsed();
+        assert_eq!(status.code(), Some(1), "{log:#?}");
+        assert!(log.iter().any(|line| line.contains("no whole answer from") && line.contains("within 4s")), "{log:#?}");
+        assert!((3.9..6.0).contains(&took.as_secs_f64()), "{command:?}: {took:?}");
+    }
+    // whose key it is, and the first page, of each of the two
+    assert_eq!(cloud.requests().len(), 4);
+}
+
+#[test]
+fn devices_of_an_archived_fleet_are_targets_until_a_tag_of_the_fleet_says_otherwise() {
+    let cloud = Cloud::start(gateways(3));
+    cloud.change(|devices| devices[1]["belongs_to__application"][0]["is_archived"] = true.into());
+    let sidecar = sidecar(&cloud);
+    let log = sidecar.oneshot();
+    assert!(log.contains("updated balena.json: 3 targets of 3 devices"), "{log}");
+    assert!(pages(&cloud).iter().all(|page| !page.target.contains("archived")));
+    cloud.change(|devices| {
+        devices[1]["belongs_to__application"][0]["application_tag"] =
+            json!([{"tag_key": "prometheus.io/scrape", "value": "false"}]);
+    });
+    let log = sidecar.oneshot();
+    assert!(log.contains("updated balena.json: 2 targets of 2 devices (+0 -1 ~0), 1 device left out"), "{log}");
+}
+
+#[test]
 fn an_empty_fleet_is_an_empty_list_where_no_file_stands() {
     let cloud = Cloud::start(Vec::new());
     let sidecar = sidecar(&cloud).args(["--sd-file", "new/folder/balena.json"]);
@@ -368,6 +469,6 @@ fn a_redirect_is_not_followed_and_says_where_it_leads() {
     let output = sidecar(&cloud).command().arg("--oneshot").output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (BALENA_API_URL)")), "{log}");
+    assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (API_URL)")), "{log}");
     assert!(other.requests().is_empty(), "the key went to another host");
 }

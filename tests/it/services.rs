@@ -174,7 +174,8 @@ fn a_service_that_cannot_be_understood_is_named_once_and_does_not_affect_the_oth
         (&[("port", "name:80")], "is not PORT[/PATH]"),
         (&[("port", "0")], "has no port from 1 to 65535"),
         (&[("port", "80"), ("path", "metrics")], "does not begin with /"),
-        (&[("port", "80"), ("path", "/a?b=c")], "is not a plain path"),
+        (&[("port", "80"), ("path", "/a?b=c")], "has a query, which a target cannot carry"),
+        (&[("port", "80"), ("path", "/a#b")], "is not a plain path"),
         (&[("port", "80"), ("job", "two words")], "is not 1 to 64 of"),
         (&[("port", "80"), ("job", "baletheus")], "is reserved"),
         (&[("port", "80"), ("scheme", "ftp")], "its label prometheus.io.scheme is \"ftp\""),
@@ -392,7 +393,7 @@ fn after_an_upgrade_from_0_1_the_way_out_is_said_once_at_warn_and_the_list_stays
         let before = sidecar.list();
         let running = sidecar.start();
         running.wait_for("WARN  devices without an exporter are left out");
-        running.wait_for("left out gw-3");
+        running.wait_for("since there would be none left: 3 devices left out (no_exporter: 3)");
         let url = running.wait_for("status on http://");
         let url = url.split_whitespace().last().unwrap();
         cloud.wait_for_requests(cloud.requests().len() + 6, PATIENCE);

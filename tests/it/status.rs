@@ -271,6 +271,80 @@ fn ready_and_targets_wait_for_the_first_list_and_healthy_does_not() {
 }
 
 #[test]
+fn a_list_that_is_held_back_is_shown_and_the_targets_are_those_that_are_published() {
+    const SINCE: &str = "baletheus_list_held_back_since_timestamp_seconds";
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud);
+    let status = Status::start(&sidecar);
+    let metrics = status.wait_until("a list", |metrics| metrics["baletheus_targets"] > 0.0);
+    assert_eq!((metrics["baletheus_list_held_back"], metrics[SINCE]), (0.0, 0.0));
+    let all = cloud.change(std::mem::take);
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let start = now();
+    let is_held_back = |metrics: &BTreeMap<String, f64>| metrics["baletheus_list_held_back"] > 0.0;
+    let metrics = status.wait_until("a list that is held back", is_held_back);
+    assert_eq!((metrics["baletheus_targets"], metrics["baletheus_devices"]), (25.0, 0.0));
+    let since = metrics[SINCE];
+    assert!((start - 0.01..=now()).contains(&since), "{since} is not within {start} and now");
+    let ready = status.text("/-/ready");
+    assert!(ready.starts_with("ready; the list was right ") && ready.contains("lists no device that"), "{ready}");
+    // The next refresh leaves the moment alone, and a restart knows what is published.
+    let refreshes = metrics["baletheus_refreshes_total"];
+    let metrics = status.wait_until("a refresh", |metrics| metrics["baletheus_refreshes_total"] > refreshes);
+    assert!((metrics[SINCE] - since).abs() < f64::EPSILON);
+    let list = sidecar.list();
+    drop(status);
+    let status = Status::start(&sidecar);
+    let metrics = status.wait_until("a list that is held back", is_held_back);
+    assert_eq!((metrics["baletheus_targets"], metrics["baletheus_devices"]), (25.0, 0.0));
+    assert_eq!(status.text("/targets"), list);
+    cloud.change(|devices| *devices = all);
+    let metrics = status.wait_until("the list", |metrics| !is_held_back(metrics));
+    assert_eq!((metrics[SINCE], metrics["baletheus_targets"], metrics["baletheus_devices"]), (0.0, 25.0, 25.0));
+    assert_eq!(status.text("/-/ready"), "ready\n");
+}
+
+#[test]
+fn a_restart_while_the_api_is_down_serves_the_list_of_the_file_and_its_age() {
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud);
+    let mut once = sidecar.command();
+    once.arg("--oneshot");
+    assert_eq!(finish(once).status.code(), Some(0));
+    let (list, path) = (sidecar.list(), sidecar.path("balena.json"));
+    let written = std::time::SystemTime::now() - Duration::from_secs(2 * 3600 + 60);
+    fs::File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
+    cloud.intercept(|_, _| Some(Reply::status(503, &[], b"")));
+    let status = Status::start(&sidecar);
+    status.running.wait_for("refresh failed");
+    let ready = status.text("/-/ready");
+    assert!(ready.starts_with("ready; the list is the file's, written 2h 1m"), "{ready}");
+    assert!(ready.contains("answers 503 Service Unavailable"), "{ready}");
+    assert_eq!(status.text("/targets"), list);
+    let (_, head, body) = status.send("GET /targets HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
+    assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
+    let mut unpacked = String::new();
+    flate2::read::GzDecoder::new(&*body).read_to_string(&mut unpacked).expect("gzip");
+    assert_eq!(unpacked, list);
+    assert_eq!(status.metrics()["baletheus_targets"], 25.0);
+    cloud.heal();
+    cloud.change(|devices| drop(devices.remove(0)));
+    status.running.signal("HUP");
+    status.wait_until("a list", |metrics| metrics["baletheus_devices"] > 0.0);
+    assert_eq!(status.text("/-/ready"), "ready\n");
+    assert_eq!(status.text("/targets"), sidecar.list());
+    assert!(sidecar.list() != list, "the list is the old one");
+    drop(status);
+    // What is no list is not served.
+    for other in ["", "[{\"targets\":[\"x:80\"", "{}", "<html>", "[{\"labels\":{}}]"] {
+        fs::write(&path, other).unwrap();
+        cloud.intercept(|_, _| Some(Reply::status(503, &[], b"")));
+        let status = Status::start(&sidecar);
+        assert_eq!((status.get("/-/ready").0, status.get("/targets").0), (503, 503), "{other}");
+    }
+}
+
+#[test]
 fn it_answers_while_a_refresh_hangs_and_bad_requests_disturb_nothing() {
     let cloud = Cloud::start(demo_fleet());
     let sidecar = sidecar(&cloud);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -23,11 +23,19 @@ impl Authority {
         format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
     }
 
+    /// For a server that shows the certificate of the authority itself.
+    pub fn itself(&self) -> Arc<ServerConfig> {
+        Self::with(vec![self.0.der().clone()], self.0.key())
+    }
+
     /// For a server of these names; a client that offers h2 would get it.
     pub fn server(&self, names: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
-        let chain = vec![params.signed_by(&key, &self.0).expect("a certificate").der().clone()];
+        Self::with(vec![params.signed_by(&key, &self.0).expect("a certificate").der().clone()], &key)
+    }
+
+    fn with(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");

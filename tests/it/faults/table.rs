@@ -150,7 +150,7 @@ pub fn handshake(name: &'static str, said: &'static [&'static str], speech: Spee
     Fault { https: true, before: Some(close), ..fault.env("API_TIMEOUT", "1s") }
 }
 
-pub const TRUST: &[&str] = &["cannot trust", "is this device's clock right?", "--ca-file (BALENA_CA_FILE)"];
+pub const TRUST: &[&str] = &["cannot trust", "is this device's clock right?", "--ca-file (CA_FILE)"];
 
 /// A certificate that must not be trusted.
 pub fn certificate(name: &'static str, said: &'static str, server: &Arc<ServerConfig>) -> Fault {
@@ -190,7 +190,7 @@ pub fn faults() -> Vec<Fault> {
         status("400", 400, &[], "\"Malformed url: 'x'\"", Fails(&["400 Bad Request, \"Malformed url: 'x'\"", "please report it"], BacksOff)),
         status("401", 401, &[], "", Fails(&["401 Unauthorized", "check API_KEY", "the API's database is down"], BacksOff)),
         status("403", 403, &[], "", Fails(&["403 Forbidden", "check API_KEY"], BacksOff)),
-        status("404", 404, &[], "", Fails(&["404 Not Found", "--api-url (BALENA_API_URL)"], BacksOff)),
+        status("404", 404, &[], "", Fails(&["404 Not Found", "--api-url (API_URL)"], BacksOff)),
         status("431", 431, &[], "", Fails(&["431 Request Header Fields Too Large", "fleets by id"], BacksOff)),
         retry("429-seconds", "3", After(3)),
         retry("429-date", "Thu, 01 Jan 1970 00:00:13 GMT", After(3)),
@@ -213,7 +213,7 @@ pub fn faults() -> Vec<Fault> {
         status("204", 204, &[], "", Fails(&["204 No Content"], BacksOff)),
         status("206", 206, &[("Content-Range", "bytes 0-9/99")], "{\"d\":[]}", Fails(&["206 Partial Content"], BacksOff)),
         status("101", 101, &[("Upgrade", "x"), ("Connection", "upgrade")], "", Fails(&["101 Switching Protocols"], BacksOff)).env("API_TIMEOUT", "1s"),
-        answers("301-elsewhere", Fails(&["301 Moved Permanently, to http://127.0.0.1:", "set --api-url (BALENA_API_URL)"], BacksOff), {
+        answers("301-elsewhere", Fails(&["301 Moved Permanently, to http://127.0.0.1:", "set --api-url (API_URL)"], BacksOff), {
             gone.set_nonblocking(true).expect("a socket");
             let gone = gone.clone();
             move |_, _| {
@@ -333,14 +333,14 @@ pub fn faults() -> Vec<Fault> {
         damaged("uuid-missing", "left out gw-3 (id 3): its uuid is not 32 or 62 hex digits", |it| { it.as_object_mut().unwrap().remove("uuid"); }),
         damaged("uuid-null", "left out gw-3 (id 3): its uuid is not 32 or 62 hex digits", |it| it["uuid"] = Value::Null),
         damaged("uuid-not-hex", "left out gw-3 (evil.ex): its uuid is not 32 or 62 hex digits", |it| it["uuid"] = "evil.example.com:80/aaaaaaaaaaaaa".into()),
-        damaged("name-number", "left out a device without a name (0000000): the API's record of it cannot be used: invalid type: integer `5`", |it| it["device_name"] = 5.into()),
-        third("name-lone-surrogate", OTHERS, "left out a device without a name (0000000): the API's record of it cannot be used: ", edited(|_| {}).replace("gw-3", "\\ud800")),
+        damaged("name-number", "left out 00000000000000000000000000000003: the API's record of it cannot be used: invalid type: integer `5`", |it| it["device_name"] = 5.into()),
+        third("name-lone-surrogate", OTHERS, "left out 00000000000000000000000000000003: the API's record of it cannot be used: ", edited(|_| {}).replace("gw-3", "\\ud800")),
         damaged("tags-text", "left out gw-3 (0000000): the API's record of it cannot be used: invalid type: string", |it| it["device_tag"] = "x".into()),
         damaged("fleet-unexpanded", "left out gw-3 (0000000): the API's record of it cannot be used: invalid type: map", |it| it["belongs_to__application"] = json!({"__id": 1})),
         third("all-else-null", ALL, "changed gw-3 (0000000)", edited(|it| for (name, value) in it.as_object_mut().unwrap() {
             if !["id", "uuid", "device_name"].contains(&name.as_str()) { *value = Value::Null; }
         })),
-        third("all-else-missing", ALL, "changed a device without a name (0000000)", json!({"id": 3, "uuid": gateway(3)["uuid"]}).to_string()),
+        third("all-else-missing", ALL, "changed 00000000000000000000000000000003", json!({"id": 3, "uuid": gateway(3)["uuid"]}).to_string()),
         third("name-huge", ALL, "changed xxxxxxxx", edited(|it| it["device_name"] = "x".repeat(1 << 20).into())),
         third("fields-unknown", ALL, "(+1 -0 ~0)", edited(|it| it["vpn_address"] = json!({"a": [1, {"b": "x".repeat(1 << 16)}]}))),
         third("field-deep", ALL, "(+1 -0 ~0)", edited(|_| {}).replace("\"id\":3,", &format!("\"id\":3,\"deep\":{}{},", "[".repeat(100_000), "]".repeat(100_000)))),

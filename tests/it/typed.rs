@@ -1,0 +1,148 @@
+//! What people type that is not quite what the program takes: it is understood, or the message says what to type.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::support::binary::{BINARY, sidecar};
+use crate::support::cloud::{Cloud, KEY, Reply};
+use crate::support::fleet::{gateway, gateways};
+use crate::support::prometheus::Prometheus;
+use crate::support::sidecar::{PATIENCE, Sidecar, finish};
+use crate::support::vpn::Vpn;
+
+/// Exit code and log of a dry run, and its list.
+fn dry(sidecar: &Sidecar, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = sidecar.command();
+    command.args(args).arg("--dry-run");
+    let output = finish(command);
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    let (log, list) = (text(output.stderr), text(output.stdout));
+    assert!(!log.contains(KEY), "the key is shown: {log}");
+    (output.status.code(), log, list)
+}
+
+#[test]
+fn the_url_of_the_api_may_end_in_its_version() {
+    let cloud = Cloud::start(gateways(3));
+    for path in ["", "/", "/v7", "/v7/", "/v6", "/v6/"] {
+        cloud.clear_requests();
+        let url = format!("{}{path}", cloud.url());
+        let (code, log, list) = dry(&sidecar(&cloud), &["--api-url", &url]);
+        assert_eq!((code, list.lines().count()), (Some(0), 5), "{url}: {log}");
+        assert!(log.contains(&format!("devices of {} to", cloud.url())), "{log}");
+        let page = cloud.requests().pop().expect("a request").target;
+        assert!(page.starts_with("/v7/device?"), "{page}");
+    }
+    for path in ["/v8", "/v7/device", "/balena", "/v7/v7", "//"] {
+        let url = format!("{}{path}", cloud.url());
+        let (code, log, _) = dry(&sidecar(&cloud), &["--api-url", &url]);
+        let is_taken = path == "//";
+        assert_eq!(code, Some(if is_taken { 0 } else { 2 }), "{url}: {log}");
+        assert!(is_taken || log.contains(&format!("a path does not belong there; write {};", cloud.url())), "{log}");
+    }
+}
+
+#[test]
+fn a_name_that_balena_reserves_yields_to_the_other_one() {
+    let cloud = Cloud::start(gateways(3));
+    let (url, nowhere) = (cloud.url(), "http://127.0.0.1:1");
+    for (ours, reserved, code) in [("", &*url, 0), (&*url, "", 0), (&*url, nowhere, 0), (nowhere, &*url, 1)] {
+        // the supervisor sets it beside what the owner sets
+        let sidecar = sidecar(&cloud).env("API_URL", ours).env("BALENA_API_URL", reserved);
+        let (ended, log, _) = dry(&sidecar, &[]);
+        assert_eq!(ended, Some(code), "API_URL={ours} BALENA_API_URL={reserved}: {log}");
+    }
+    let sidecar = sidecar(&cloud).env("CA_FILE", "missing.pem").env("BALENA_CA_FILE", "other.pem");
+    let (code, log, _) = dry(&sidecar, &[]);
+    assert!(code == Some(2) && log.contains("CA_FILE is \"missing.pem\"") && !log.contains("other.pem"), "{log}");
+}
+
+#[test]
+fn a_slug_is_found_in_whatever_case_it_is_typed() {
+    let cloud = Cloud::start(gateways(3));
+    let slug = gateway(1)["belongs_to__application"][0]["slug"].as_str().expect("a slug").to_uppercase();
+    let (code, log, list) = dry(&sidecar(&cloud), &["--fleet", &slug]);
+    assert_eq!((code, list.lines().count()), (Some(0), 5), "{slug}: {log}");
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[test]
+fn quotes_around_a_value_are_named_for_every_option_that_has_one() {
+    let cloud = Cloud::start(gateways(1));
+    for name in ["API_KEY", "API_URL", "FLEET", "DEVICE_TAG", "EXPORTERS", "SD_FILE_PATH", "REFRESH_RATE", "ONESHOT"] {
+        for value in ["\"acme/x\"", " 'acme/x'", "\"\""] {
+            let (code, log, _) = dry(&sidecar(&cloud).env(name, value), &[]);
+            let expected = format!("{name} has quotes around its value, and they are part of it: remove them");
+            assert!(code == Some(2) && log.contains(&expected), "{name}={value}: {log}");
+        }
+    }
+    let (code, log, _) = dry(&sidecar(&cloud), &["--fleet", "12", "--fleet", "'acme/x'"]);
+    assert!(code == Some(2) && log.contains("--fleet has quotes around its value"), "{log}");
+    assert_eq!(cloud.requests().len(), 0);
+    // Quotes within a value are part of it.
+    assert_eq!(dry(&sidecar(&cloud), &["--tag", "note=\"a\""]).0, Some(0));
+}
+
+#[test]
+fn a_session_token_is_warned_of_by_discovery_check_and_tunnel() {
+    const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpZCI6MX0.c2lnbmF0dXJl";
+    const WARNING: &str = "WARN  the API key looks like a session token, which expires: create a named API key";
+    let cloud = Cloud::start(gateways(1));
+    cloud.set_key(TOKEN);
+    let with_token = sidecar(&cloud).env("API_KEY", TOKEN);
+    let (code, log, _) = dry(&with_token, &[]);
+    assert!(code == Some(0) && log.contains(WARNING) && !log.contains(TOKEN), "{log}");
+    fs::write(with_token.path("key"), format!("{TOKEN}\n")).unwrap();
+    let from_file = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", with_token.path("key").to_str().unwrap());
+    assert!(dry(&from_file, &[]).1.contains(WARNING));
+    let mut check = with_token.command();
+    check.args(["check", "--tunnel-url", "http://127.0.0.1:1"]);
+    let log = String::from_utf8(finish(check).stderr).unwrap();
+    assert!(log.contains(WARNING), "{log}");
+    let (tunnel, _) = with_token.tunnel("http://127.0.0.1:1");
+    assert!(tunnel.log().iter().any(|line| line.contains(WARNING)), "{:#?}", tunnel.log());
+
+    cloud.set_key(KEY);
+    assert!(!dry(&sidecar(&cloud), &[]).1.contains("WARN"));
+}
+
+/// The way that the refusal of a query names, as docs/recipes.md has it, in real Prometheus servers.
+#[test]
+fn an_exporter_that_needs_parameters_gets_them_from_a_job_of_its_own() {
+    let (code, log, _) =
+        dry(&Sidecar::new(BINARY).env("API_KEY", KEY), &["--exporter", "probe:9115/probe?module=http_2xx"]);
+    assert!(code == Some(2) && log.contains("__meta_balena_exporter (docs/recipes.md)"), "{log}");
+
+    let recipe =
+        include_str!("../../docs/recipes.md").split_once("## An exporter that needs parameters").expect("it").1;
+    let config = recipe.split_once("```yaml\n").expect("a configuration").1.split_once("```").expect("its end").0;
+    let exporters = Cloud::start(Vec::new());
+    let kind = [("Content-Type", "text/plain; version=0.0.4")];
+    exporters.intercept(move |_, _| Some(Reply::status(200, &kind, b"up_since 1\n")));
+    let vpn = Vpn::start(KEY, None);
+    vpn.device(gateway(1)["uuid"].as_str().expect("a uuid"), |device| {
+        device.ports.extend([(9100, exporters.addr()), (9115, exporters.addr())]);
+    });
+    let cloud = Cloud::start(gateways(1));
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "node:9100,probe:9115/probe");
+    sidecar.oneshot();
+    let (_tunnel, proxy) = sidecar.tunnel(&vpn.url());
+    let config = config.replace("http://127.0.0.1:9798", &proxy).replace(
+        "[balena.json]",
+        &format!("[{}]\n        refresh_interval: 1s", sidecar.path("balena.json").display()),
+    );
+    fs::write(sidecar.path("prometheus.yml"), format!("global:\n  scrape_interval: 1s\n{config}")).unwrap();
+    for major in [2, 3] {
+        exporters.clear_requests();
+        let prometheus = Prometheus::start(major, &sidecar.path("prometheus.yml"));
+        for job in ["node", "probe"] {
+            prometheus.wait_until(&format!("{job} is up"), PATIENCE, |prometheus| {
+                prometheus.query(&format!("up{{job=\"{job}\"}} == 1")).pop()
+            });
+        }
+        drop(prometheus);
+        let asked: BTreeSet<_> = exporters.requests().into_iter().map(|seen| seen.target).collect();
+        let expected = ["/metrics", "/probe?module=http_2xx&target=localhost"].map(str::to_owned);
+        assert_eq!(asked, expected.into(), "Prometheus {major}");
+    }
+}
