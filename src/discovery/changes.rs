@@ -8,7 +8,8 @@ use std::sync::Arc;
 use log::Level;
 
 use super::Published;
-use super::inventory::{Entry, Inventory, fingerprint};
+use super::entry::{Entry, fingerprint};
+use super::inventory::Inventory;
 use super::steering::Origin;
 use super::target::LeftOutReason;
 use crate::balena::Client;

@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::inventory::{Entry, Inventory, fingerprint};
+use super::entry::{Entry, fingerprint};
+use super::inventory::Inventory;
 use super::labels::{DEVICE_ID, META_PREFIX, UUID};
 use super::target::ReadGroup;
 use super::{Published, Sink};

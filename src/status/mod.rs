@@ -2,39 +2,41 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
+pub mod guard;
+mod list;
 pub mod liveness;
 mod metrics;
 mod page;
+mod series;
+pub mod stream;
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use http_body_util::Full as Whole;
-use hyper::body::Bytes;
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, HeaderValue, VARY};
+use hyper::header::{ALLOW, HeaderValue, REFRESH};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::balena::client::Requests;
 use crate::balena::{Client, Failure};
-use crate::discovery::inventory::{Entry, Inventory};
-use crate::discovery::{Observer, Published, target_file};
-use crate::net::server::{self, Full, Limits, METRICS, TEXT, reply};
+use crate::discovery::inventory::Inventory;
+use crate::discovery::{Observer, Published};
+use crate::net::server::{self, Full, Limits, METRICS, TEXT};
 use device_metrics::States;
+use guard::Guard;
+use list::List;
 use liveness::Liveness;
 use metrics::Metrics;
-use page::View;
+use page::Page;
+use page::view::{self, View};
+use page::wanted::Wanted;
+use series::{Series, Targets};
+use stream::{Answer, Packing, whole};
 
-/// The name and the meaning of the metric whose value is its labels.
-pub const INFO: (&str, &str) = ("balena_device_info", "What the device is, for joining into other series");
-
-/// Further connections close the oldest one. Each answer is made at once, so the oldest connection is idle.
+/// Further connections close the oldest one, which is idle or slow.
 const MAX_CONNECTIONS: usize = 32;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,11 +45,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request, in bytes.
 const MAX_HEAD_SIZE: usize = 16 << 10;
 
+/// The state of the devices is late after three intervals, or three times this.
+const MIN_STATE_AGE: Duration = Duration::from_secs(20);
+
 /// The settings of the endpoint.
 #[derive(Debug)]
 pub struct Settings {
     /// Addresses to listen on: the first one that is available is used. Without any there is no endpoint.
     pub listen: Vec<SocketAddr>,
+    /// Who may ask.
+    pub guard: Guard,
     /// From one request for the state of the devices to the next.
     pub device_refresh: Duration,
     /// Whether to ask for what the supervisors report, too.
@@ -59,6 +66,11 @@ pub struct Status {
     liveness: Liveness,
     metrics: Metrics,
     requests: Requests,
+    guard: Guard,
+    started: SystemTime,
+    /// From one request for the state of the devices to the next.
+    device_refresh: Duration,
+    packing: Packing,
     shown: Mutex<Shown>,
 }
 
@@ -67,20 +79,12 @@ struct Shown {
     /// The last good list.
     list: Option<Arc<List>>,
     states: Vec<Arc<States>>,
+    /// When the state of the devices was known last.
+    states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
     /// Why the last refresh failed, if it did.
     failure: Option<String>,
-}
-
-/// A list as it was published.
-#[derive(Default)]
-struct List {
-    version: u64,
-    entries: Vec<Arc<Entry>>,
-    /// The list as JSON, once somebody has asked for it, and with gzip.
-    json: OnceLock<Bytes>,
-    gzip: OnceLock<Bytes>,
 }
 
 impl Status {
@@ -93,6 +97,10 @@ impl Status {
             liveness: Liveness::start(),
             metrics: Metrics::new().map_err(|error| format!("metrics: {error}"))?,
             requests: client.requests(),
+            guard: settings.guard.clone(),
+            started: SystemTime::now(),
+            device_refresh: settings.device_refresh,
+            packing: Packing::default(),
             shown: Mutex::default(),
         });
         let listener = server::listen(&settings.listen)
@@ -107,7 +115,8 @@ impl Status {
         serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
         let shown = status.clone();
         device_metrics::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |states| {
-            shown.shown().states = states;
+            let mut shown = shown.shown();
+            (shown.states, shown.states_read) = (states, Some(SystemTime::now()));
         })?;
         Ok(status)
     }
@@ -133,9 +142,9 @@ impl Observer for Status {
         };
         let known = self.shown().list.as_ref().map(|known| known.version);
         let list = (known != Some(list.version())).then(|| {
-            let entries: Vec<_> = list.entries().cloned().collect();
-            self.metrics.listed(&entries);
-            List { version: list.version(), entries, ..List::default() }
+            let pages: Vec<_> = list.pages().cloned().collect();
+            self.metrics.listed(&pages);
+            List { version: list.version(), pages }
         });
         let mut shown = self.shown();
         (shown.refreshed, shown.failure) = (Some(SystemTime::now()), None);
@@ -156,7 +165,8 @@ async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infalli
         single: Some(ANSWER_TIMEOUT),
     };
     let handler = move |request: Request<_>| {
-        let answer = status.answer(&request);
+        let mut answer = status.answer(&request);
+        guard::protect(&mut answer);
         async { answer }
     };
     server::serve(listener, limits, handler, |_| ()).await
@@ -164,77 +174,84 @@ async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infalli
 
 /// The routes.
 impl Status {
-    fn answer<B>(&self, request: &Request<B>) -> Response<Whole<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Answer> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+            let mut answer = whole(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
+        if let Err(refused) = self.guard.check(request) {
+            let (status, text) = refused.answer();
+            return whole(status, TEXT, text);
+        }
         let shown = self.shown().clone();
-        match request.uri().path() {
-            "/metrics" => reply(StatusCode::OK, METRICS, self.metrics(&shown)),
-            "/-/healthy" => match self.liveness.overdue() {
-                None => reply(StatusCode::OK, TEXT, "healthy\n"),
+        let headers = request.headers();
+        match (request.uri().path(), &shown.list) {
+            ("/metrics", _) => {
+                let own = self.metrics.text(&self.requests);
+                let list = shown.list.unwrap_or_default();
+                stream::answer(headers, &self.packing, METRICS, Series::new(own, list, shown.states))
+            }
+            ("/-/healthy", _) => match self.liveness.overdue() {
+                None => whole(StatusCode::OK, TEXT, "healthy\n"),
                 Some(late) => {
                     let text = format!("the loop should have moved {} s ago\n", late.as_secs());
-                    reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+                    whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
                 }
             },
-            "/-/ready" | "/targets" if shown.list.is_none() => {
+            ("/-/ready" | "/targets", None) => {
                 let why = shown.failure.unwrap_or_else(|| "the first refresh is not done".into());
-                reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("there is no list yet: {why}\n"))
+                whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("there is no list yet: {why}\n"))
             }
-            "/-/ready" => reply(StatusCode::OK, TEXT, "ready\n"),
-            "/targets" => shown.list.unwrap_or_default().answer(request),
-            "/" => reply(StatusCode::OK, "text/html; charset=utf-8", self.page(&shown)),
-            _ => reply(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
+            ("/-/ready", Some(_)) => whole(StatusCode::OK, TEXT, "ready\n"),
+            ("/targets", Some(list)) => {
+                stream::answer(headers, &self.packing, "application/json", Targets::new(list.clone()))
+            }
+            ("/", _) => {
+                let wanted = Wanted::of(request.uri());
+                let stays = wanted.stays;
+                let page = Page::new(self.view(shown, wanted));
+                let mut answer = stream::answer(headers, &self.packing, "text/html; charset=utf-8", page);
+                if !stays {
+                    answer.headers_mut().insert(REFRESH, HeaderValue::from_static(page::REFRESH));
+                }
+                answer
+            }
+            ("/style.css", _) => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
+            _ => whole(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
         }
     }
 
-    fn metrics(&self, shown: &Shown) -> String {
-        let mut text = self.metrics.text(&self.requests);
-        let Some(list) = &shown.list else { return text };
-        let known: Vec<_> = list.entries.iter().filter_map(|entry| Some((entry.id, entry.uuid_label()?))).collect();
-        let (name, about) = INFO;
-        let _ = write!(text, "# HELP {name} {about}.\n# TYPE {name} gauge\n"); // into a String: cannot fail
-        for entry in list.entries.iter().filter(|entry| !entry.info.is_empty()) {
-            let _ = writeln!(text, "{name}{{{}}} 1", entry.info);
-        }
-        device_metrics::write(&mut text, &shown.states, |id| {
-            known.binary_search_by_key(&id, |(id, _)| *id).ok().map(|index| known[index].1)
-        });
-        text
-    }
-
-    fn page(&self, shown: &Shown) -> String {
+    fn view(&self, shown: Shown, wanted: Wanted) -> View {
+        let now = SystemTime::now();
+        let since = |time: SystemTime| view::about(now.duration_since(time).unwrap_or_default());
         let state = match (&shown.failure, self.liveness.overdue(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
             (None, None, Some(_)) => "well",
         };
-        let entries = shown.list.as_ref().map(|list| &*list.entries).unwrap_or_default();
-        View { state, refreshed: shown.refreshed, failure: shown.failure.as_deref(), entries }.html()
-    }
-}
-
-impl List {
-    /// The list for `http_sd`, made once for all who ask, with gzip if that is accepted.
-    fn answer<B>(&self, request: &Request<B>) -> Response<Whole<Bytes>> {
-        let texts = || self.entries.iter().map(|entry| &*entry.text).filter(|text| !text.is_empty());
-        let json = self.json.get_or_init(|| target_file::parts(texts()).collect::<Vec<_>>().concat().into());
-        let gzip = self.gzip.get_or_init(|| {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            // into memory: cannot fail
-            encoder.write_all(json).and_then(|()| encoder.finish()).unwrap_or_default().into()
-        });
-        let accepted = request.headers().get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
-        let packs = accepted.is_some_and(|accepted| accepted.contains("gzip"));
-        let mut answer = reply(StatusCode::OK, "application/json", if packs { gzip.clone() } else { json.clone() });
-        answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-        if packs {
-            answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let mut problems = Vec::new();
+        if let Some(late) = self.liveness.overdue() {
+            problems
+                .push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", view::about(late)));
         }
-        answer
+        if let Some(failure) = &shown.failure {
+            problems.push(format!("The last refresh failed: {failure}"));
+        }
+        match &shown.list {
+            None => problems.push("There is no list yet: no refresh has succeeded since the start.".into()),
+            Some(list) if list.entries().next().is_none() => {
+                problems.push("The API lists no device for this key and these options.".into());
+            }
+            Some(_) => {}
+        }
+        let read = shown.states_read.unwrap_or(self.started);
+        if now.duration_since(read).is_ok_and(|age| age > 3 * self.device_refresh.max(MIN_STATE_AGE)) {
+            let age = since(read);
+            problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
+        }
+        let (refreshed, list) = (shown.refreshed, shown.list.unwrap_or_default());
+        View { state, problems, refreshed, list, states: shown.states, wanted, now }
     }
 }

@@ -16,6 +16,7 @@ mod lock;
 mod mapping;
 mod network;
 mod options;
+mod page;
 mod prometheus;
 mod properties;
 mod readme;
@@ -26,6 +27,7 @@ mod services;
 mod shards;
 mod status;
 mod status_prometheus;
+mod status_security;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod thingy;
