@@ -75,7 +75,8 @@ impl Drop for Cgroup {
 fn the_limit_of_the_compose_file_holds_with_two_scrapers_and_a_list_that_changes() {
     let compose = include_str!("../docker-compose.yml");
     let service = compose.split_once("\n  baletheus:\n").expect("the service").1.split_once("\n\n").expect("its end").0;
-    assert!(service.contains(&format!("mem_limit: {LIMIT}m")), "{service}");
+    let comment = format!("# Holds for {},000 devices", DEVICES / 1000);
+    assert!(service.contains(&format!("mem_limit: {LIMIT}m")) && service.contains(&comment), "{service}");
 
     let cloud = Cloud::start(many(DEVICES));
     let sidecar = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_METRICS", "true");

@@ -170,7 +170,7 @@ fn times_are_relative_and_exact() {
 }
 
 #[test]
-fn each_target_says_what_asks_for_it() {
+fn each_target_says_where_it_comes_from() {
     let cloud = Cloud::start(demo_fleet());
     cloud.change(|devices| {
         let tag = json!({ "tag_key": "prometheus.io/exporters", "value": "lamp:9000" });
@@ -186,14 +186,12 @@ fn each_target_says_what_asks_for_it() {
     let page = status.text("/");
     let listed = section(&page, "listed");
     let row = |name: &str| listed.iter().find(|row| row.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
-    assert!(row("fridge-01").contains("node by the options "), "{}", row("fridge-01"));
-    assert!(row("lamp-0002").contains("lamp by a tag of its fleet "), "{}", row("lamp-0002"));
-    assert!(
-        row("lamp-0001").contains("own by a tag of the device ") && row("lamp-0001").ends_with(".balena:9001/path")
-    );
+    assert!(row("fridge-01").contains("node from option "), "{}", row("fridge-01"));
+    assert!(row("lamp-0002").contains("lamp from fleet tag "), "{}", row("lamp-0002"));
+    assert!(row("lamp-0001").contains("own from device tag ") && row("lamp-0001").ends_with(".balena:9001/path"));
     // Its own tag cannot be read, so that its fleet's holds.
-    assert!(row("lamp-0004").contains("lamp by a tag of its fleet "), "{}", row("lamp-0004"));
-    assert!(row("gw-oslo").contains("app by a tag of the device "), "{}", row("gw-oslo"));
+    assert!(row("lamp-0004").contains("lamp from fleet tag "), "{}", row("lamp-0004"));
+    assert!(row("gw-oslo").contains("app from device tag "), "{}", row("gw-oslo"));
 }
 
 #[test]
@@ -207,10 +205,10 @@ fn a_service_that_declares_an_exporter_is_named_and_found() {
     let status = start(&sidecar);
     let page = status.text("/?q=service+freezer");
     let [fridge] = &section(&page, "listed")[..1] else { panic!("{page}") };
-    assert!(fridge.contains("cold by a label of service freezer ") && fridge.ends_with(".balena:80"), "{fridge}");
+    assert!(fridge.contains("cold from service freezer ") && fridge.ends_with(".balena:80"), "{fridge}");
     assert!(!names(&page, "listed").contains(&"gw-oslo".to_owned()), "{page}");
     let page = status.text("/?q=gw-oslo");
-    assert!(section(&page, "listed")[0].contains("app by a tag of the device "), "a tag beats labels: {page}");
+    assert!(section(&page, "listed")[0].contains("app from device tag "), "a tag beats labels: {page}");
 }
 
 #[test]

@@ -9,7 +9,6 @@ use html_escape::encode_text;
 use super::view::View;
 use crate::discovery::entry::Entry;
 use crate::discovery::labels::{JOB, METRICS_PATH, SERVICE};
-use crate::discovery::steering::Origin;
 use crate::discovery::target::{ReadGroup, read_groups};
 use crate::status::device_metrics::Known;
 
@@ -32,7 +31,7 @@ impl View {
             let origin = origin(entry, &group);
             let origin = encode_text(&origin);
             let job = group.label(JOB).map_or("without a name".into(), encode_text);
-            write!(out, "<div>{job} <span class=\"soft\">by {origin}</span> <small>{address}{path}</small></div>")?;
+            write!(out, "<div>{job} <span class=\"soft\">from {origin}</span> <small>{address}{path}</small></div>")?;
         }
         writeln!(out)
     }
@@ -89,13 +88,7 @@ pub fn matches(entry: &Entry, state: Option<Known>, words: &[String]) -> bool {
     words.iter().all(|word| shown.iter().any(|text| text.contains(word)))
 }
 
-/// What names the exporter of a target.
-fn origin<'a>(entry: &Entry, group: &'a ReadGroup) -> Cow<'a, str> {
-    match (entry.origin, group.label(SERVICE)) {
-        (Origin::DeviceTag, _) => "a tag of the device".into(),
-        (Origin::FleetTag, _) => "a tag of its fleet".into(),
-        (Origin::ServiceLabel, Some(service)) => format!("a label of service {service}").into(),
-        (Origin::ServiceLabel, None) => "a label of a service".into(),
-        (Origin::Option, _) => "the options".into(),
-    }
+/// Where the exporter of a target comes from, in the words of `check`.
+fn origin(entry: &Entry, group: &ReadGroup) -> Cow<'static, str> {
+    group.label(SERVICE).map_or(entry.origin.as_str().into(), |service| format!("service {service}").into())
 }
