@@ -16,7 +16,8 @@ pub mod support {
 
 use std::env;
 use std::fs;
-use std::process::{Child, Command, ExitCode};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -25,15 +26,18 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use support::cloud::Cloud;
+use support::cloud::{Cloud, KEY};
 use support::exporter::Exporters;
 use support::fleet::{declare_exporters, demo_fleet, find, set_release, sibling};
-use support::prometheus::{Prometheus, project_config};
+use support::prometheus::{Prometheus, loopback_config};
 use support::sidecar::Sidecar;
 use support::tools;
 
 /// The time between two events in the fleet.
 const PACE: Duration = Duration::from_secs(10);
+/// For the first list, on a busy machine. The log is calm once nothing came for this part of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const CALM: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     let seconds = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -60,29 +64,37 @@ fn run(length: Duration) -> ExitCode {
     let cloud = Arc::new(Cloud::start(demo_fleet()));
     declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
-    let sidecar =
-        Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s").env("EXPORTERS", "none");
-    let (list, config) = (sidecar.path("balena.json"), sidecar.path("prometheus.yml"));
-    println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
-    let mut baletheus = Beside(sidecar.command().spawn().expect("baletheus runs"));
+    let sidecar = Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s");
+    let sidecar = sidecar.env("EXPORTERS", "none").env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = sidecar.env("DEVICE_REFRESH_RATE", "2s").env("DEVICE_METRICS", "true");
+    let (mut baletheus, log) = Beside::start(sidecar.command());
     let (_tunnel, proxy) = sidecar.tunnel(&exporters.vpn.url());
-    fs::write(&config, project_config(&proxy)).expect("a configuration for Prometheus");
-    println!(
-        "demo: a device is reached through the tunnel with: curl -x {proxy} http://{}.balena/metrics",
-        uuid(&cloud)
-    );
-    println!("demo: Ctrl-C ends all of it");
-
+    let Some(status) = first_list(&log) else {
+        eprintln!("demo: baletheus writes no list");
+        return ExitCode::FAILURE;
+    };
+    let config = sidecar.path("prometheus.yml");
+    fs::write(&config, loopback_config(&proxy, &status)).expect("a configuration for Prometheus");
     let prometheus = [3, 2].into_iter().find(|major| tools::find_prometheus(*major).is_some());
     let prometheus = prometheus.map(|major| (major, Prometheus::start(major, &config)));
-    match &prometheus {
-        Some((major, prometheus)) => {
-            let url = prometheus.url();
-            println!("demo: Prometheus {major} shows the devices at {url}/targets");
-            println!("demo: and the load of each at {url}/graph?g0.expr=node_load1&g0.tab=0&g0.range_input=15m");
-        }
-        None => println!("demo: there is no Prometheus here to show them: `scripts/test tools` gets it, without root"),
+    while log.recv_timeout(CALM).is_ok() {}
+    let list = sidecar.path("balena.json");
+    println!("demo: open {status}/ for the devices, their states and targets");
+    if let Some((major, prometheus)) = &prometheus {
+        show(*major, prometheus);
+    } else {
+        println!("demo: there is no Prometheus here to scrape them: `scripts/test tools` gets it, without root");
     }
+    println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
+    println!("demo: scrape a device through the tunnel: curl -x {proxy} http://{}.balena/metrics", uuid(&cloud));
+    println!(
+        "demo: try each target, and see why one does not answer: API_KEY={KEY} \
+         NO_PROXY='*' '{}' check --api-url {} --tunnel-url {} --exporter none",
+        tools::built().join("baletheus").display(),
+        cloud.url(),
+        exporters.vpn.url()
+    );
+    println!("demo: Ctrl-C ends all of it");
 
     for step in 0.. {
         let pause = PACE.min(length.saturating_sub(start.elapsed()));
@@ -106,6 +118,33 @@ fn run(length: Duration) -> ExitCode {
     }
     println!("demo: the end");
     ExitCode::SUCCESS
+}
+
+/// Waits for the first list in the log of baletheus. Gives the URL of its status endpoint.
+fn first_list(log: &Receiver<String>) -> Option<String> {
+    let (deadline, mut status) = (Instant::now() + PATIENCE, None);
+    loop {
+        let line = log.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+        if let Some((_, url)) = line.split_once("status on ") {
+            status = Some(url.to_owned());
+        }
+        if line.contains("updated balena.json") {
+            return status;
+        }
+    }
+}
+
+/// Debian's Prometheus has no web interface.
+fn show(major: u8, prometheus: &Prometheus) {
+    let url = prometheus.url();
+    if prometheus.has_web_interface() {
+        println!("demo: open {url}/targets for the targets of Prometheus {major}");
+        println!("demo: open {url}/graph?g0.expr=node_load1&g0.tab=0&g0.range_input=15m for the load of each device");
+    } else {
+        println!(
+            "demo: Prometheus {major} has no web interface here; ask it: curl '{url}/api/v1/query?query=node_load1'"
+        );
+    }
 }
 
 /// Changes the fleet: five kinds of events in turn. Returns a sentence about the event.
@@ -154,6 +193,22 @@ fn signals() -> Receiver<i32> {
 
 /// A child process. Dropping it sends SIGTERM, and kills it after 5 s.
 struct Beside(Child);
+
+impl Beside {
+    /// Starts it. Its log goes to standard error and to the receiver, line by line.
+    fn start(mut command: Command) -> (Self, Receiver<String>) {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("baletheus runs");
+        let log = child.stderr.take().expect("a pipe");
+        let (sender, receiver) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                let _ = sender.send(line); // nobody listens after the start
+            }
+        });
+        (Beside(child), receiver)
+    }
+}
 
 impl Drop for Beside {
     fn drop(&mut self) {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
-use crate::discovery::inventory::{Entry, Inventory};
+use crate::discovery::entry::Entry;
+use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::{self, TargetFile};
 use crate::discovery::{Api, Clock, Discovery, Observer, Published, Sink};
 use crate::logging::{self, cannot_start, misconfigured};

@@ -23,6 +23,7 @@ pub mod discovery;
 pub mod key;
 mod log_queue;
 mod logging;
+mod memory;
 pub mod net;
 mod reasons;
 mod signals;

@@ -29,7 +29,7 @@ use serde_json::Value;
 use api::Api;
 use support::cloud::KEY;
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
-use table::{CURL, GO, Measure, OWN, PYTHON, SERDE, Table};
+use table::{CURL, GO, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
 
 /// Refreshes and starts of which the median is told.
 const ROUNDS: usize = 7;
@@ -43,7 +43,7 @@ fn main() {
     match args.split_first() {
         Some((first, devices)) if first == "api" => api::serve(numbers(devices)[0]),
         Some(_) => run(&numbers(&args)),
-        None => run(&[100, 1000, 10_000, 100_000]),
+        None => run(&[100, 1000, 10_000, 20_000, 100_000]),
     }
 }
 
@@ -64,9 +64,10 @@ fn path_of(name: &str) -> String {
 }
 
 /// The programs that discover: names, and the command lines that they begin with.
-fn contenders() -> [(&'static str, Vec<String>); 3] {
+fn contenders() -> [(&'static str, Vec<String>); 4] {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/peer.py");
     [
+        (SHIPPED, vec![path_of("BALETHEUS")]),
         (OWN, vec![path_of("BALETHEUS")]),
         (GO, vec![path_of("PEER_GO")]),
         (PYTHON, vec![path_of("PEER_PYTHON"), script.into()]),
@@ -88,7 +89,12 @@ impl Racer {
         let list = sidecar.path("balena.json").display().to_string();
         let env = [("BALENA_API_URL", &*api.url), ("SD_FILE_PATH", &list), ("EXPORTERS", "node:9100")];
         let sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
-        let sidecar = sidecar.env("API_KEY", KEY).env("REFRESH_RATE", "1h");
+        let mut sidecar = sidecar.env("API_KEY", KEY).env("REFRESH_RATE", "1h");
+        if name == SHIPPED {
+            // The state of the devices is asked for once, so that its requests are not counted as those of a refresh.
+            let env = [("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", "1h")];
+            sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
+        }
         Racer { name, sidecar, running: None, updates: 0 }
     }
 
@@ -153,7 +159,7 @@ impl Racer {
     fn unchanged(&mut self, api: &mut Api, state: u8, pages: usize) -> (Duration, Duration, usize) {
         let (before, start) = (self.cpu(), SystemTime::now());
         self.running().signal("HUP");
-        let end = (self.name != OWN).then(|| {
+        let end = (self.name != OWN && self.name != SHIPPED).then(|| {
             self.wait_for_update(); // since it writes all the same
             SystemTime::now()
         });
@@ -165,6 +171,28 @@ impl Racer {
             (asked, sent, last) = (asked + traffic.pages.len(), sent + traffic.sent, traffic.last.unwrap_or(last));
         }
         (self.settled() - before, end.unwrap_or(last).duration_since(start).unwrap_or_default(), sent)
+    }
+
+    /// CPU and wall time of one of two scrapes at once, and its size, as Prometheus asks for it.
+    fn scraped(&self) -> (Duration, Duration, u64) {
+        let url = self.running().wait_for("status on http://");
+        let (_, url) = url.rsplit_once("status on ").expect("a URL");
+        let (before, start) = (self.settled(), Instant::now());
+        let scrape = || {
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--header", "Accept-Encoding: gzip"]);
+            let output = finish({
+                curl.arg(format!("{url}/metrics"));
+                curl
+            });
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            output.stdout.len() as u64
+        };
+        let size = thread::scope(|scope| {
+            let other = scope.spawn(scrape);
+            scrape().max(other.join().expect("a scrape"))
+        });
+        ((self.settled() - before) / 2, start.elapsed(), size)
     }
 
     fn list(&self) -> std::path::PathBuf {
@@ -294,6 +322,11 @@ fn measure(devices: u64, rounds: usize) -> Table {
             table.times([UnchangedCpu, UnchangedWall], racer.name, (cpu, wall));
             table.bytes(UnchangedReceived, racer.name, sent as u64);
             table.bytes(UnchangedWritten, racer.name, written(before, racer.file()));
+        }
+        for racer in racers.iter().filter(|racer| racer.name == SHIPPED) {
+            let (cpu, wall, size) = racer.scraped();
+            table.times([ScrapeCpu, ScrapeWall], racer.name, (cpu, wall));
+            table.bytes(ScrapeSize, racer.name, size);
         }
         let lists = racers.each_ref().map(Racer::targets);
         assert!(lists.iter().all(|list| *list == lists[0]), "the lists differ");

@@ -18,15 +18,19 @@ use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
 use super::query::{self, Query};
-use crate::backoff;
 use crate::key::{ApiKey, KeySource};
 use crate::net::proxy::Proxies;
 use crate::net::threads::{NoThread, Resolver};
+use crate::{backoff, memory};
 
-/// The largest answer, unpacked, in bytes. 5,030 devices came in 4.9 MB from a real server.
+/// The largest answer, unpacked, in bytes, where memory sets no lower bound. 5,030 devices came in 4.9 MB from a real server.
 const MAX_ANSWER_SIZE: u64 = 64 << 20;
 /// The share of the time-out that connecting may take.
 const CONNECT_SHARE: f64 = 2.0 / 3.0;
+/// The lowest bound of an answer, in bytes.
+const MIN_ANSWER_SIZE: u64 = 1 << 20;
+/// An answer may take this part of the memory limit: two can be there at once, each beside what is made from it.
+const ANSWERS_IN_MEMORY: u64 = 8;
 /// Bytes of an error's body that are read for the message.
 const EXCERPT_SIZE: u64 = 800;
 /// `whoami` must not delay the first list for long.
@@ -90,6 +94,8 @@ pub struct Client {
     requests: Requests,
     /// For a whole answer: the time-out, unless less is left.
     limit: Duration,
+    /// The largest answer, unpacked, in bytes.
+    max_answer: u64,
 }
 
 /// How many requests had which status; none counts those without an answer. Clones share the counts.
@@ -137,8 +143,10 @@ impl Client {
                 let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
                 NoThread::in_start(&error).unwrap_or_else(tls)
             })?;
+        let max_answer = memory::limit()
+            .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
         let limit = api.timeout;
-        Ok(Client { http, api, query, requests: Requests::default(), limit })
+        Ok(Client { http, api, query, requests: Requests::default(), limit, max_answer })
     }
 
     /// The API's base URL.
@@ -271,8 +279,8 @@ impl Client {
     /// The body, or none if it is too large.
     fn body(&self, response: Response) -> Result<Option<Vec<u8>>, Failure> {
         let mut body = Vec::new();
-        match response.take(MAX_ANSWER_SIZE + 1).read_to_end(&mut body) {
-            Ok(_) => Ok((body.len() as u64 <= MAX_ANSWER_SIZE).then_some(body)),
+        match response.take(self.max_answer + 1).read_to_end(&mut body) {
+            Ok(_) => Ok((body.len() as u64 <= self.max_answer).then_some(body)),
             Err(error) => Err(match error.downcast::<reqwest::Error>() {
                 Ok(error) => self.broken(error),
                 Err(error) => {

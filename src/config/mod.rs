@@ -21,6 +21,7 @@ use crate::discovery::labels::{self, LABELS, LabelSet};
 use crate::discovery::target::{Address, Rules};
 use crate::key::{ApiKey, CREATE_KEY, KeySource};
 use crate::net::proxy::Proxies;
+use crate::status::guard::{ANY_HOST, Guard};
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, net, status, tunnel};
 pub use options::{OPTIONS, Opt, Verb, command};
@@ -169,6 +170,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         log: log(from),
         status: status::Settings {
             listen: from.list("listen", listen_addresses),
+            guard: guard(from),
             device_refresh: from.one("device-refresh", interval),
             device_metrics: from.one("device-metrics", boolean),
         },
@@ -197,6 +199,33 @@ fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
+/// The host in the address to listen on is a known name, too.
+fn guard(from: &mut Sources) -> Guard {
+    let mut hosts = from.list("status-host", |text| items(text).map(status_host).collect());
+    let listen = from.given("listen").map(|(_, values)| values).unwrap_or_default();
+    let listen = listen.iter().filter_map(|address| address.rsplit_once(':'));
+    hosts.extend(listen.map(|(host, _)| host.to_ascii_lowercase()).filter(|host| !host.is_empty()));
+    Guard { hosts, token: token(from) }
+}
+
+fn status_host(text: &str) -> Result<String, String> {
+    if text == ANY_HOST { Ok(text.to_owned()) } else { domain(text) }
+}
+
+/// The shortest token, in characters: shorter ones can be guessed.
+const MIN_TOKEN_LENGTH: usize = 16;
+
+fn token(from: &mut Sources) -> Option<ApiKey> {
+    let (source, values) = from.given("status-token-file")?;
+    let token = secret_from_file(&source, &values[0], "token of at least 16 characters").and_then(|(token, _)| {
+        let is_long = token.secret().len() >= MIN_TOKEN_LENGTH;
+        let short =
+            || format!("{source} is {:?}: the token in it has fewer than {MIN_TOKEN_LENGTH} characters", values[0]);
+        is_long.then_some(token).ok_or_else(short)
+    });
+    token.map_err(|error| from.errors.push(error)).ok()
+}
+
 fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
@@ -204,7 +233,9 @@ fn key(from: &mut Sources) -> KeySource {
         (Some((source, values)), None) => {
             ApiKey::new(&values[0]).map(|key| (key, None)).map_err(|error| format!("{source} {error}"))
         }
-        (None, Some((source, values))) => key_from_file(&source, &values[0]).map(|(key, path)| (key, Some(path))),
+        (None, Some((source, values))) => {
+            secret_from_file(&source, &values[0], "key").map(|(key, path)| (key, Some(path)))
+        }
         (None, None) => Err(NO_KEY.into()),
     };
     let (key, file) = key.unwrap_or_else(|error| {
@@ -215,13 +246,14 @@ fn key(from: &mut Sources) -> KeySource {
     KeySource::new(key, file)
 }
 
-fn key_from_file(source: &str, value: &str) -> Result<(ApiKey, PathBuf), String> {
+fn secret_from_file(source: &str, value: &str, what: &str) -> Result<(ApiKey, PathBuf), String> {
     let path = PathBuf::from(value);
-    // The value may be the key itself, by mistake.
+    // The value may be the secret itself, by mistake.
     let is_path = value.contains(['/', '.']) || path.exists();
     let shown = if is_path { format!("{value:?}") } else { "not shown".into() };
-    let key = ApiKey::read(&path)
-        .map_err(|error| format!("{source} is {shown}: the file {error}; it takes the path of a file with the key"))?;
+    let key = ApiKey::read(&path).map_err(|error| {
+        format!("{source} is {shown}: the file {error}; it takes the path of a file with the {what}")
+    })?;
     Ok((key, path))
 }
 

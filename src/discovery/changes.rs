@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::Published;
-use super::inventory::{Entry, Fleet, Inventory, fingerprint};
+use super::entry::{Entry, Fleet, fingerprint};
+use super::inventory::Inventory;
 use super::steering::Origin;
 use super::target::LeftOutReason;
 use crate::balena::Client;

@@ -1,9 +1,11 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks: they come from outside.
 
 pub mod changes;
+pub mod entry;
 pub mod exporter;
 pub mod inventory;
 pub mod labels;
+mod mapper;
 pub mod services;
 pub mod steering;
 pub mod target;
@@ -16,7 +18,8 @@ use crate::backoff::Backoff;
 use crate::balena::selection::FleetRef;
 use crate::balena::{Answer, Client, Failure};
 use changes::Changes;
-use inventory::{Entry, Inventory};
+use entry::Entry;
+use inventory::Inventory;
 use target::Rules;
 
 /// Where pages of devices come from.

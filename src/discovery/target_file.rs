@@ -12,7 +12,8 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::inventory::{Entry, Fleet, Inventory, fingerprint};
+use super::entry::{Entry, Fleet, fingerprint};
+use super::inventory::Inventory;
 use super::labels::{DEVICE_ID, FLEET_ID, FLEET_NAME, META_PREFIX, UUID};
 use super::target::ReadGroup;
 use super::{Published, Sink};

@@ -3,7 +3,7 @@
 //! These values change all the time, so they have their own request, interval and thread. A failure here does not affect discovery. The
 //! request names devices by their ids only: discovery knows the rest.
 
-use std::fmt::Write;
+use std::io::Write;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,7 +16,6 @@ use crate::backoff::Backoff;
 use crate::balena::device::{self, One, Text, one};
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::{Answer, Client, Failure, Reason};
-use crate::discovery::labels::escape;
 use crate::net::threads;
 
 const STATE: &str = "$select=id,is_online,api_heartbeat_state,last_connectivity_event";
@@ -74,6 +73,11 @@ pub const METRICS: [Metric; 10] = [
     Metric { name: "balena_device_undervolted", about: "Whether the supervisor saw under-voltage", value: |it| flag(it.is_undervolted) },
 ];
 
+/// Places in [`METRICS`].
+const ONLINE: usize = 0;
+const SINCE: usize = 1;
+const UPDATE_PENDING: usize = 2;
+
 /// The metric whose value is its label `state`.
 pub const HEARTBEAT: (&str, &str) =
     ("balena_device_heartbeat_state", "1 for the current state of the heartbeat: online, offline, timeout or unknown");
@@ -92,8 +96,18 @@ struct State {
     id: u64,
     /// Index of the state of its heartbeat.
     heartbeat: Option<u8>,
-    /// In the order of [`METRICS`]; NaN where there is none.
-    values: [f64; METRICS.len()],
+    /// When it last came online or went offline, in seconds since 1970; NaN if that is unknown.
+    since: f64,
+    /// In the order of [`METRICS`]; NaN where there is none. Half the size of the numbers that the API sends, which are whole
+    /// MiB, percent and degrees. The time would lose its seconds and is kept apart.
+    values: [f32; METRICS.len()],
+}
+
+impl State {
+    /// The value of a metric, but not of the time.
+    fn number(&self, metric: usize) -> Option<f32> {
+        self.values.get(metric).copied().filter(|value| !value.is_nan())
+    }
 }
 
 /// Asks for the state of all devices, for ever, on a new thread. `publish` gets the pages after each success.
@@ -167,8 +181,11 @@ impl States {
     fn add(&mut self, raw: &RawValue) {
         let Ok(record) = serde_json::from_str::<Record>(raw.get()) else { return };
         let values = METRICS.each_ref().map(|metric| (metric.value)(&record).unwrap_or(f64::NAN));
+        let since = values[SINCE];
+        #[allow(clippy::cast_possible_truncation)] // a value that is out of range becomes infinite
+        let values = values.map(|value| value as f32);
         let heartbeat = record.api_heartbeat_state.as_deref().and_then(|state| self.heartbeat(state));
-        self.devices.push(State { id: record.id, heartbeat, values });
+        self.devices.push(State { id: record.id, heartbeat, since, values });
     }
 
     fn heartbeat(&mut self, state: &str) -> Option<u8> {
@@ -195,24 +212,57 @@ fn update_pending(record: &Record) -> Option<f64> {
     flag(Some(one(&record.is_running__release).is_none_or(|running| running.id != target.id)))
 }
 
-/// Writes the families of the devices that `uuid` knows by id, in the text format 0.0.4. `uuid` gives the label `uuid="…"`.
-pub fn write<'u>(out: &mut String, pages: &[Arc<States>], uuid: impl Fn(u64) -> Option<&'u str>) {
-    let devices = || pages.iter().flat_map(|page| page.devices.iter().map(move |device| (page, device)));
-    let known = || devices().filter_map(|(page, device)| Some((uuid(device.id)?, page, device)));
-    for (index, Metric { name, about, .. }) in METRICS.iter().enumerate() {
-        let values = known().map(|(uuid, _, device)| (uuid, device.values[index]));
-        let mut samples = values.filter(|(_, value)| !value.is_nan()).peekable();
-        if samples.peek().is_some() {
-            let _ = write!(out, "# HELP {name} {about}.\n# TYPE {name} gauge\n"); // into a String: cannot fail
-        }
-        for (uuid, value) in samples {
-            let _ = writeln!(out, "{name}{{{uuid}}} {value}");
+/// The state of the device with this id. `at` is the page and the device to go on from: ids are asked for in ascending order.
+pub fn find<'a>(pages: &'a [Arc<States>], at: &mut (usize, usize), id: u64) -> Option<Known<'a>> {
+    loop {
+        let page = pages.get(at.0)?;
+        match page.devices.get(at.1) {
+            None => *at = (at.0 + 1, 0),
+            Some(state) if state.id < id => at.1 += 1,
+            Some(state) => return (state.id == id).then_some(Known { page, state }),
         }
     }
-    let (name, about) = HEARTBEAT;
-    let _ = write!(out, "# HELP {name} {about}.\n# TYPE {name} gauge\n");
-    for (uuid, page, device) in known() {
-        let Some(state) = device.heartbeat.and_then(|index| page.heartbeats.get(usize::from(index))) else { continue };
-        let _ = writeln!(out, "{name}{{{uuid},state=\"{}\"}} 1", escape(state));
+}
+
+/// The state of a device that is known.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    page: &'a States,
+    state: &'a State,
+}
+
+impl<'a> Known<'a> {
+    /// Whether it is connected to the VPN.
+    pub fn online(self) -> Option<bool> {
+        self.state.number(ONLINE).map(|value| value > 0.0)
+    }
+
+    /// When it last came online or went offline, in seconds since 1970.
+    pub fn since(self) -> Option<f64> {
+        Some(self.state.since).filter(|since| !since.is_nan())
+    }
+
+    /// Whether it runs another release than it should.
+    pub fn update_pending(self) -> bool {
+        self.state.number(UPDATE_PENDING).is_some_and(|value| value > 0.0)
+    }
+
+    /// The state of its heartbeat.
+    pub fn heartbeat(self) -> Option<&'a str> {
+        self.page.heartbeats.get(usize::from(self.state.heartbeat?)).map(|state| &**state)
+    }
+
+    /// Appends the value of a metric, by its place in [`METRICS`]. False if there is none.
+    pub fn append(self, metric: usize, out: &mut Vec<u8>) -> bool {
+        // into memory: cannot fail
+        match (metric, self.state.number(metric)) {
+            (SINCE, _) => self.since().is_some_and(|since| write!(out, "{since}").is_ok()),
+            // Most values are whole numbers, which are written several times as fast. An f32 would show as few digits as tell
+            // it from its neighbours, which are not all of a large one's.
+            #[allow(clippy::cast_possible_truncation)] // it is whole, and small enough
+            (_, Some(value)) if value.fract() == 0.0 && value.abs() < 1e18 => write!(out, "{}", value as i64).is_ok(),
+            (_, Some(value)) => write!(out, "{value}").is_ok(),
+            (_, None) => false,
+        }
     }
 }

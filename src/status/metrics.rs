@@ -11,7 +11,7 @@ use prometheus::{
 use crate::balena::client::Requests;
 use crate::balena::{Failure, Reason};
 use crate::discovery::Published;
-use crate::discovery::inventory::Entry;
+use crate::discovery::entry::Page;
 use crate::discovery::target::LeftOutReason;
 use crate::net::server;
 
@@ -89,7 +89,7 @@ impl Metrics {
         for status in KNOWN_STATUSES {
             metrics.requests.with_label_values(&[status]);
         }
-        metrics.count_left_out(&[]);
+        metrics.listed(&[]);
         Ok(metrics)
     }
 
@@ -121,9 +121,9 @@ impl Metrics {
     }
 
     /// Shows what the API lists now.
-    pub fn listed(&self, entries: &[Arc<Entry>]) {
-        self.devices.set(number(entries.len()));
-        self.count_left_out(entries);
+    pub fn listed(&self, pages: &[Arc<Page>]) {
+        self.devices.set(number(pages.iter().map(|page| page.entries.len()).sum()));
+        self.count_left_out(pages);
     }
 
     /// Shows how many targets are published.
@@ -131,11 +131,9 @@ impl Metrics {
         self.targets.set(number(targets));
     }
 
-    fn count_left_out(&self, entries: &[Arc<Entry>]) {
+    fn count_left_out(&self, pages: &[Arc<Page>]) {
         for reason in LeftOutReason::ALL {
-            let is_it =
-                |entry: &&Arc<Entry>| entry.left_out.as_ref().is_some_and(|left_out| left_out.reason == *reason);
-            let count = entries.iter().filter(is_it).count();
+            let count = pages.iter().filter_map(|page| page.left_out.get(reason)).sum();
             self.left_out.with_label_values(&[reason.as_str()]).set(number(count));
         }
     }

@@ -1,9 +1,8 @@
 //! How much the tunnel takes on, by the limits for open files and for memory.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::memory;
 
 /// The most tunnels at once, where no limit sets a lower number.
 const MAX_TUNNELS: usize = 30_000;
@@ -35,7 +34,8 @@ const SPARE_CONNECTIONS: usize = 16;
 impl Places {
     /// The places within the limits of this process. The limit for open files is raised as far as the process may.
     pub fn of_this_process() -> Self {
-        Self::within(open_files(), memory_limit())
+        let memory = memory::limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Self::within(open_files(), memory)
     }
 
     /// Half of the memory is for tunnels, and half for scrapes.
@@ -55,26 +55,6 @@ fn open_files() -> usize {
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit); // if that fails, the limit does not change
     getrlimit(Resource::Nofile).current.and_then(|files| files.try_into().ok()).unwrap_or(usize::MAX)
-}
-
-/// The memory limit of the process's cgroup and of those above it, in bytes.
-fn memory_limit() -> Option<usize> {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut files: Vec<PathBuf> = Vec::new();
-    for group in groups.lines() {
-        let mut fields = group.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        // the path may be that of the host: then only the directory at the top is there, which is the container's own
-        let (top, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => continue,
-        };
-        let inner = Path::new(path.trim_start_matches('/'));
-        files.extend(inner.ancestors().map(|path| Path::new(top).join(path).join(file)));
-    }
-    // without a limit, version 2 has "max" and version 1 a number beyond any memory
-    files.iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
 }
 
 #[cfg(test)]

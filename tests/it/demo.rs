@@ -7,9 +7,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::sidecar::{PATIENCE, Running};
+use crate::support::sidecar::{PATIENCE, Running, finish};
 use crate::support::tools;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The demo in a process group of its own, as a shell starts it.
 struct Demo {
@@ -21,11 +21,18 @@ struct Demo {
 impl Demo {
     /// Should a test be cut short, which its own group hides from the demo, it ends by itself.
     fn start(seconds: u32) -> Self {
+        Self::start_by(seconds, |cargo| cargo)
+    }
+
+    /// By a command that is made from the one of Cargo.
+    fn start_by(seconds: u32, wrap: impl FnOnce(Command) -> Command) -> Self {
         // What is not built yet may take its time.
         let build = tools::cargo("build").args(["--bin", "baletheus", "--example", "demo"]).status();
         assert!(build.expect("cargo runs").success());
         let mut command = tools::cargo("run");
-        command.args(["--example", "demo", "--", "--seconds", &seconds.to_string()]).process_group(0);
+        command.args(["--example", "demo", "--", "--seconds", &seconds.to_string()]);
+        let mut command = wrap(command);
+        command.process_group(0);
         let running = Running::spawn(command);
         Self { group: running.id(), running: Some(running) }
     }
@@ -75,11 +82,14 @@ fn kill(signal: &str, whom: &str) {
     assert!(sent.success(), "kill -s {signal} {whom}");
 }
 
-fn get(url: &str) -> Value {
+fn client() -> reqwest::blocking::Client {
     // reqwest asks for a TLS provider, even for http.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::blocking::Client::builder().no_proxy().build().expect("a client");
-    let text = client.get(url).send().and_then(reqwest::blocking::Response::text).expect("an answer");
+    reqwest::blocking::Client::builder().no_proxy().build().expect("a client")
+}
+
+fn get(url: &str) -> Value {
+    let text = client().get(url).send().and_then(reqwest::blocking::Response::text).expect("an answer");
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("GET {url}: {error}: {text}"))
 }
 
@@ -92,28 +102,103 @@ fn shows_a_fleet_until_ctrl_c() {
     assert_eq!(groups.as_array().map(Vec::len), Some(25));
     assert_eq!(groups[0]["labels"]["device_name"], "fridge-01");
 
-    let line = demo.wait_for("shows the devices at");
-    let url = line.rsplit(' ').next().and_then(|url| url.strip_suffix("/targets")).expect("a URL").to_owned();
-    // Of 25 targets, three are offline.
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let up = get(&format!("{url}/api/v1/query?query=sum(up)"))["data"]["result"][0]["value"][1].clone();
-        if up == "22" {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{up} targets are up");
-        thread::sleep(Duration::from_millis(100));
+    // The addresses come below the log of the first list.
+    demo.wait_for("demo: Ctrl-C ends all of it");
+    let log = demo.running.as_ref().expect("it runs").log();
+    let place = |text: &str| log.iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("no {text}"));
+    let first = place("demo: open http://");
+    assert!(log[first..].iter().take_while(|line| !line.contains("Ctrl-C")).all(|line| line.starts_with("demo: ")));
+    assert!(first > place("such lines at log level debug") && first > place("counts as absent"), "{}", log.join("\n"));
+    for line in log.iter().filter(|line| line.starts_with("demo: open ")) {
+        let url = line.split(' ').nth(2).expect("a URL");
+        let answer = client().get(url).send().expect("an answer");
+        let kind = answer.headers()["content-type"].to_str().expect("text").to_owned();
+        assert!(answer.status().is_success() && kind.starts_with("text/html"), "{url}: {} {kind}", answer.status());
     }
+    expect_targets(&prometheus(&log));
+    let check = log.iter().find_map(|line| line.split_once("does not answer: ")).expect("a line").1;
+    let output = finish({
+        let mut shell = Command::new("sh");
+        shell.args(["-c", check]).current_dir("/").env("HTTP_PROXY", "http://127.0.0.1:1");
+        shell
+    });
+    let (table, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && table.contains("25 targets: 22 answer, 0 fail, 3 offline; 1 device left out"),
+        "{table}{errors}"
+    );
     demo.wait_for("now runs release");
     demo.wait_for("updated balena.json: 26 targets of 24 devices (+0 -0 ~1)");
     kill("INT", &format!("-{}", demo.group));
     demo.expect_end(&list);
 }
 
+/// The URL of Prometheus, which tells whether it has pages.
+fn prometheus(log: &[String]) -> String {
+    let line = log.iter().find(|line| line.starts_with("demo: ") && line.contains(" Prometheus ")).expect("Prometheus");
+    let (_, url) = line.split_once("http://").expect("a URL");
+    format!("http://{}", url.split('/').next().expect("an address"))
+}
+
+/// All targets are up but three devices that are offline, and nothing beside this machine is asked.
+fn expect_targets(prometheus: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    let targets = loop {
+        let targets = get(&format!("{prometheus}/api/v1/targets?state=active"))["data"]["activeTargets"].clone();
+        let targets = targets.as_array().expect("targets").clone();
+        if targets.len() == 27 && targets.iter().all(|target| target["health"] != "unknown") {
+            break targets;
+        }
+        assert!(Instant::now() < deadline, "{targets:#?}");
+        thread::sleep(Duration::from_millis(100));
+    };
+    let name = |target: &Value| target["labels"]["device_name"].as_str().unwrap_or_default().to_owned();
+    let mut down: Vec<_> = targets.iter().filter(|target| target["health"] != "up").map(name).collect();
+    down.sort();
+    assert_eq!(down, ["fridge-03", "gw-narvik", "lamp-0006"], "{targets:#?}");
+    for target in &targets {
+        let url = target["scrapeUrl"].as_str().expect("a URL");
+        let host = url.trim_start_matches("http://").split(':').next().expect("a host");
+        assert!(host == "127.0.0.1" || host.ends_with(".balena"), "{url}");
+    }
+    let alertmanagers = get(&format!("{prometheus}/api/v1/alertmanagers"))["data"].clone();
+    assert_eq!(
+        (&alertmanagers["activeAlertmanagers"], &alertmanagers["droppedAlertmanagers"]),
+        (&json!([]), &json!([]))
+    );
+}
+
+#[test]
+fn resolves_no_name_and_connects_to_this_machine_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = folder.path().join("trace");
+    let demo = Demo::start_by(12, |cargo| {
+        let mut strace = Command::new("strace");
+        strace.args(["--follow-forks", "--quiet=all", "--trace=connect,sendto,sendmmsg", "--output"]).arg(&trace);
+        strace.arg(cargo.get_program()).args(cargo.get_args());
+        for (name, value) in cargo.get_envs() {
+            match value {
+                Some(value) => strace.env(name, value),
+                None => strace.env_remove(name),
+            };
+        }
+        strace.current_dir(cargo.get_current_dir().expect("a folder"));
+        strace
+    });
+    demo.wait_for("demo: Ctrl-C ends all of it");
+    let list = demo.list();
+    demo.expect_end(&list);
+    let trace = fs::read_to_string(&trace).expect("the trace");
+    let addresses: Vec<_> = trace.lines().filter(|line| line.contains("sa_family=AF_INET")).collect();
+    assert!(addresses.iter().any(|line| line.contains("inet_addr(\"127.0.0.1\")")), "{} lines", addresses.len());
+    let others = addresses.iter().copied().filter(|line| !line.contains("\"127.0.0.1\"") || line.contains("htons(53)"));
+    assert_eq!(others.collect::<Vec<_>>(), [""; 0]);
+}
+
 #[test]
 fn ends_when_it_alone_is_told_to() {
     let demo = Demo::start(300);
-    demo.wait_for("shows the devices at");
+    demo.wait_for("demo: Ctrl-C ends all of it");
     let list = demo.list();
     assert!(demo.processes().len() > 2, "the demo, baletheus and Prometheus: {:?}", demo.processes());
     kill("TERM", &demo.group.to_string());

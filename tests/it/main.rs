@@ -17,6 +17,7 @@ mod machine;
 mod mapping;
 mod network;
 mod options;
+mod page;
 mod prometheus;
 mod properties;
 mod readme;
@@ -27,6 +28,7 @@ mod services;
 mod shards;
 mod status;
 mod status_prometheus;
+mod status_security;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod thingy;

@@ -48,6 +48,8 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["RUST_LOG"], ""),
     ("log-format", &["LOG_FORMAT"], "text"),
     ("listen", &["LISTEN_ADDRESS"], ""),
+    ("status-host", &["STATUS_HOSTS"], ""),
+    ("status-token-file", &["STATUS_TOKEN_FILE"], ""),
     ("device-refresh", &["DEVICE_REFRESH_RATE"], "60s"),
     ("device-metrics", &["DEVICE_METRICS"], "false"),
     ("tunnel-url", &["TUNNEL_URL"], "https://tunnel.balena-cloud.com"),
@@ -254,6 +256,9 @@ const ELSEWHERE: &[&str] = &[
     "device-metrics",
     // services.rs
     "service-labels",
+    // status_security.rs
+    "status-host",
+    "status-token-file",
     // check.rs
     "tunnel-url",
 ];
@@ -754,6 +759,8 @@ const MISTAKES: &[Mistake] = &[
     ("listen", "LISTEN_ADDRESS", "9797", &["host:port", ":PORT"]),
     ("listen", "LISTEN_ADDRESS", ":http", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
+    ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "without a dot"]),
+    ("status-token-file", "STATUS_TOKEN_FILE", "/nonexistent/token", &["16 characters"]),
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
     ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
     ("tunnel-url", "TUNNEL_URL", "tunnel.balena-cloud.com", &["whole URL"]),

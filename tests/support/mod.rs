@@ -19,6 +19,7 @@ pub mod prometheus;
 pub mod recording;
 pub mod rules;
 pub mod sidecar;
+pub mod status;
 pub mod tls;
 pub mod tools;
 pub mod vpn;

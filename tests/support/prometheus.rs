@@ -53,6 +53,12 @@ impl Prometheus {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// Whether it shows pages. Debian builds it without them.
+    pub fn has_web_interface(&self) -> bool {
+        let answer = self.client.get(format!("{}/targets", self.url())).send();
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.server.addr)
     }
@@ -127,6 +133,29 @@ pub fn project_config(proxy_url: &str) -> String {
         let parts: Vec<_> = config.split(stack).collect();
         assert_eq!(parts.len(), 2, "{stack} stands once in prometheus.yml");
         parts.join(here)
+    })
+}
+
+/// The same with the jobs of this machine only: the devices, the sidecar and the tunnel. It resolves no name, asks for no rules
+/// and sends no alerts.
+pub fn loopback_config(tunnel: &str, status: &str) -> String {
+    let config = project_config(tunnel);
+    let (head, jobs) = config.split_once("\nscrape_configs:\n").expect("scrape configs");
+    let (global, _) = head.split_once("\nrule_files:\n").expect("rules after the global settings");
+    let kept = jobs.split_inclusive("\n\n").filter(|job| {
+        let others = ["prometheus", "alertmanager", "grafana"];
+        !others.iter().any(|name| job.contains(&format!("- job_name: {name}\n")))
+    });
+    let config = format!("{global}\nscrape_configs:\n{}", kept.collect::<String>());
+    let host = |url: &str| url.trim_start_matches("http://").to_owned();
+    let parts = [
+        ("scrape_interval: 60s", "scrape_interval: 5s".to_owned()),
+        ("baletheus:9797", host(status)),
+        ("tunnel:9798", host(tunnel)),
+    ];
+    parts.into_iter().fold(config, |config, (stack, here)| {
+        assert_eq!(config.matches(stack).count(), 1, "{stack}");
+        config.replace(stack, &here)
     })
 }
 

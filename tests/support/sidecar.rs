@@ -82,6 +82,14 @@ impl Sidecar {
         Running::spawn(self.command())
     }
 
+    /// The same, in this cgroup.
+    pub fn start_in(&self, cgroup: &Path) -> Running {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec \"$@\"", "sh"]);
+        command.arg(cgroup).arg(&self.binary).args(&self.args).env_clear().envs(&self.env).current_dir(&self.dir);
+        Running::spawn(command)
+    }
+
     /// `baletheus tunnel` beside it, for the same target file, through this proxy; and its URL.
     pub fn tunnel(&self, url: &str) -> (Running, String) {
         self.start_tunnel(self.command(), url)

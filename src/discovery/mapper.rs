@@ -1,0 +1,198 @@
+//! Reads a page of devices: a device whose record has not changed is not parsed or mapped again.
+
+use std::iter::Peekable;
+use std::slice;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::Source;
+use super::entry::{Entry, Page, fingerprint};
+use super::services::Services;
+use super::target::{self, Mapped, Rules};
+use crate::balena::device::{self, Device, one};
+use crate::balena::pages::{Place, Read, Reader};
+use crate::balena::{Answer, Failure, Reason};
+
+/// Reads pages and maps their devices.
+pub struct Mapper<'a> {
+    /// The API.
+    pub source: &'a mut dyn Source,
+    /// How devices become targets.
+    pub rules: &'a Rules,
+    /// None where labels of services are not read.
+    pub services: Option<&'a mut Services>,
+    /// Whether they changed since all pages were mapped.
+    pub services_changed: bool,
+    /// Whether to keep what the status needs of each device.
+    pub keeps_info: bool,
+}
+
+impl Reader<Arc<Page>> for Mapper<'_> {
+    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+        self.source.page(after, limit, etag)
+    }
+
+    /// A page has to be mapped again when a release that one of its devices runs declares something else.
+    fn is_current(&self, page: &Arc<Page>) -> bool {
+        !self.services_changed || page.entries.iter().all(|entry| self.is_declared(entry))
+    }
+
+    fn read(&mut self, body: &[u8], place: Place<'_, Arc<Page>>) -> Result<Read<Arc<Page>>, Failure> {
+        let records = device::records(body).map_err(|error| self.invalid(&device::describe(&error)))?;
+        let mut known = Known::of(place.old.map(|page| &**page));
+        let mut found: Vec<_> =
+            records.into_iter().map(|raw| known.find(raw, |entry| self.is_declared(entry))).collect();
+        let ids: Vec<u64> = found.iter().filter_map(Found::id).collect();
+        if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
+            return Err(self.invalid("the ids do not rise"));
+        }
+        let mut end = None;
+        if found.len() >= place.limit {
+            let last = *ids.last().ok_or_else(|| self.invalid("no device has an id"))?;
+            end = Some(stable_end(&ids, last, &place));
+            found.retain(|found| found.id() <= end);
+        }
+        if let Some(services) = &mut self.services {
+            let releases: Vec<u64> = found.iter().filter_map(Found::release).collect();
+            services.fetch(self.source, &releases)?;
+        }
+        Ok(self.page(found, end))
+    }
+
+    fn too_large(&mut self, after: u64) -> Result<Read<Arc<Page>>, Failure> {
+        let why = format!("the device after id {after} is too large, and has no name");
+        let Answer::Body { body, .. } = self.source.identity(after)? else { return Err(self.invalid(&why)) };
+        let device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop());
+        let mut device = device.ok_or_else(|| self.invalid(&why))?;
+        device.broken = Some("it is too large; remove long tags".into());
+        let end = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
+        Ok(self.page(vec![Found::New(0, Box::new(device))], Some(end)))
+    }
+
+    fn invalid(&self, why: &str) -> Failure {
+        let hint = "is --api-url (API_URL) right?";
+        let message = format!("the answer of {} is no page of devices: {why}; {hint}", self.source.name());
+        Failure::new(Reason::BadAnswer, message)
+    }
+}
+
+/// Where a full page ends: where it ended before, if that is still worth its request. A device that goes would otherwise shift
+/// every page behind it.
+fn stable_end(ids: &[u64], last: u64, place: &Place<'_, Arc<Page>>) -> u64 {
+    let Some(next) = place.next else { return last };
+    let kept = ids.iter().take_while(|id| **id <= next).count();
+    if kept < ids.len() && kept >= place.limit / 2 { next } else { last }
+}
+
+/// The devices of a page as it was, by ascending id.
+struct Known<'a>(Peekable<slice::Iter<'a, Arc<Entry>>>);
+
+/// A device of a page.
+enum Found<'a> {
+    /// Its record has not changed.
+    Same(Arc<Entry>),
+    /// Its record's fingerprint, and what the record says.
+    New(u64, Box<Device<'a>>),
+}
+
+impl Found<'_> {
+    /// The release that a device with a new record runs.
+    fn release(&self) -> Option<u64> {
+        match self {
+            Found::Same(_) => None,
+            Found::New(_, device) => one(&device.release)?.id,
+        }
+    }
+
+    fn id(&self) -> Option<u64> {
+        match self {
+            Found::Same(entry) => Some(entry.id).filter(|id| *id > 0),
+            Found::New(_, device) => device.id,
+        }
+    }
+}
+
+impl<'a> Known<'a> {
+    fn of(page: Option<&'a Page>) -> Self {
+        Known(page.map(|page| &*page.entries).unwrap_or_default().iter().peekable())
+    }
+
+    /// The entry of a device whose record has not changed costs no more than a comparison, if it `is_declared` still.
+    fn find<'r>(&mut self, raw: &'r RawValue, is_declared: impl Fn(&Entry) -> bool) -> Found<'r> {
+        let record = fingerprint(raw.get().as_bytes());
+        let is_same = |entry: &&Arc<Entry>| entry.record == record && record > 0 && is_declared(entry);
+        if let Some(entry) = self.0.next_if(is_same) {
+            return Found::Same(entry.clone());
+        }
+        let device = device::parse(raw);
+        while self.0.next_if(|entry| Some(entry.id) <= device.id).is_some() {}
+        Found::New(record, Box::new(device))
+    }
+}
+
+impl Mapper<'_> {
+    /// Whether the release of a device declares what the device was mapped with. A release that the API does not list any more
+    /// says nothing about it.
+    fn is_declared(&self, entry: &Entry) -> bool {
+        let Some(now) = self.services.as_ref().and_then(|services| services.get(entry.release)) else { return true };
+        entry.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
+    }
+
+    fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Arc<Page>> {
+        let mut page = Page::default();
+        let mut last = None;
+        for found in found {
+            let id = found.id();
+            let entry = match found {
+                Found::Same(entry) => entry,
+                Found::New(record, mut device) => {
+                    if id.is_some() && id == last {
+                        device.broken = Some("it comes twice, and the first one stays".into());
+                        device.id = None;
+                    }
+                    self.entry(&mut page, &device, record).into()
+                }
+            };
+            page.targets += entry.targets;
+            if let Some(left_out) = &entry.left_out {
+                *page.left_out.entry(left_out.reason).or_default() += 1;
+            }
+            page.entries.push(entry);
+            last = id.or(last);
+        }
+        let size = page.entries.iter().map(|entry| entry.text.len() + entry.info.len()).sum();
+        Read { content: page.into(), end, size }
+    }
+
+    fn entry(&self, page: &mut Page, device: &Device, record: u64) -> Entry {
+        let mut text = Vec::new();
+        let warned = page.warnings.len();
+        let release = one(&device.release).and_then(|release| release.id).unwrap_or_default();
+        let declared = self.services.as_ref().and_then(|services| services.get(release)).cloned();
+        let mapped = target::map(device, declared.as_deref(), self.rules, &mut text, &mut page.warnings);
+        let (mapped, left_out) = match mapped {
+            Ok(mapped) => (mapped, None),
+            Err(left_out) => (Mapped::default(), Some(left_out.into())),
+        };
+        let info = match (device.id, device.uuid()) {
+            (Some(_), Some(uuid)) if self.keeps_info => self.rules.labels.info(uuid, device),
+            _ => String::new(),
+        };
+        Entry {
+            id: device.id.unwrap_or_default(),
+            name: device.display_name().into(),
+            targets: mapped.targets,
+            origin: mapped.origin,
+            release,
+            declared,
+            text: text.as_slice().into(),
+            left_out,
+            // Warnings belong to the page, so a device with one is mapped again with each new page.
+            record: if page.warnings.len() > warned { 0 } else { record },
+            fleet: page.fleet(device),
+            info: info.into(),
+            online: device.is_online,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The memory that this process may use.
+
+use std::fs;
+use std::path::Path;
+
+/// The limit of the process's cgroup and of those above it, in bytes. None if there is no limit, or no cgroup can be read.
+///
+/// Source: cgroups(7). Version 2 has `memory.max`, which holds `max` without a limit; version 1 has `memory.limit_in_bytes`, which
+/// then holds a number beyond any memory.
+pub fn limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups.lines().flat_map(|group| {
+        let mut fields = group.splitn(3, ':').skip(1);
+        let (top, file) = match fields.next() {
+            Some("") => ("/sys/fs/cgroup", "memory.max"),
+            Some("memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => return Vec::new(),
+        };
+        // The path may be that of the host. Then only the directory at the top exists, which is the container's own.
+        let path = Path::new(fields.next().unwrap_or_default().trim_start_matches('/'));
+        let files = path.ancestors().map(|path| Path::new(top).join(path).join(file));
+        files.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).collect()
+    });
+    limits.min()
+}

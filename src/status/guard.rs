@@ -1,0 +1,126 @@
+//! Who may ask the status endpoint: the name in `Host`, and the token if one is set. And the headers that keep a browser from
+//! using an answer for anything else.
+
+use std::net::IpAddr;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::uri::Authority;
+use hyper::{Request, Response, StatusCode};
+use subtle::ConstantTimeEq;
+
+use crate::key::ApiKey;
+
+/// The page has one style sheet and no scripts. Nothing may frame it, and its form leads to itself.
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// Headers of every answer.
+const HEADERS: [(&str, &str); 4] = [
+    ("x-content-type-options", "nosniff"),
+    ("content-security-policy", POLICY),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+];
+
+/// The entry of [`Guard::hosts`] that allows every name.
+pub const ANY_HOST: &str = "*";
+
+/// Who may ask.
+#[derive(Clone, Debug, Default)]
+pub struct Guard {
+    /// Names with a dot by which the endpoint may be asked, in lower case.
+    pub hosts: Vec<String>,
+    /// What a client has to send, if anything.
+    pub token: Option<ApiKey>,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is for a name that is not ours: the page of another site may have asked, by DNS rebinding.
+    Host,
+    /// The token is missing or wrong.
+    Token,
+}
+
+impl Refused {
+    /// Status and text.
+    pub fn answer(self) -> (StatusCode, &'static str) {
+        match self {
+            Refused::Host => (
+                StatusCode::FORBIDDEN,
+                "baletheus does not know the host name of this request; add it to --status-host (STATUS_HOSTS)\n",
+            ),
+            Refused::Token => (
+                StatusCode::UNAUTHORIZED,
+                "the token is missing or wrong: send that of --status-token-file (STATUS_TOKEN_FILE) as a bearer token, \
+                 or as the password of any user\n",
+            ),
+        }
+    }
+}
+
+impl Guard {
+    /// Judges a request. Health is open without a token: it says nothing about the fleet, and a container's health check has none.
+    ///
+    /// # Errors
+    /// The request is to be refused.
+    pub fn check<B>(&self, request: &Request<B>) -> Result<(), Refused> {
+        let hosts = request.headers().get_all(HOST).iter().map(|host| host.to_str().ok());
+        let target = request.uri().authority().map(|authority| Some(authority.as_str()));
+        if !hosts.chain(target).all(|host| host.is_some_and(|host| self.knows(host))) {
+            return Err(Refused::Host);
+        }
+        let is_open = request.uri().path() == "/-/healthy";
+        if is_open || self.token.as_ref().is_none_or(|token| has_token(request.headers(), token)) {
+            Ok(())
+        } else {
+            Err(Refused::Token)
+        }
+    }
+
+    /// No name without a dot and no address belongs to another site. A name with a dot has to be configured.
+    fn knows(&self, host: &str) -> bool {
+        let Ok(authority) = host.parse::<Authority>() else { return false };
+        let name = authority.host();
+        // A user before it or text between an address in brackets and the port is no host name.
+        if !host.strip_prefix(name).is_some_and(|port| port.is_empty() || port.starts_with(':')) {
+            return false;
+        }
+        let name = name.to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(&name);
+        let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let is_local = !name.contains('.') || name.ends_with(".localhost");
+        is_address || is_local || self.hosts.iter().any(|known| known == name || known == ANY_HOST)
+    }
+}
+
+/// `Bearer TOKEN`, as Prometheus sends it, or `Basic`, as a browser does, with any user.
+fn has_token(headers: &HeaderMap, token: &ApiKey) -> bool {
+    let Some((scheme, sent)) = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' ')) else {
+        return false;
+    };
+    let sent = sent.trim();
+    let sent = if scheme.eq_ignore_ascii_case("bearer") {
+        sent.as_bytes().to_vec()
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = BASE64_STANDARD.decode(sent).unwrap_or_default();
+        let password = decoded.iter().position(|byte| *byte == b':').map(|colon| &decoded[colon + 1..]);
+        password.unwrap_or_default().to_vec()
+    } else {
+        return false;
+    };
+    sent.ct_eq(token.secret().as_bytes()).into()
+}
+
+/// Adds the headers that every answer has.
+pub fn protect<B>(answer: &mut Response<B>) {
+    for (name, value) in HEADERS {
+        answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        let ask = HeaderValue::from_static("Basic realm=\"baletheus\", charset=\"UTF-8\"");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, ask);
+    }
+}

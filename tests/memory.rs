@@ -1,0 +1,148 @@
+//! The memory limit of the compose file holds for as many devices as it is meant for. A program by itself: it takes a core for
+//! a while. It needs root for its cgroup.
+
+#[path = "support"]
+pub mod support {
+    pub mod binary;
+    pub mod cloud;
+    pub mod fleet;
+    pub mod odata;
+    pub mod recording;
+    pub mod sidecar;
+    pub mod status;
+}
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use flate2::read::GzDecoder;
+use serde_json::json;
+
+use support::binary::sidecar;
+use support::cloud::Cloud;
+use support::fleet::many;
+use support::status::Status;
+
+/// The limit of the service `baletheus` in docker-compose.yml, in MiB.
+const LIMIT: u64 = 64;
+/// Devices for which it holds.
+const DEVICES: u64 = 20_000;
+/// Scrapes of each of two scrapers.
+const SCRAPES: usize = 6;
+
+/// A cgroup with a memory limit and no swap, of version 1 or 2.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str, mib: u64) -> Self {
+        let name = format!("baletheus-{name}-{}", std::process::id());
+        let first = Path::new("/sys/fs/cgroup/memory");
+        let (top, file, swap) = if first.is_dir() {
+            (first, "memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max", "memory.swap.max")
+        };
+        let group = Cgroup(top.join(name));
+        let limit = (mib << 20).to_string();
+        let made = fs::create_dir(&group.0).and_then(|()| fs::write(group.0.join(file), &limit));
+        made.unwrap_or_else(|error| {
+            panic!(
+                "cannot make the cgroup {}: {error}; run this test as root, where cgroups can be written",
+                group.0.display()
+            )
+        });
+        // A kernel without accounting of swap has no such file.
+        let _ = fs::write(group.0.join(swap), if first.is_dir() { &limit } else { "0" });
+        group
+    }
+
+    /// The most memory that was charged to it, in MiB, the kernel's part for files and sockets included.
+    fn peak(&self) -> u64 {
+        let read = |file: &str| fs::read_to_string(self.0.join(file)).ok()?.trim().parse::<u64>().ok();
+        read("memory.max_usage_in_bytes").or_else(|| read("memory.peak")).map_or(0, |peak| peak >> 20)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0); // a process may still be in it if the test failed
+    }
+}
+
+#[test]
+fn the_limit_of_the_compose_file_holds_with_two_scrapers_and_a_list_that_changes() {
+    let compose = include_str!("../docker-compose.yml");
+    let service = compose.split_once("\n  baletheus:\n").expect("the service").1.split_once("\n\n").expect("its end").0;
+    let comment = format!("# Holds for {},000 devices", DEVICES / 1000);
+    assert!(service.contains(&format!("mem_limit: {LIMIT}m")) && service.contains(&comment), "{service}");
+
+    let cloud = Cloud::start(many(DEVICES));
+    let sidecar = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_METRICS", "true");
+    let sidecar = sidecar.env("REFRESH_RATE", "1h").env("DEVICE_REFRESH_RATE", "5s").env("SERVICE_LABELS", "true");
+    let group = Cgroup::new("limit", LIMIT);
+    let mut status = Status::of(sidecar.start_in(&group.0));
+    let samples = |text: &str, name: &str| text.lines().filter(|line| line.starts_with(name)).count() as u64;
+    status.wait_until("all devices", |metrics| {
+        let state = |name: &String| name.starts_with("balena_device_memory_used_bytes{");
+        metrics.keys().filter(|name| state(name)).count() as u64 == DEVICES
+    });
+    let (status_of, address) = (&status, status.address);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(move || {
+                for _ in 0..SCRAPES {
+                    let (code, _, body) =
+                        status_of.send("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
+                    let mut text = String::new();
+                    GzDecoder::new(&*body).read_to_string(&mut text).expect("a whole answer");
+                    assert_eq!((code, samples(&text, "balena_device_info{")), (200, DEVICES), "{address}");
+                }
+            });
+        }
+        for round in 1..=2 {
+            cloud.change(|devices| {
+                for device in devices.iter_mut().step_by(50) {
+                    device["device_name"] = json!(format!("round {round}"));
+                }
+            });
+            status_of.running.signal("HUP");
+            status_of.running.wait_for_lines("updated balena.json", 1 + round);
+        }
+    });
+    assert!(!status.running.has_ended(), "{}", status.running.log().join("\n"));
+    let resident = resident(status.running.id());
+    println!("peak: {resident} MiB resident, {} MiB charged to the cgroup, of {LIMIT} MiB", group.peak());
+}
+
+/// The most memory that was resident, in MiB.
+fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    peak.expect("VmHWM") >> 10
+}
+
+/// An answer that does not fit into memory is not read to its end: smaller pages are asked for instead.
+#[test]
+fn an_answer_is_bounded_by_the_memory_there_is() {
+    let cloud = Cloud::start(many(600));
+    cloud.change(|devices| {
+        for device in devices.iter_mut() {
+            device["device_tag"] = json!([{ "tag_key": "note", "value": "x".repeat(30_000) }]);
+        }
+    });
+    // 18 MB come in one page. The tags are too long for a label, so that the list is small.
+    let group = Cgroup::new("answer", LIMIT);
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+    let running = sidecar.start_in(&group.0);
+    running.wait_for("updated balena.json: 600 targets of 600 devices");
+    let limits: Vec<_> = cloud
+        .requests()
+        .iter()
+        .filter_map(|seen| seen.target.split_once("$top=")?.1.split('&').next()?.parse::<u64>().ok())
+        .collect();
+    assert!(limits.contains(&1000) && limits.iter().any(|limit| *limit < 300), "{limits:?}");
+    println!("peak of the cgroup: {} MiB of {LIMIT} MiB", group.peak());
+}
