@@ -1,27 +1,22 @@
-//! The API client: conditional requests with bounds in size and time, and what each answer means.
+//! The API client: what can be asked, and the bounds in size and time.
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::io::Read;
-use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use reqwest::blocking::{Client as Http, Response};
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
-};
+use reqwest::Certificate;
+use reqwest::blocking::Client as Http;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::query::{self, Query};
-use crate::key::{ApiKey, KeySource};
+use super::request::chain;
+use crate::key::KeySource;
+use crate::memory;
 use crate::net::proxy::Proxies;
 use crate::net::threads::{NoThread, Resolver};
-use crate::{backoff, memory};
 
 /// The largest answer, unpacked, in bytes, where memory sets no lower bound. 5,030 devices came in 4.9 MB from a real server.
 const MAX_ANSWER_SIZE: u64 = 64 << 20;
@@ -31,8 +26,6 @@ const CONNECT_SHARE: f64 = 2.0 / 3.0;
 const MIN_ANSWER_SIZE: u64 = 1 << 20;
 /// An answer may take this part of the memory limit: two can be there at once, each beside what is made from it.
 const ANSWERS_IN_MEMORY: u64 = 8;
-/// Bytes of an error's body that are read for the message.
-const EXCERPT_SIZE: u64 = 800;
 /// `whoami` must not delay the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// It takes at most this share of the time-out, and the first page has the rest.
@@ -88,14 +81,14 @@ pub enum Actor {
 /// A client of the balena API, version 7. Clones share the connection, the key and the counts.
 #[derive(Clone)]
 pub struct Client {
-    http: Http,
-    api: Api,
+    pub(super) http: Http,
+    pub(super) api: Api,
     query: Query,
-    requests: Requests,
+    pub(super) requests: Requests,
     /// For a whole answer: the time-out, unless less is left.
     limit: Duration,
     /// The largest answer, unpacked, in bytes.
-    max_answer: u64,
+    pub(super) max_answer: u64,
 }
 
 /// How many requests had which status; none counts those without an answer. Clones share the counts.
@@ -108,7 +101,7 @@ impl Requests {
         self.lock().clone()
     }
 
-    fn count(&self, status: Option<u16>) {
+    pub(super) fn count(&self, status: Option<u16>) {
         *self.lock().entry(status).or_default() += 1;
     }
 
@@ -223,140 +216,4 @@ impl Client {
             _ => Actor::Unknown,
         })
     }
-
-    /// Asks for a path, with one key and then with the next if the first is refused. The time-out bounds both tries.
-    fn get(&self, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
-        let end = Instant::now() + timeout;
-        let key = self.api.key.current();
-        let answer = self.counted(|| self.try_with(&key, path, etag, timeout));
-        match answer {
-            Err(Failure { reason: Reason::Unauthorized, .. }) if self.api.key.renew(&key) => {
-                let left = end.saturating_duration_since(Instant::now());
-                self.counted(|| self.try_with(&self.api.key.current(), path, etag, left))
-            }
-            answer => answer,
-        }
-    }
-
-    fn counted(&self, request: impl FnOnce() -> Result<Answer, Failure>) -> Result<Answer, Failure> {
-        let answer = request();
-        let status = match &answer {
-            Ok(Answer::Unchanged) => Some(304),
-            Ok(Answer::Body { .. } | Answer::TooLarge { .. }) => Some(200),
-            Err(failure) => failure.status,
-        };
-        self.requests.count(status);
-        answer
-    }
-
-    fn try_with(&self, key: &ApiKey, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Answer, Failure> {
-        let response = self.send(key, path, etag, timeout)?;
-        let new_etag = text_of(response.headers(), &ETAG);
-        match response.status() {
-            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
-            StatusCode::OK => Ok(match self.body(response)? {
-                Some(body) => Answer::Body { etag: new_etag, body },
-                None => Answer::TooLarge { etag: new_etag },
-            }),
-            _ => Err(self.refused(key, response)),
-        }
-    }
-
-    fn send(&self, key: &ApiKey, path: &str, etag: Option<&str>, timeout: Duration) -> Result<Response, Failure> {
-        let url = Url::parse(&format!("{}{path}", self.api.url))
-            .map_err(|error| Failure::new(Reason::BadAnswer, format!("cannot ask {}: {error}", self.api.url)))?;
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.secret()))
-            .map_err(|_| Failure::new(Reason::Unauthorized, "the API key cannot be sent: check API_KEY"))?;
-        bearer.set_sensitive(true);
-        // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
-        let mut request = self.http.get(url).header(AUTHORIZATION, bearer).timeout(timeout);
-        if let Some(etag) = etag {
-            request = request.header(IF_NONE_MATCH, etag);
-        }
-        request.send().map_err(|error| self.broken(error))
-    }
-
-    /// The body, or none if it is too large.
-    fn body(&self, response: Response) -> Result<Option<Vec<u8>>, Failure> {
-        let mut body = Vec::new();
-        match response.take(self.max_answer + 1).read_to_end(&mut body) {
-            Ok(_) => Ok((body.len() as u64 <= self.max_answer).then_some(body)),
-            Err(error) => Err(match error.downcast::<reqwest::Error>() {
-                Ok(error) => self.broken(error),
-                Err(error) => {
-                    Failure::new(Reason::BrokenAnswer, format!("the answer of {} broke off: {error}", self.api.url))
-                }
-            }),
-        }
-    }
-
-    /// A request without an answer, or with half of one.
-    fn broken(&self, error: reqwest::Error) -> Failure {
-        let error = error.without_url();
-        let chain = chain(&error);
-        let (url, cause) = (&self.api.url, chain.last().map_or("", String::as_str));
-        let (reason, message) = if error.is_timeout() {
-            let timeout = humantime::format_duration(self.api.timeout);
-            (Reason::Timeout, format!("no whole answer from {url}{} within {timeout}", self.through()))
-        } else if cause.contains("certificate") {
-            (Reason::Tls, format!("cannot trust {url}: {cause}; {}", trust_hint(cause)))
-        } else if let Some(no_thread) = NoThread::find(&error) {
-            (Reason::Connect, format!("cannot reach {url}: {no_thread}"))
-        } else if error.is_connect() {
-            (Reason::Connect, format!("cannot reach {url}{}: {cause}", self.through()))
-        } else {
-            (Reason::BrokenAnswer, format!("the answer of {url} broke off: {cause}"))
-        };
-        Failure { causes: chain.join(": "), ..Failure::new(reason, message) }
-    }
-
-    /// Names the proxy on the way to the API, if there is one.
-    fn through(&self) -> String {
-        let url = Url::parse(&self.api.url).ok();
-        let proxy = url.as_ref().and_then(|url| self.api.proxies.find(url.scheme(), url.host_str()?, url.port()));
-        proxy.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
-    }
-
-    /// An answer that is not the one asked for.
-    fn refused(&self, key: &ApiKey, response: Response) -> Failure {
-        let (status, url) = (response.status(), &self.api.url);
-        let (reason, hint) = Reason::of_status(status.as_u16());
-        let header = |name| text_of(response.headers(), name);
-        let retry_after = header(&RETRY_AFTER)
-            .and_then(|value| backoff::retry_after(&value, header(&DATE).as_deref(), SystemTime::now()));
-        let message = format!("{url} answers {status}{}: {hint}", excerpt(key, response));
-        Failure { retry_after, status: Some(status.as_u16()), ..Failure::new(reason, message) }
-    }
-}
-
-/// The beginning of a text answer or the place that a redirect leads to. It ends before the key if the server echoes that, and
-/// it reads so far that it cannot end within a key.
-fn excerpt(key: &ApiKey, response: Response) -> String {
-    let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
-    let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
-    let mut body = Vec::new();
-    let read = response.take(EXCERPT_SIZE + key.secret().len() as u64).read_to_end(&mut body);
-    let body = if is_html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-    let text = location.as_deref().unwrap_or(&body).split(key.secret()).next().unwrap_or_default();
-    let text: String = text.chars().take(200).collect();
-    if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
-}
-
-/// What to do about a certificate that is not trusted, by the text of rustls.
-pub(crate) fn trust_hint(cause: &str) -> &'static str {
-    if cause.contains("CaUsedAsEndEntity") {
-        "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help: give the server a \
-         certificate that this CA has signed, without CA:TRUE"
-    } else {
-        "is this device's clock right? does it need --ca-file (CA_FILE)?"
-    }
-}
-
-/// An error and its causes.
-fn chain(error: &dyn Error) -> Vec<String> {
-    iter::successors(Some(error), |error: &&dyn Error| (*error).source()).map(ToString::to_string).collect()
-}
-
-fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(str::to_owned)
 }

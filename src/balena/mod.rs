@@ -8,6 +8,7 @@ pub mod failure;
 pub mod pages;
 pub mod query;
 pub mod release;
+mod request;
 pub mod selection;
 
 pub use client::{Answer, Api, Client};

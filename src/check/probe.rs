@@ -63,14 +63,14 @@ impl Prober {
         let no_url = |what: &str| Refused::new(Reason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
-        check_destination(&target, true)?;
+        check_destination(&target, Some(()))?;
         for _ in 0..=MAX_REDIRECTS {
             let answer = self.get(&url).await?;
             let location = text_of(&answer, &LOCATION).filter(|_| answer.status().is_redirection());
             let Some(location) = location else { return count(answer).await };
             url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| no_url(location))?;
             let to = host_port(&url);
-            if check_destination(&to, to == target).is_err() {
+            if check_destination(&to, (to == target).then_some(())).is_err() {
                 let message = format!("redirects to {to}, away from the target: a scrape does not follow");
                 let status = Some(answer.status().as_u16());
                 return Err(Refused { status, ..Refused::new(Reason::Redirect, message) });

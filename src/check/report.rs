@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::balena::client::trust_hint;
 use crate::check::probe::Answer;
-use crate::discovery::target::{LeftOut, LeftOutReason};
+use crate::discovery::left_out::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable};
+use crate::net::connector::trust_hint;
 use crate::net::refused::{Reason, Refused};
 
 /// The widest column of the table: a single longer cell does not widen its column.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
+use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
 use super::steering::Origin;
-use super::target::{LeftOut, LeftOutReason};
 use crate::balena::device::{Device, Text, one};
 
 /// A device: its target groups, or why it has none.

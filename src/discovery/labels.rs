@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use crate::balena::device::{Device, Tag, Text, one};
 
 /// A label of a target.
+#[derive(Clone, Copy)]
 pub struct Label {
     /// Its name on a target. A plain label that is not chosen becomes `__meta_balena_<name>`.
     pub name: &'static str,

@@ -5,6 +5,7 @@ pub mod entry;
 pub mod exporter;
 pub mod inventory;
 pub mod labels;
+pub mod left_out;
 mod mapper;
 pub mod services;
 pub mod steering;

@@ -2,18 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::exporter::Exporter;
 use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, SERVICE, TIMEOUT};
+use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
 use super::steering::{self, Origin, Scraped};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
-use crate::reasons::reasons;
 
 /// How Prometheus reaches a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,74 +81,6 @@ impl Rules {
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
         let online = self.online_only.then_some("is_online");
         self.labels.fields().chain(online).chain(self.address.field())
-    }
-}
-
-reasons! {
-    /// Why a device is not among the targets.
-    LeftOutReason {
-    /// The API's record of it cannot be used.
-    Broken = "broken",
-    /// The API's record of it has no id.
-    NoId = "no_id",
-    /// Its uuid is not one.
-    BadUuid = "bad_uuid",
-    /// Its tag is not the one that is asked for.
-    NotTagged = "not_tagged",
-    /// A tag switches it off.
-    SwitchedOff = "switched_off",
-    /// It is offline, and only devices that are online are asked for.
-    Offline = "offline",
-    /// Its public device URL is switched off.
-    NoPublicUrl = "no_public_url",
-    /// It reports no usable LAN address.
-    NoLanAddress = "no_lan_address",
-    /// Nothing names an exporter.
-    NoExporter = "no_exporter",
-    }
-}
-
-impl LeftOutReason {
-    fn text(self) -> &'static str {
-        match self {
-            LeftOutReason::Broken => "the API's record of it cannot be used",
-            LeftOutReason::NoId => "the API's record of it has no id",
-            LeftOutReason::BadUuid => "its uuid is not 32 or 62 hex digits",
-            LeftOutReason::NotTagged => "its own tag has another value",
-            LeftOutReason::SwitchedOff => "the tag prometheus.io/scrape switches it off",
-            LeftOutReason::Offline => "balenaCloud sees it offline",
-            LeftOutReason::NoPublicUrl => "its public device URL is switched off",
-            LeftOutReason::NoLanAddress => "it reports no usable LAN address",
-            LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
-        }
-    }
-}
-
-/// A device that is left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftOut {
-    /// Why.
-    pub reason: LeftOutReason,
-    /// What is particular to this device; may be empty.
-    pub detail: Box<str>,
-}
-
-impl From<LeftOutReason> for LeftOut {
-    fn from(reason: LeftOutReason) -> Self {
-        LeftOut { reason, detail: "".into() }
-    }
-}
-
-impl Display for LeftOut {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        match (self.reason, &*self.detail) {
-            (LeftOutReason::NotTagged, tag) => {
-                write!(f, "its own tag {tag} has another value than the one asked for")
-            }
-            (LeftOutReason::NoExporter, what) if !what.is_empty() => f.write_str(what),
-            (reason, "") => f.write_str(reason.text()),
-            (reason, detail) => write!(f, "{}: {detail}", reason.text()),
-        }
     }
 }
 

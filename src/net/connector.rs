@@ -197,3 +197,13 @@ fn no_connection(error: &(dyn Error + 'static)) -> Refused {
         _ => Refused::new(Reason::NoConnection, cause.to_string()),
     }
 }
+
+/// What to do about a certificate that is not trusted, by the text of rustls.
+pub fn trust_hint(cause: &str) -> &'static str {
+    if cause.contains("CaUsedAsEndEntity") {
+        "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help: give the server a \
+         certificate that this CA has signed, without CA:TRUE"
+    } else {
+        "is this device's clock right? does it need --ca-file (CA_FILE)?"
+    }
+}

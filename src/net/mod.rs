@@ -1,5 +1,6 @@
 //! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
+mod connections;
 pub mod connector;
 mod http_connect;
 pub mod proxy;

@@ -33,16 +33,16 @@ const MAX_INFORMATIONAL: usize = 5;
 const SSH_PORT: u64 = 22222;
 
 /// Decides whether a scrape may connect to `host:port`: it has to be a target, and never SSH of the host OS.
-pub fn check_destination(host_port: &str, is_target: bool) -> Result<(), Refused> {
+pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, Refused> {
     let refuse = |why: String| Err(Refused::new(Reason::NotTarget, format!("refused: {why}")));
     let port = host_port.rsplit(':').next().and_then(|port| port.parse().ok());
     if port == Some(SSH_PORT) {
         return refuse("port 22222 is the SSH of the host".into());
     }
-    if !is_target {
-        return refuse(format!("{host_port} is no target in the target file"));
+    match target {
+        Some(target) => Ok(target),
+        None => refuse(format!("{host_port} is no target in the target file")),
     }
-    Ok(())
 }
 
 /// Why an exchange over a connection failed. The same failure has the same text, whichever way hyper reports it.

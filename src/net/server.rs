@@ -1,16 +1,13 @@
 //! The servers of the program: listening, the one accept loop, and what the endpoints of both services share.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,9 +17,10 @@ use prometheus::core::Collector;
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+
+use super::connections::{Answering, Closable, RETRY, Tracked, Waiting};
 
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
@@ -31,9 +29,6 @@ const SEND_TIMEOUT: u32 = 60_000;
 const MAX_HEADERS: usize = 4096;
 /// Connections that wait to be accepted. The system has its own limit as well.
 const BACKLOG: i32 = 4096;
-/// The wait before another try to accept a connection or to find a place for it.
-const RETRY: Duration = Duration::from_millis(100);
-
 /// The content type of text for people.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 /// The content type of metrics, without which Prometheus 3 fails the scrape.
@@ -122,7 +117,7 @@ where
         let _ = stream.set_nodelay(true); // a failure costs some time only
         #[cfg(target_os = "linux")]
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT);
-        let waiting = Arc::new(Waiting { closable: closable.clone(), task: OnceLock::new(), number: Mutex::default() });
+        let waiting = closable.connection();
         let (answering, handler, failed) = (waiting.clone(), handler.clone(), failed.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = converse(stream, limits, answering, handler).await {
@@ -131,8 +126,7 @@ where
             drop(place);
         });
         // the task starts at the next await
-        let _ = waiting.task.set(task.abort_handle());
-        waiting.start();
+        waiting.begin(task.abort_handle());
     }
 }
 
@@ -147,7 +141,7 @@ where
         let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
         // in a box, since the connection reserves room for it while it waits
         let answer = Box::pin(handler(request));
-        async { Ok::<_, Infallible>(answer.await.map(|body| Tracked { body, _answering: answering })) }
+        async { Ok::<_, Infallible>(answer.await.map(|body| Tracked::new(body, answering))) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).keep_alive(limits.single.is_none());
@@ -156,115 +150,6 @@ where
     match limits.single {
         Some(longest) => timeout(longest, connection).await.unwrap_or(Ok(())),
         None => connection.await,
-    }
-}
-
-/// The connections that may be closed to make room, from the one that has waited longest.
-#[derive(Default)]
-struct Closable(Mutex<Numbered>);
-
-#[derive(Default)]
-struct Numbered {
-    next: u64,
-    tasks: BTreeMap<u64, AbortHandle>,
-}
-
-impl Closable {
-    /// A place for one more connection.
-    async fn place(&self, places: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            return Ok(place);
-        }
-        loop {
-            self.close_first();
-            if let Ok(place) = timeout(RETRY, places.clone().acquire_owned()).await {
-                return place.map_err(io::Error::other);
-            }
-        }
-    }
-
-    fn close_first(&self) {
-        if let Some((_, task)) = self.lock().tasks.pop_first() {
-            task.abort();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Numbered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection's entry among those that may be closed.
-struct Waiting {
-    closable: Arc<Closable>,
-    task: OnceLock<AbortHandle>,
-    number: Mutex<Option<u64>>,
-}
-
-impl Waiting {
-    fn start(&self) {
-        let Some(task) = self.task.get().filter(|task| !task.is_finished()) else { return };
-        let mut numbered = self.closable.lock();
-        let number = numbered.next;
-        numbered.next += 1;
-        numbered.tasks.insert(number, task.clone());
-        *self.number() = Some(number);
-    }
-
-    fn end(&self) {
-        let number = self.number().take();
-        if let Some(number) = number {
-            self.closable.lock().tasks.remove(&number);
-        }
-    }
-
-    fn number(&self) -> MutexGuard<'_, Option<u64>> {
-        self.number.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// The time of a request in which its connection does not wait.
-struct Answering(Arc<Waiting>);
-
-impl Answering {
-    fn start(waiting: Arc<Waiting>) -> Self {
-        waiting.end();
-        Answering(waiting)
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.start();
-    }
-}
-
-/// A body that ends the answering of its request.
-struct Tracked<B> {
-    body: B,
-    _answering: Option<Answering>,
-}
-
-impl<B: Body + Unpin> Body for Tracked<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

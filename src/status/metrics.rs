@@ -12,7 +12,7 @@ use crate::balena::client::Requests;
 use crate::balena::{Failure, Reason};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
-use crate::discovery::target::LeftOutReason;
+use crate::discovery::left_out::LeftOutReason;
 use crate::net::server;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.

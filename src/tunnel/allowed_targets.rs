@@ -27,13 +27,18 @@ const READ_TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A target that the tunnel may go to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Target {
+    /// `host:port`, in lower case.
+    pub name: String,
     /// Whether a target group with it has the scheme https.
     pub is_https: bool,
+    /// Since when the file lists it.
+    pub listed: Instant,
 }
 
-type Targets = HashMap<Box<str>, Target>;
+/// What is kept of a target: whether it is https, and since when it is listed.
+type Targets = HashMap<Box<str>, (bool, Instant)>;
 
 /// The targets of the target file, which is read again when it has changed.
 pub struct AllowedTargets {
@@ -99,7 +104,8 @@ impl AllowedTargets {
             let _ = self.checks.send(Check { seen: state.seen, again, found }); // the thread never ends
             self.finish(&mut state).await;
         }
-        state.targets.get(target).copied()
+        let (is_https, listed) = *state.targets.get(target)?;
+        Some(Target { name: target.to_owned(), is_https, listed })
     }
 
     /// Waits for the pending check; false if it takes too long.
@@ -115,7 +121,12 @@ impl AllowedTargets {
 
     fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<Targets, String>) {
         let path = self.path.display();
-        let read = read.map(|targets| {
+        let read = read.map(|mut targets| {
+            for (name, (_, listed)) in &mut targets {
+                if let Some((_, before)) = state.targets.get(name) {
+                    *listed = *before;
+                }
+            }
             let level = if state.targets.is_empty() { Level::Info } else { Level::Debug };
             log::log!(level, "{} in {path}", count(targets.len(), "target"));
             self.count.set(i64::try_from(targets.len()).unwrap_or(i64::MAX));
@@ -151,12 +162,12 @@ fn read(path: &Path) -> Result<Targets, String> {
         return Err("is too large".into());
     }
     let groups: Vec<AnyGroup> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
-    let mut targets = Targets::new();
+    let (mut targets, now) = (Targets::new(), Instant::now());
     for group in &groups {
         let is_https =
             group.labels.as_ref().and_then(|labels| labels.get(SCHEME)).is_some_and(|scheme| scheme == "https");
         for target in &group.targets {
-            targets.entry(target.to_ascii_lowercase().into()).or_default().is_https |= is_https;
+            targets.entry(target.to_ascii_lowercase().into()).or_insert((false, now)).0 |= is_https;
         }
     }
     if targets.is_empty() { Err("holds no target".into()) } else { Ok(targets) }

@@ -19,6 +19,8 @@ pub struct Metrics {
     duration: Histogram,
     /// Tunnels asked for.
     pub handshakes: IntCounter,
+    /// Scrapes of devices that are not connected, answered from memory.
+    pub remembered: IntCounter,
     /// Connections to the tunnel host.
     pub traffic: Traffic,
     /// Targets that the tunnel may go to.
@@ -44,7 +46,11 @@ impl Metrics {
         let open = IntGauge::new("baletheus_tunnel_open", "Connections to the tunnel host that are open.");
         let handshakes = IntCounter::new(
             "baletheus_tunnel_handshakes_total",
-            "Tunnels asked for; the rest of the scrapes used a kept one.",
+            "Tunnels asked for. The other scrapes used a kept one, or were answered from memory.",
+        );
+        let remembered = IntCounter::new(
+            "baletheus_tunnel_remembered_total",
+            "Scrapes of devices that are not connected, answered without asking for a tunnel again.",
         );
         let targets = IntGauge::new("baletheus_tunnel_targets", "Targets that the tunnel may go to.");
         let scrapes = register(&registry, IntCounterVec::new(scrapes, &["result"]))?;
@@ -56,6 +62,7 @@ impl Metrics {
             scrapes,
             duration: register(&registry, Histogram::with_opts(duration.buckets(BUCKETS.to_vec())))?,
             handshakes: register(&registry, handshakes)?,
+            remembered: register(&registry, remembered)?,
             traffic: Traffic { open: register(&registry, open)?, sent, received },
             targets: register(&registry, targets)?,
             registry,

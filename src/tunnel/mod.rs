@@ -8,6 +8,7 @@ mod allowed_targets;
 mod exchange;
 mod limits;
 mod metrics;
+mod offline;
 mod outage;
 mod passing;
 mod pool;
@@ -35,6 +36,7 @@ use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::limits::Places;
 use crate::tunnel::metrics::Metrics;
+use crate::tunnel::offline::Offline;
 use crate::tunnel::pool::Pool;
 use crate::tunnel::proxy::Proxy;
 use crate::tunnel::tunnels::Tunnels;
@@ -89,7 +91,12 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     );
     log::debug!("{} scrapes at once", places.scrapes);
     let vpn = Vpn::new(connector, url, settings.key);
-    let tunnels = Tunnels::new(vpn, Pool::new(places.tunnels), metrics.handshakes.clone());
+    let tunnels = Tunnels::new(
+        vpn,
+        Pool::new(places.tunnels),
+        Offline::new(metrics.remembered.clone()),
+        metrics.handshakes.clone(),
+    );
     let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone()).map_err(|error| error.to_string())?;
     let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.

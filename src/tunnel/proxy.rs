@@ -24,7 +24,7 @@ use tokio::time::interval;
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
 use crate::net::server::{Full as WhenFull, Limits, METRICS, TEXT, reply, serve};
-use crate::tunnel::allowed_targets::AllowedTargets;
+use crate::tunnel::allowed_targets::{AllowedTargets, Target};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
 use crate::tunnel::passing::Passing;
@@ -60,12 +60,13 @@ impl Proxy {
     /// Answers requests, on so many connections.
     pub async fn serve(self, listener: TcpListener, connections: usize) -> io::Result<Infallible> {
         self.allowed.find("").await; // reads the target file before the first scrape
-        let pool = self.tunnels.pool.clone();
+        let tunnels = self.tunnels.clone();
         tokio::spawn(async move {
             let mut ticks = interval(IDLE_TIMEOUT / 10);
             loop {
                 ticks.tick().await;
-                pool.expire();
+                tunnels.pool.expire();
+                tunnels.offline.expire();
             }
         });
         let limits = Limits {
@@ -124,8 +125,8 @@ impl Proxy {
         answer.map(Either::Left)
     }
 
-    /// The target of a request, as `host:port`.
-    async fn target(&self, method: &Method, url: &Uri) -> Result<String, Refused> {
+    /// The target of a request.
+    async fn target(&self, method: &Method, url: &Uri) -> Result<Target, Refused> {
         let refuse = |why: &str| Err(Refused::new(Reason::NotTarget, format!("refused: {why}")));
         match (method.as_str(), url.scheme_str()) {
             ("GET", Some("http")) | ("CONNECT", None) => {}
@@ -134,30 +135,29 @@ impl Proxy {
         }
         let authority = url.authority().map(|authority| authority.as_str().to_ascii_lowercase()).unwrap_or_default();
         let target = if authority.contains(':') { authority } else { authority + ":80" };
-        let found = self.allowed.find(&target).await;
-        check_destination(&target, found.is_some())?;
-        if method == Method::CONNECT && !found.unwrap_or_default().is_https {
+        let target = check_destination(&target, self.allowed.find(&target).await)?;
+        if method == Method::CONNECT && !target.is_https {
             return refuse("CONNECT is for targets with the scheme https only (tag prometheus.io/scheme)");
         }
         Ok(target)
     }
 
     /// Passes a scrape through a tunnel.
-    async fn scrape(&self, target: String, request: Request<Incoming>) -> Result<Answer, Refused> {
+    async fn scrape(&self, target: Target, request: Request<Incoming>) -> Result<Answer, Refused> {
         let mut scrape = Scrape::start(self.metrics.clone());
         let deadline = Deadline::after(scrape_timeout(request.headers()));
         let answered = async {
             let place = self.place()?;
-            let request = request_to(&target, &request)?;
+            let request = request_to(&target.name, &request)?;
             let answered = deadline.wait(self.tunnels.exchange(&target, request, deadline)).await.flatten();
-            self.watch(&target, &answered);
+            self.watch(&target.name, &answered);
             Ok::<_, Refused>((place, answered?))
         };
         let (place, (exchange, answer)) =
             answered.await.inspect_err(|refused| scrape.outcome = Outcome::Refused(refused.reason))?;
         let (head, body) = answer.into_parts();
         let pool = self.tunnels.pool.clone();
-        let passing = Passing::new((target.into(), exchange), body, pool, deadline, scrape, place);
+        let passing = Passing::new((target.name.into(), exchange), body, pool, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(passing));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
@@ -171,11 +171,11 @@ impl Proxy {
     }
 
     /// Answers Prometheus' CONNECT, and relays what follows.
-    async fn connect(&self, target: String, request: Request<Incoming>) -> Result<Answer, Refused> {
+    async fn connect(&self, target: Target, request: Request<Incoming>) -> Result<Answer, Refused> {
         let opened = async {
             let place = self.place()?;
             let opened = self.tunnels.open(&target, Deadline::after(DEFAULT_TIMEOUT)).await;
-            self.watch(&target, &opened);
+            self.watch(&target.name, &opened);
             Ok::<_, Refused>((place, opened?))
         };
         let opened = opened.await;

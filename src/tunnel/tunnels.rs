@@ -12,7 +12,9 @@ use tokio::time::{timeout, timeout_at};
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
 use crate::net::vpn::Vpn;
+use crate::tunnel::allowed_targets::Target;
 use crate::tunnel::exchange::{AnswerBody, Exchange};
+use crate::tunnel::offline::Offline;
 use crate::tunnel::pool::{Pool, Tunnel};
 
 /// A kept tunnel has this part of the time before a new one races it. The device may have another address in the VPN.
@@ -28,6 +30,8 @@ pub struct Tunnels {
     vpn: Vpn,
     /// The tunnels that are kept.
     pub pool: Arc<Pool>,
+    /// The devices that are not connected.
+    pub offline: Offline,
     handshakes: IntCounter,
 }
 
@@ -35,31 +39,39 @@ type Answered = (Exchange, Response<AnswerBody>);
 
 impl Tunnels {
     /// Counts the tunnels that it opens.
-    pub fn new(vpn: Vpn, pool: Pool, handshakes: IntCounter) -> Self {
-        Tunnels { vpn, pool: Arc::new(pool), handshakes }
+    pub fn new(vpn: Vpn, pool: Pool, offline: Offline, handshakes: IntCounter) -> Self {
+        Tunnels { vpn, pool: Arc::new(pool), offline, handshakes }
     }
 
-    /// Opens a tunnel to `host:port`.
-    pub async fn open(&self, target: &str, deadline: Deadline) -> Result<Tunnel, Refused> {
+    /// Opens a tunnel to a target.
+    pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, Refused> {
+        if let Some(refused) = self.offline.find(&target.name, target.listed) {
+            return Err(refused);
+        }
         let place = self.pool.place().ok_or_else(busy)?;
         self.handshakes.inc();
-        Ok(Tunnel::new(self.vpn.open(target, deadline).await?, place))
+        let opened = self.vpn.open(&target.name, deadline).await;
+        match &opened {
+            Ok(_) => self.offline.succeeded(&target.name),
+            Err(refused) => self.offline.failed(&target.name, refused),
+        }
+        Ok(Tunnel::new(opened?, place))
     }
 
     /// Sends a request in a kept tunnel, or else in a new one. A kept tunnel that was closed is no failure. If it does not
     /// answer in a third of the time, a new tunnel gets the same request, and the first answer wins.
     pub async fn exchange(
-        self: &Arc<Self>, target: &str, request: Request<Empty<Bytes>>, deadline: Deadline,
+        self: &Arc<Self>, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<Answered, Refused> {
         let mut attempts = JoinSet::new();
-        if let Some(kept) = self.pool.take(target) {
+        if let Some(kept) = self.pool.take(&target.name) {
             attempts.spawn(Exchange::start(kept, request.clone()));
             let first = timeout(deadline.left() / RACE_AFTER, attempts.join_next()).await;
             if let Ok(Some(Ok(Ok(answered)))) = first {
                 return Ok(answered);
             }
         }
-        let (tunnels, target) = (self.clone(), target.to_owned());
+        let (tunnels, target) = (self.clone(), target.clone());
         attempts.spawn(async move {
             let tunnel = tunnels.open(&target, deadline).await?;
             Exchange::start(tunnel, request).await

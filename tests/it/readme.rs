@@ -1,7 +1,17 @@
 //! The tables of the documents equal those of the code.
 
+use std::borrow::Cow;
+
+use baletheus::balena::device;
+use baletheus::balena::query::Query;
+use baletheus::balena::selection::Selection;
 use baletheus::config::OPTIONS;
-use baletheus::discovery::labels::{self, Kind, LABELS, STEERED};
+use baletheus::discovery::exporter;
+use baletheus::discovery::labels::{self, Kind, LABELS, Label, LabelSet, STEERED};
+use baletheus::discovery::target::{self, Rules};
+use serde_json::{Value, json};
+
+use crate::support::fleet::gateways;
 
 const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
 const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
@@ -26,13 +36,53 @@ fn options() {
     check(README, "<!-- options", &table);
 }
 
-#[test]
-fn labels() {
+/// The tables of plain labels and of labels for relabelling.
+fn label_tables(table: &'static [Label]) -> [String; 2] {
     let row = |name: &str, about: &str| format!("| `{name}` | {about} |\n");
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
-    let plain = labels::plain(LABELS).fold(head.clone(), |table, label| table + &row(label.name, label.about));
-    check(LABELS_PAGE, "<!-- plain labels", &plain);
-    let meta = LABELS.iter().filter(|label| label.kind == Kind::Meta);
+    let plain = labels::plain(table).fold(head.clone(), |text, label| text + &row(label.name, label.about));
+    let meta = table.iter().filter(|label| label.kind == Kind::Meta);
     let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
-    check(LABELS_PAGE, "<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
+    [plain, meta.fold(head, |text, (name, about)| text + &row(name, about))]
+}
+
+#[test]
+fn labels() {
+    let [plain, meta] = label_tables(LABELS);
+    check(LABELS_PAGE, "<!-- plain labels", &plain);
+    check(LABELS_PAGE, "<!-- meta labels", &meta);
+}
+
+/// Nothing but the table knows a label.
+#[test]
+fn a_label_is_one_line_of_the_table() {
+    let added = Label {
+        name: "addresses",
+        about: "its addresses",
+        kind: Kind::Plain,
+        field: Some("ip_address"),
+        info: Some("addresses"),
+        value: |device| device.ip_address.as_deref().map(Cow::Borrowed),
+    };
+    let table: &'static [Label] = Vec::leak([LABELS, &[added]].concat());
+    let all = LabelSet { table, chosen: labels::plain(table).map(|label| label.name).collect() };
+    let rules = Rules { labels: all, exporters: exporter::parse_list("9100").unwrap(), ..Rules::default() };
+
+    let query = Query::new(rules.fields(), &Selection::default()).page(0, 10);
+    assert!(query.contains(",ip_address"), "{query}");
+    let query = Query::new(Rules::default().fields(), &Selection::default()).page(0, 10);
+    assert!(!query.contains("ip_address"), "{query}");
+
+    let mut record = gateways(1).remove(0);
+    record["ip_address"] = "10.0.0.7".into();
+    let body = json!({ "d": [record] }).to_string();
+    let device = &device::parse_page(body.as_bytes()).unwrap()[0];
+    let (mut file, mut warnings) = (Vec::new(), Vec::new());
+    target::map(device, None, &rules, &mut file, &mut warnings).unwrap();
+    let group: Value = serde_json::from_slice(&file).unwrap();
+    assert_eq!(group["labels"]["addresses"], "10.0.0.7");
+    assert!(rules.labels.info("0000000", device).ends_with(",addresses=\"10.0.0.7\""));
+
+    let documented = label_tables(table);
+    assert_eq!(documented[0], label_tables(LABELS)[0].clone() + "| `addresses` | its addresses |\n");
 }

@@ -415,13 +415,50 @@ fn without_a_list_all_is_refused() {
 }
 
 #[test]
+fn a_device_that_is_not_connected_is_not_asked_for_at_each_scrape() {
+    const OFFLINE: &str = "device not connected to the VPN";
+    let setup = Setup::start(Vpn::start(KEY, None));
+    let (a, other_port) = (target('a'), format!("{}.balena:8080", uuid('a')));
+    let with_another = [a.clone(), other_port.clone(), target('b')];
+    write(&setup.sidecar, &with_another);
+    let exporter = Exporter::saying(OK);
+    setup.device('b', exporter.addr);
+    setup.vpn.device(&uuid('a'), |device| device.offline = true);
+    setup.expect(&a, 502, OFFLINE);
+    setup.expect(&a, 502, OFFLINE);
+    setup.expect(&other_port, 502, OFFLINE);
+    assert_eq!(setup.handshakes(), 1, "one answer for all exporters of the device");
+    assert_eq!(setup.scrape(&target('b')).0, "HTTP/1.1 200 OK", "no other device is affected");
+    assert_eq!(setup.metric("baletheus_tunnel_remembered_total"), [(String::new(), 2.0)].into());
+    assert_eq!(setup.results()["{result=\"not_connected\"}"], 3.0);
+
+    // It comes back: the answer holds for no longer than the interval between scrapes.
+    setup.device('a', exporter.addr);
+    let start = Instant::now();
+    while setup.scrape(&a).0 != "HTTP/1.1 200 OK" {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", setup.running.log().join("\n"));
+        thread::sleep(Duration::from_millis(100));
+    }
+
+    // A device that discovery lists again is asked for at once.
+    setup.vpn.device(&uuid('c'), |device| device.offline = true);
+    write(&setup.sidecar, &['a', 'b', 'c'].map(target));
+    setup.expect(&target('c'), 502, OFFLINE);
+    write(&setup.sidecar, &with_another);
+    assert_eq!(setup.scrape(&target('c')).0.split(' ').nth(1), Some("403"));
+    setup.device('c', exporter.addr);
+    write(&setup.sidecar, &['a', 'b', 'c'].map(target));
+    assert_eq!(setup.scrape(&target('c')).0, "HTTP/1.1 200 OK");
+}
+
+#[test]
 fn each_failure_is_told() {
     let setup = Setup::start(Vpn::start(KEY, None));
     let a = target('a');
     setup.expect(&a, 502, "refused: no access, unknown device, or balena's API busy");
-    setup.vpn.device(&uuid('a'), |device| device.offline = true);
-    setup.expect(&a, 502, "device not connected to the VPN");
-    setup.vpn.device(&uuid('a'), |device| device.offline = false);
+    setup.vpn.device(&uuid('b'), |device| device.offline = true);
+    setup.expect(&target('b'), 502, "device not connected to the VPN");
+    setup.vpn.device(&uuid('a'), |_| ());
     setup.expect(&a, 502, "port 9100 closed or device unreachable");
     setup.device('a', Exporter::start(|_, _| false).addr);
     setup.expect(&a, 502, "broke off: the connection closes before the answer is complete");

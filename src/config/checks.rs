@@ -1,0 +1,214 @@
+//! How the text of options is checked, each alone and those that belong together.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use reqwest::Url;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+use super::sources::Sources;
+use crate::discovery::exporter::{self, Exporter};
+use crate::discovery::labels::{self, LABELS};
+use crate::discovery::target::Address;
+use crate::key::{ApiKey, CREATE_KEY, KeySource};
+use crate::net;
+use crate::status::guard::{ANY_HOST, Guard};
+use crate::values::{boolean, items, one_of};
+
+/// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
+const MAX_CA_FILE_SIZE: u64 = 16 << 20;
+
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    net::server::addresses(text)
+}
+
+const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
+    tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
+
+/// The host in the address to listen on is a known name, too.
+pub(super) fn guard(from: &mut Sources) -> Guard {
+    let mut hosts = from.list("status-host", |text| items(text).map(status_host).collect());
+    let listen = from.given("listen").map(|(_, values)| values).unwrap_or_default();
+    let listen = listen.iter().filter_map(|address| address.rsplit_once(':'));
+    hosts.extend(listen.map(|(host, _)| host.to_ascii_lowercase()).filter(|host| !host.is_empty()));
+    Guard { hosts, token: token(from) }
+}
+
+pub(super) fn status_host(text: &str) -> Result<String, String> {
+    if text == ANY_HOST { Ok(text.to_owned()) } else { domain(text) }
+}
+
+/// The shortest token, in characters: shorter ones can be guessed.
+const MIN_TOKEN_LENGTH: usize = 16;
+
+pub(super) fn token(from: &mut Sources) -> Option<ApiKey> {
+    let (source, values) = from.given("status-token-file")?;
+    let token = secret_from_file(&source, &values[0], "token of at least 16 characters").and_then(|(token, _)| {
+        let is_long = token.secret().len() >= MIN_TOKEN_LENGTH;
+        let short =
+            || format!("{source} is {:?}: the token in it has fewer than {MIN_TOKEN_LENGTH} characters", values[0]);
+        is_long.then_some(token).ok_or_else(short)
+    });
+    token.map_err(|error| from.errors.push(error)).ok()
+}
+
+pub(super) fn key(from: &mut Sources) -> KeySource {
+    let before = from.errors.len();
+    let key = match (from.given("API_KEY"), from.given("api-key-file")) {
+        (Some(_), Some((source, _))) => Err(format!("API_KEY and {source} are both set: set one of them")),
+        (Some((source, values)), None) => {
+            ApiKey::new(&values[0]).map(|key| (key, None)).map_err(|error| format!("{source} {error}"))
+        }
+        (None, Some((source, values))) => {
+            secret_from_file(&source, &values[0], "key").map(|(key, path)| (key, Some(path)))
+        }
+        (None, None) => Err(NO_KEY.into()),
+    };
+    let (key, file) = key.unwrap_or_else(|error| {
+        // What is wrong with the variable itself was reported already.
+        from.errors.extend((from.errors.len() == before).then_some(error));
+        (ApiKey::default(), None)
+    });
+    KeySource::new(key, file)
+}
+
+pub(super) fn secret_from_file(source: &str, value: &str, what: &str) -> Result<(ApiKey, PathBuf), String> {
+    let path = PathBuf::from(value);
+    // The value may be the secret itself, by mistake.
+    let is_path = value.contains(['/', '.']) || path.exists();
+    let shown = if is_path { format!("{value:?}") } else { "not shown".into() };
+    let key = ApiKey::read(&path).map_err(|error| {
+        format!("{source} is {shown}: the file {error}; it takes the path of a file with the {what}")
+    })?;
+    Ok((key, path))
+}
+
+pub(super) fn address(from: &mut Sources) -> Address {
+    let modes = [Address::Vpn, Address::Public, Address::Lan].map(|address| (address.as_str(), address));
+    let (chosen, address) = (from.given("address"), from.one("address", |text| one_of(text, modes)));
+    if !from.one("USE_PUBLIC_URLS", boolean) {
+        return address;
+    }
+    if let Some((source, values)) = chosen.filter(|_| address != Address::Public) {
+        from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
+    }
+    Address::Public
+}
+
+/// The exporters of each device: a list, or `none`.
+pub(super) fn exporters(from: &mut Sources) -> Vec<Exporter> {
+    let is_none = |text: &str| text.trim() == "none";
+    if let Some((_, values)) = from.given("exporter")
+        && values.iter().all(|value| is_none(value))
+    {
+        return Vec::new();
+    }
+    from.list("exporter", |text| {
+        if is_none(text) {
+            Err("stands for no exporter, and others are named".into())
+        } else {
+            exporter::parse_list(text)
+        }
+    })
+}
+
+/// Prometheus tells targets apart by job and address, and all public URLs of a device are one address.
+pub(super) fn check_exporters(
+    list: &[Exporter], address: Address, errors: &mut Vec<String>, warnings: &mut Vec<String>,
+) {
+    let public = address == Address::Public;
+    for (index, exporter) in list.iter().enumerate() {
+        let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
+        if let Some(other) = list[..index].iter().find(same) {
+            let same = "are the same target to Prometheus: give each its own name";
+            errors.push(format!("exporters (--exporter, EXPORTERS) {other} and {exporter} {same}"));
+        }
+        if public && exporter.port != 80 {
+            let port = exporter.port;
+            warnings.push(format!("exporter {exporter}: a public device URL leads to port 80, {port} is not used"));
+        }
+    }
+}
+
+/// A warning, if the key expires by itself. A session token is a JWT, which has two dots; a named key has none.
+pub(super) fn session_token(key: &KeySource) -> Option<String> {
+    let dots = key.current().secret().bytes().filter(|byte| *byte == b'.').count();
+    (dots == 2).then(|| format!("the API key looks like a session token, which expires: {CREATE_KEY}"))
+}
+
+/// The URL of the API. Its documentation has URLs that end in the version, which each request adds itself.
+pub(super) fn api_url(text: &str) -> Result<Url, String> {
+    let text = text.trim().trim_end_matches('/');
+    base_url(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
+}
+
+/// A plain http or https URL without a path.
+pub(super) fn base_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
+    let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
+        return Err("not a plain http or https URL".into());
+    }
+    if url.path() == "/" {
+        Ok(url)
+    } else {
+        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()))
+    }
+}
+
+/// A warning, if the key would go over the network in clear.
+pub(super) fn unencrypted(url: &Url) -> Option<String> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    (url.scheme() == "http" && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
+}
+
+/// The certificates of a PEM file.
+pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut pem = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
+    read.map_err(|error| format!("the file cannot be read: {error}"))?;
+    if pem.len() as u64 > MAX_CA_FILE_SIZE {
+        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20));
+    }
+    let roots: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
+    if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }
+}
+
+pub(super) fn domain(text: &str) -> Result<String, String> {
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let good = text.len() <= 190 && text.split('.').all(is_part);
+    good.then(|| text.to_ascii_lowercase()).ok_or("not a domain name".into())
+}
+
+pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, String> {
+    let known: Vec<_> = labels::plain(LABELS).map(|label| label.name).collect();
+    let find = |name: &str| known.iter().find(|label| **label == name).copied();
+    match text.trim() {
+        "all" => Ok(known),
+        "none" => Ok(Vec::new()),
+        list => items(list)
+            .map(|name| find(name).ok_or_else(|| format!("no label {name}, there are {}", known.join(", "))))
+            .collect(),
+    }
+}
+
+/// The path of a file, which need not exist.
+pub(super) fn file_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
+    is_file.then_some(path).ok_or("names a directory".into())
+}
+
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).map_err(|_| "not an octal number")?;
+    (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
+}

@@ -1,0 +1,73 @@
+//! Why a device is not among the targets: the reason for metrics, and the words for the log and the page.
+
+use std::fmt::{self, Display, Formatter};
+
+use crate::reasons::reasons;
+
+reasons! {
+    /// Why a device is not among the targets.
+    LeftOutReason {
+    /// The API's record of it cannot be used.
+    Broken = "broken",
+    /// The API's record of it has no id.
+    NoId = "no_id",
+    /// Its uuid is not one.
+    BadUuid = "bad_uuid",
+    /// Its tag is not the one that is asked for.
+    NotTagged = "not_tagged",
+    /// A tag switches it off.
+    SwitchedOff = "switched_off",
+    /// It is offline, and only devices that are online are asked for.
+    Offline = "offline",
+    /// Its public device URL is switched off.
+    NoPublicUrl = "no_public_url",
+    /// It reports no usable LAN address.
+    NoLanAddress = "no_lan_address",
+    /// Nothing names an exporter.
+    NoExporter = "no_exporter",
+    }
+}
+
+impl LeftOutReason {
+    fn text(self) -> &'static str {
+        match self {
+            LeftOutReason::Broken => "the API's record of it cannot be used",
+            LeftOutReason::NoId => "the API's record of it has no id",
+            LeftOutReason::BadUuid => "its uuid is not 32 or 62 hex digits",
+            LeftOutReason::NotTagged => "its own tag has another value",
+            LeftOutReason::SwitchedOff => "the tag prometheus.io/scrape switches it off",
+            LeftOutReason::Offline => "balenaCloud sees it offline",
+            LeftOutReason::NoPublicUrl => "its public device URL is switched off",
+            LeftOutReason::NoLanAddress => "it reports no usable LAN address",
+            LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
+        }
+    }
+}
+
+/// A device that is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Why.
+    pub reason: LeftOutReason,
+    /// What is particular to this device; may be empty.
+    pub detail: Box<str>,
+}
+
+impl From<LeftOutReason> for LeftOut {
+    fn from(reason: LeftOutReason) -> Self {
+        LeftOut { reason, detail: "".into() }
+    }
+}
+
+impl Display for LeftOut {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match (self.reason, &*self.detail) {
+            (LeftOutReason::NotTagged, tag) => {
+                write!(f, "its own tag {tag} has another value than the one asked for")
+            }
+            (LeftOutReason::NoExporter, what) if !what.is_empty() => f.write_str(what),
+            (reason, "") => f.write_str(reason.text()),
+            (reason, detail) => write!(f, "{}: {detail}", reason.text()),
+        }
+    }
+}
