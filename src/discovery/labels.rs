@@ -67,6 +67,10 @@ pub const STEERED: [(&str, &str); 9] = [
     ),
 ];
 
+/// The label of `balena_device_info` alone, and what it holds. It is none of a target: no series changes with it.
+pub const ALERT: (&str, &str) =
+    ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
+
 /// The label that every target has.
 pub const UUID: &str = "uuid";
 /// The label by which the target file is read again after a restart.
@@ -145,13 +149,17 @@ impl LabelSet {
         labels
     }
 
-    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty.
-    pub fn info(&self, uuid: &str, device: &Device) -> String {
+    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty. A device that is not
+    /// muted has no label [`ALERT`].
+    pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> String {
         let mut info = format!("{UUID}=\"{uuid}\"");
         for label in self.table.iter().filter(|label| label.name != UUID) {
             let Some(name) = label.info else { continue };
             let value = (label.value)(device).unwrap_or_default();
             let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
+        }
+        if is_muted {
+            let _ = write!(info, ",{}=\"false\"", ALERT.0);
         }
         info
     }

@@ -25,6 +25,8 @@ const SCHEME: &str = "prometheus.io/scheme";
 const INTERVAL: &str = "prometheus.io/interval";
 /// How long a scrape may take. It needs an interval.
 const TIMEOUT: &str = "prometheus.io/timeout";
+/// `false` mutes the alerts of the device.
+const ALERT: &str = "prometheus.io/alert";
 
 /// More exporters on one device could be an attempt to flood Prometheus.
 const MAX_EXPORTERS: usize = 16;
@@ -96,6 +98,7 @@ pub fn of<'a>(
     let scheme = tags.read(SCHEME, |text| one_of(text, [("http", "http"), ("https", "https")]));
     let interval = tags.read(INTERVAL, scrape_interval);
     let timeout = tags.read(TIMEOUT, scrape_timeout);
+    tags.read(ALERT, boolean); // what is wrong with it is said here; is_muted() gives the value
     let (origin, mut exporters) = exporters(&mut tags, declared, options);
     for scraped in &mut exporters {
         scraped.scheme = scheme.or(scraped.scheme);
@@ -114,6 +117,11 @@ pub fn of<'a>(
         tags.warnings.push(format!("tag {TIMEOUT} of {name} needs an interval ({INTERVAL}); it counts as absent"));
     }
     Steering { is_off, exporters, origin }
+}
+
+/// Whether a tag mutes the alerts of a device, left out or not.
+pub fn is_muted(device: &Device) -> bool {
+    Tags { device, warnings: &mut Vec::new() }.read(ALERT, boolean) == Some(false)
 }
 
 /// The exporters of the first source that has some.

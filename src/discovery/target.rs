@@ -83,6 +83,11 @@ impl Rules {
         let online = self.online_only.then_some("is_online");
         self.labels.fields().chain(online).chain(self.address.field())
     }
+
+    /// The labels of a device's `balena_device_info`.
+    pub fn info(&self, uuid: &str, device: &Device) -> String {
+        self.labels.info(uuid, device, steering::is_muted(device))
+    }
 }
 
 reasons! {

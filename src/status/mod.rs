@@ -108,6 +108,7 @@ impl Status {
         let shown = status.clone();
         device_metrics::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |states| {
             shown.shown().states = states;
+            shown.metrics.states_known();
         })?;
         Ok(status)
     }

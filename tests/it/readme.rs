@@ -4,6 +4,7 @@ use baletheus::config::OPTIONS;
 use baletheus::discovery::labels::{self, Kind, LABELS, STEERED};
 
 const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
+const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", include_str!("../../docs/metrics.md"));
 const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
 
 /// The table behind a comment is exactly this one.
@@ -34,5 +35,7 @@ fn labels() {
     check(LABELS_PAGE, "<!-- plain labels", &plain);
     let meta = LABELS.iter().filter(|label| label.kind == Kind::Meta);
     let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
-    check(LABELS_PAGE, "<!-- meta labels", &meta.fold(head, |table, (name, about)| table + &row(name, about)));
+    check(LABELS_PAGE, "<!-- meta labels", &meta.fold(head.clone(), |table, (name, about)| table + &row(name, about)));
+    let info = LABELS.iter().filter_map(|label| Some((label.info?, label.about))).chain([labels::ALERT]);
+    check(METRICS_PAGE, "<!-- info labels", &info.fold(head, |table, (name, about)| table + &row(name, about)));
 }
