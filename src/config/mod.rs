@@ -16,6 +16,7 @@ use crate::balena::Api;
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
+use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::{Address, Rules};
 use crate::key::{ApiKey, KeySource};
 use crate::net::proxy::Proxies;
@@ -138,6 +139,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         address,
         exporters,
         public_domain: from.one("public-domain", domain),
+        lan: lan(from, address),
         labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
@@ -228,6 +230,13 @@ fn address(from: &mut Sources) -> Address {
         from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
     }
     Address::Public
+}
+
+/// The machine's own addresses matter where devices are reached in a LAN.
+fn lan(from: &mut Sources, address: Address) -> Lan {
+    let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
+    let own = own.map_err(|error| from.errors.push(error)).unwrap_or_default();
+    Lan { networks: from.list("lan-network", lan::networks), own }
 }
 
 /// The exporters of each device: a list, or `none`.

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod exporter;
 pub mod inventory;
 pub mod labels;
+pub mod lan;
 pub mod services;
 pub mod steering;
 pub mod target;

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::exporter::Exporter;
 use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, SERVICE, TIMEOUT};
+use super::lan::{Lan, Unreachable};
 use super::services::Declared;
 use super::steering::{self, Origin, Scraped};
 use crate::balena::device::Device;
@@ -22,7 +22,7 @@ pub enum Address {
     Vpn,
     /// `<uuid>.<domain>:443`, the public device URL, which leads to port 80 of the device.
     Public,
-    /// The first usable of the addresses that the supervisor reports.
+    /// The first of the addresses that the supervisor reports and that is taken.
     Lan,
 }
 
@@ -55,6 +55,8 @@ pub struct Rules {
     pub exporters: Vec<Exporter>,
     /// The domain of public device URLs.
     pub public_domain: String,
+    /// Where the devices of a LAN are.
+    pub lan: Lan,
     /// The labels of a target.
     pub labels: LabelSet,
     /// Leave out devices that are not connected to the VPN.
@@ -70,6 +72,7 @@ impl Default for Rules {
             address: Address::Vpn,
             exporters: Vec::new(),
             public_domain: "balena-devices.com".into(),
+            lan: Lan::default(),
             labels: LabelSet::default(),
             online_only: false,
             tags: Vec::new(),
@@ -109,6 +112,8 @@ reasons! {
     NoPublicUrl = "no_public_url",
     /// It reports no usable LAN address.
     NoLanAddress = "no_lan_address",
+    /// The LAN addresses that it reports are refused.
+    LanAddressRefused = "lan_address_refused",
     /// Nothing names an exporter.
     NoExporter = "no_exporter",
     }
@@ -125,6 +130,7 @@ impl LeftOutReason {
             LeftOutReason::Offline => "balenaCloud sees it offline",
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
+            LeftOutReason::LanAddressRefused => "no address that it reports is scraped",
             LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }
     }
@@ -236,12 +242,15 @@ pub fn map(
 }
 
 /// The host of every target of a device.
-fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOutReason> {
+fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOut> {
     match rules.address {
         Address::Vpn => Ok(format!("{uuid}.balena")),
         Address::Public if device.is_web_accessible == Some(true) => Ok(format!("{uuid}.{}", rules.public_domain)),
-        Address::Public => Err(LeftOutReason::NoPublicUrl),
-        Address::Lan => lan_host(device).ok_or(LeftOutReason::NoLanAddress),
+        Address::Public => Err(LeftOutReason::NoPublicUrl.into()),
+        Address::Lan => rules.lan.host(device).map_err(|unreachable| match unreachable {
+            Unreachable::NoAddress => LeftOutReason::NoLanAddress.into(),
+            Unreachable::Refused(detail) => LeftOut { reason: LeftOutReason::LanAddressRefused, detail: detail.into() },
+        }),
     }
 }
 
@@ -258,24 +267,6 @@ fn exporter_labels<'a>(scraped: &'a Scraped<'a>, address: Address) -> Vec<Pair<'
     labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
     labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
     labels
-}
-
-/// The first usable IPv4 address, else the first usable IPv6 address, in brackets.
-fn lan_host(device: &Device) -> Option<String> {
-    let addresses = device.ip_address.as_deref()?.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok());
-    let usable: Vec<_> = addresses.map(|address| address.to_canonical()).filter(is_usable).collect();
-    usable.iter().find(|address| address.is_ipv4()).or(usable.first()).map(|address| match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    })
-}
-
-fn is_usable(address: &IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !(link_local || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 /// A target group, as it is written and as it is read.

@@ -2,6 +2,7 @@
 
 pub mod connector;
 mod http_connect;
+pub(crate) mod interfaces;
 pub mod proxy;
 pub(crate) mod refused;
 pub(crate) mod scrape;

@@ -371,7 +371,10 @@ fn lan_addresses() {
     find(&mut fleet, "nowhere")["ip_address"] = json!("2001:db8::1");
     find(&mut fleet, "addressless")["ip_address"] = Value::Null;
     let cloud = Cloud::start(fleet);
-    let output = check(&sidecar(&cloud).env("TARGET_ADDRESS", "lan"), &["--json"]);
+    let output = check(
+        &sidecar(&cloud).env("TARGET_ADDRESS", "lan").env("LAN_NETWORKS", format!("{own}/32,2001:db8::/32")),
+        &["--json"],
+    );
     assert_eq!(output.status.code(), Some(1));
     compare(
         &output,

@@ -12,6 +12,7 @@ mod entrypoints;
 mod faults;
 mod faults_doc;
 mod history;
+mod lan;
 mod lock;
 mod mapping;
 mod network;

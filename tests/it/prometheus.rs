@@ -218,7 +218,10 @@ fn unreachable_fleet() -> Vec<Value> {
 fn expect_direct(major: u8, mode: &str, expected: &[(&str, &str, &str)]) {
     let cloud = Arc::new(Cloud::start(unreachable_fleet()));
     let exporters = Exporters::start(&cloud);
-    let sidecar = sidecar(&cloud).env("TARGET_ADDRESS", mode).env("PUBLIC_URL_DOMAIN", "devices.invalid");
+    let sidecar = sidecar(&cloud)
+        .env("TARGET_ADDRESS", mode)
+        .env("LAN_NETWORKS", "192.0.2.0/24,2001:db8::/64")
+        .env("PUBLIC_URL_DOMAIN", "devices.invalid");
     let chain = Chain::start(major, sidecar, &exporters);
     let targets = chain.prometheus.wait_until("all targets", PATIENCE, |prometheus| {
         Some(prometheus.active_targets()).filter(|targets| targets.len() == expected.len())
