@@ -60,8 +60,10 @@ fn run(length: Duration) -> ExitCode {
     let cloud = Arc::new(Cloud::start(demo_fleet()));
     declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
-    let sidecar =
-        Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s").env("EXPORTERS", "none");
+    let sidecar = Sidecar::of(tools::built().join("baletheus"), &cloud)
+        .env("REFRESH_RATE", "2s")
+        .env("EXPORTERS", "none")
+        .env("OWN_TAGS", "all");
     let (list, config) = (sidecar.path("balena.json"), sidecar.path("prometheus.yml"));
     println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
     let mut baletheus = Beside(sidecar.command().spawn().expect("baletheus runs"));

@@ -17,6 +17,7 @@ use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS, LabelSet};
 use crate::discovery::lan::{self, Lan};
+use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::key::{ApiKey, KeySource};
 use crate::net::proxy::Proxies;
@@ -138,6 +139,9 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let rules = Rules {
         address,
         exporters,
+        own_tags: from.one("own-tags", |text| {
+            one_of(text, [OwnTags::Narrow, OwnTags::All, OwnTags::Off].map(|mode| (mode.as_str(), mode)))
+        }),
         public_domain: from.one("public-domain", domain),
         lan: lan(from, address),
         labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use super::steering::Scraped;
 use crate::balena::device::{Device, Tag, Text, one};
 
 /// A label of a target.
@@ -163,6 +164,21 @@ impl LabelSet {
         }
         info
     }
+}
+
+/// What an exporter of a device has for itself. `scheme` is given where the address decides it.
+pub fn of_exporter<'a>(scraped: &'a Scraped<'a>, scheme: Option<&'a str>) -> Vec<Pair<'a>> {
+    let mut labels: Vec<Pair> = Vec::with_capacity(7);
+    if let Some(name) = &scraped.exporter.name {
+        labels.push((JOB.into(), name.into()));
+        labels.push((EXPORTER.into(), name.into()));
+    }
+    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
+    labels.extend(scheme.or(scraped.scheme).map(|scheme| (SCHEME.into(), scheme.into())));
+    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
+    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
+    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
+    labels
 }
 
 /// A label value in the text format 0.0.4.

@@ -7,6 +7,7 @@ pub mod labels;
 pub mod lan;
 pub mod services;
 pub mod steering;
+pub mod tags;
 pub mod target;
 pub mod target_file;
 

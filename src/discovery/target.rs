@@ -7,10 +7,11 @@ use std::fmt::{self, Display, Formatter};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::exporter::Exporter;
-use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, SERVICE, TIMEOUT};
+use super::labels::{self, LabelSet, Pair};
 use super::lan::{Lan, Unreachable};
 use super::services::Declared;
-use super::steering::{self, Origin, Scraped};
+use super::steering::{self, Origin};
+use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
 use crate::reasons::reasons;
@@ -53,6 +54,8 @@ pub struct Rules {
     pub address: Address,
     /// The exporters of each device, unless a tag or a label of a service names others.
     pub exporters: Vec<Exporter>,
+    /// What a device's own tags may change.
+    pub own_tags: OwnTags,
     /// The domain of public device URLs.
     pub public_domain: String,
     /// Where the devices of a LAN are.
@@ -71,6 +74,7 @@ impl Default for Rules {
         Rules {
             address: Address::Vpn,
             exporters: Vec::new(),
+            own_tags: OwnTags::default(),
             public_domain: "balena-devices.com".into(),
             lan: Lan::default(),
             labels: LabelSet::default(),
@@ -89,7 +93,7 @@ impl Rules {
 
     /// The labels of a device's `balena_device_info`.
     pub fn info(&self, uuid: &str, device: &Device) -> String {
-        self.labels.info(uuid, device, steering::is_muted(device))
+        self.labels.info(uuid, device, steering::is_muted(device, self.own_tags))
     }
 }
 
@@ -135,6 +139,8 @@ impl LeftOutReason {
         }
     }
 }
+
+const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 
 /// A device that is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,7 +195,7 @@ pub fn map(
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let steering = steering::of(device, declared, &rules.exporters, warnings);
+    let steering = steering::of(device, declared, &rules.exporters, rules.own_tags, warnings);
     if steering.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
@@ -214,7 +220,7 @@ pub fn map(
         if written.contains(&identity) {
             let name = device.display_name();
             let source = match steering.origin {
-                Origin::DeviceTag | Origin::FleetTag => steering::EXPORTERS,
+                Origin::DeviceTag | Origin::FleetTag => tags::EXPORTERS,
                 Origin::ServiceLabel | Origin::Option => steering.origin.as_str(),
             };
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
@@ -223,7 +229,7 @@ pub fn map(
         if !written.is_empty() {
             out.extend_from_slice(b",\n");
         }
-        let own = exporter_labels(scraped, rules.address);
+        let own = labels::of_exporter(scraped, (rules.address == Address::Public).then_some("https"));
         let group = Group { targets: [identity.1.as_str()], labels: Labels([&labels, &own]) };
         let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
         written.push(identity);
@@ -236,7 +242,8 @@ pub fn map(
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
     if written.is_empty() {
-        return Err(LeftOutReason::NoExporter.into());
+        let detail = if steering.ignores_exporters { IGNORED_EXPORTERS } else { "" };
+        return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(Mapped { targets: written.len(), origin: steering.origin })
 }
@@ -252,21 +259,6 @@ fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOut> {
             Unreachable::Refused(detail) => LeftOut { reason: LeftOutReason::LanAddressRefused, detail: detail.into() },
         }),
     }
-}
-
-fn exporter_labels<'a>(scraped: &'a Scraped<'a>, address: Address) -> Vec<Pair<'a>> {
-    let mut labels: Vec<Pair> = Vec::with_capacity(7);
-    if let Some(name) = &scraped.exporter.name {
-        labels.push((JOB.into(), name.into()));
-        labels.push((EXPORTER.into(), name.into()));
-    }
-    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
-    let scheme = if address == Address::Public { Some("https") } else { scraped.scheme };
-    labels.extend(scheme.map(|scheme| (SCHEME.into(), scheme.into())));
-    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
-    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
-    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
-    labels
 }
 
 /// A target group, as it is written and as it is read.

@@ -17,6 +17,7 @@ mod lock;
 mod mapping;
 mod network;
 mod options;
+mod own_tags;
 mod prometheus;
 mod properties;
 mod readme;

@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use baletheus::balena::device;
+use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::{exporter, steering};
 use serde_json::{Value, json};
 
@@ -371,7 +372,7 @@ fn tags_become_labels() {
         tagged(7, "empty", &[("monitor", ""), ("", "no key")]),
         tagged(8, "like labels", &[("device", "x"), ("uuid", "y"), ("__address__", "evil.com:80"), ("job", "z")]),
     ];
-    let (list, log) = run(&serve(&fleet), &[]);
+    let (list, log) = run(&serve(&fleet), &[ALL]);
     expect_golden("tags", &list);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a.b"]);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a_b\""]);
@@ -379,6 +380,8 @@ fn tags_become_labels() {
     assert!(!log.contains("like labels (0000000) has"), "{log}");
 }
 
+/// Tags of devices steer as those of fleets do. What they may without it is in own_tags.rs.
+const ALL: (&str, &str) = ("OWN_TAGS", "all");
 const SCRAPE: &str = "prometheus.io/scrape";
 const EXPORTERS: &str = "prometheus.io/exporters";
 const SCHEME: &str = "prometheus.io/scheme";
@@ -481,7 +484,7 @@ fn steered() -> Vec<Value> {
 
 #[test]
 fn tags_steer_over_the_vpn() {
-    let (list, log) = run(&serve(&steered()), &[("EXPORTERS", "node:9100,8080/internal")]);
+    let (list, log) = run(&serve(&steered()), &[ALL, ("EXPORTERS", "node:9100,8080/internal")]);
     expect_golden("steered-vpn", &list);
     for (key, name, value) in [
         (SCRAPE, "scrape maybe", "maybe"),
@@ -527,8 +530,12 @@ fn tags_steer_public_urls() {
         device(202, "missing", json!({})),
         device(203, "a text", json!({ "is_web_accessible": "true" })),
     ]);
-    let options =
-        [("TARGET_ADDRESS", "public"), ("PUBLIC_URL_DOMAIN", "Devices.Example.ORG"), ("EXPORTERS", "80,node:80/n")];
+    let options = [
+        ALL,
+        ("TARGET_ADDRESS", "public"),
+        ("PUBLIC_URL_DOMAIN", "Devices.Example.ORG"),
+        ("EXPORTERS", "80,node:80/n"),
+    ];
     let (list, log) = run(&serve(&fleet), &options);
     expect_golden("steered-public", &list);
     for exporter in ["80/other", "n:81", "n:80/x", "80"] {
@@ -595,14 +602,14 @@ fn tags_cannot_name_another_host() {
         fleet.extend([own(id, value), fleets(id + 1, value)]);
     }
     let cloud = serve(&fleet);
-    let (list, log) = run(&cloud, &[("EXPORTERS", "9100")]);
+    let (list, log) = run(&cloud, &[ALL, ("EXPORTERS", "9100")]);
     expect_golden("hosts", &list);
     // each value of a device's own tag, and each of the fleet's
     assert_eq!(log.matches("absent").count(), 2 * REFUSED.len(), "{log}");
 
     // The same by public URL, where not even the port is the tag's.
     fleet.iter_mut().for_each(|device| device["is_web_accessible"] = true.into());
-    let (list, _) = run(&serve(&fleet), &[("TARGET_ADDRESS", "public")]);
+    let (list, _) = run(&serve(&fleet), &[ALL, ("TARGET_ADDRESS", "public")]);
     let groups: Vec<Value> = serde_json::from_str(&list).unwrap();
     assert_eq!(groups.len(), fleet.len());
     for (group, device) in groups.iter().zip(&fleet) {
@@ -663,7 +670,7 @@ fn a_lan_address_is_chosen() {
         "steered",
         json!({ "ip_address": "fd12:3456::5 ", "device_tag": tags(&[(EXPORTERS, "a:1/x"), (SCHEME, "https")]) }),
     ));
-    let (list, log) = run(&serve(&fleet), &[("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100")]);
+    let (list, log) = run(&serve(&fleet), &[ALL, ("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100")]);
     expect_golden("lan", &list);
     assert!(log.contains("18 targets of 18 devices (+18 -0 ~0), 21 devices left out"), "{log}");
 }
@@ -768,7 +775,7 @@ fn the_grammar_of_intervals() {
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
         let exporters = exporter::parse_list("80").unwrap();
-        let steering = steering::of(&devices[0], None, &exporters, &mut warnings);
+        let steering = steering::of(&devices[0], None, &exporters, OwnTags::All, &mut warnings);
         let interval = steering.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
         interval.map(|(_, millis)| millis)

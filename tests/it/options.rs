@@ -35,6 +35,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["USE_PUBLIC_URLS"], "false"),
     ("exporter", &["EXPORTERS"], "80"),
     ("service-labels", &["SERVICE_LABELS"], "true"),
+    ("own-tags", &["OWN_TAGS"], "narrow"),
     ("public-domain", &["PUBLIC_URL_DOMAIN"], "balena-devices.com"),
     ("lan-network", &["LAN_NETWORKS"], "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"),
     ("labels", &["LABELS"], "all"),
@@ -256,6 +257,8 @@ const ELSEWHERE: &[&str] = &[
     "device-metrics",
     // services.rs
     "service-labels",
+    // own_tags.rs
+    "own-tags",
     // check.rs
     "tunnel-url",
 ];
@@ -721,6 +724,7 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
     ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
     ("service-labels", "SERVICE_LABELS", "maybe", BOOLEAN),
+    ("own-tags", "OWN_TAGS", "some", &["narrow", "all", "off"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "https://example.org", &["a domain name"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "example..org", &["a domain name"]),
     ("lan-network", "LAN_NETWORKS", "192.168.1.7/24", &["192.168.1.0/24", "with commas"]),

@@ -31,6 +31,8 @@ impl Chain {
 
     /// With more settings for the job whose targets are in the VPN.
     fn start_with(major: u8, sidecar: Sidecar, exporters: &Exporters, settings: &str) -> Self {
+        // Tags of devices stand for what a fleet may declare.
+        let sidecar = sidecar.env("OWN_TAGS", "all");
         let running = sidecar.start();
         running.wait_for("updated balena.json");
         let config = sidecar.path("prometheus.yml");

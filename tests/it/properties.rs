@@ -13,6 +13,7 @@ use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::labels::{self, LABELS, LabelSet};
 use baletheus::discovery::lan::{self, Lan};
+use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::target_file::TargetFile;
 use baletheus::discovery::{Published, Sink};
@@ -224,15 +225,16 @@ fn rules() -> impl Strategy<Value = Rules> {
     let exporters = select(&["80", "node:9100,app:8080/internal/metrics", "a:80,b:80/x,65535"][..]);
     let labels = subsequence(LabelSet::default().chosen, 0..=labels::plain(LABELS).count());
     let address = select(&[Address::Vpn, Address::Public, Address::Lan][..]);
-    (address, exporters, labels, prop::bool::weighted(0.2)).prop_map(|(address, exporters, labels, online_only)| {
-        Rules {
-            address,
-            exporters: exporter::parse_list(exporters).expect("exporters"),
-            labels: LabelSet { table: LABELS, chosen: labels },
-            online_only,
-            lan: anywhere(),
-            ..fakes::rules()
-        }
+    let own_tags = select(&[OwnTags::Narrow, OwnTags::All, OwnTags::Off][..]);
+    let strategy = (address, exporters, labels, own_tags, prop::bool::weighted(0.2));
+    strategy.prop_map(|(address, exporters, labels, own_tags, online_only)| Rules {
+        address,
+        own_tags,
+        exporters: exporter::parse_list(exporters).expect("exporters"),
+        labels: LabelSet { table: LABELS, chosen: labels },
+        online_only,
+        lan: anywhere(),
+        ..fakes::rules()
     })
 }
 
