@@ -65,7 +65,7 @@ fn run(length: Duration) -> ExitCode {
     declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
     let sidecar = Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s");
-    let sidecar = sidecar.env("EXPORTERS", "none").env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = sidecar.env("EXPORTERS", "none").env("OWN_TAGS", "all").env("LISTEN_ADDRESS", "127.0.0.1:0");
     let sidecar = sidecar.env("DEVICE_REFRESH_RATE", "2s").env("DEVICE_METRICS", "true");
     let (mut baletheus, log) = Beside::start(sidecar.command());
     let (_tunnel, proxy) = sidecar.tunnel(&exporters.vpn.url());
@@ -89,7 +89,7 @@ fn run(length: Duration) -> ExitCode {
     println!("demo: scrape a device through the tunnel: curl -x {proxy} http://{}.balena/metrics", uuid(&cloud));
     println!(
         "demo: try each target, and see why one does not answer: API_KEY={KEY} \
-         NO_PROXY='*' '{}' check --api-url {} --tunnel-url {} --exporter none",
+         NO_PROXY='*' '{}' check --api-url {} --tunnel-url {} --exporter none --own-tags all",
         tools::built().join("baletheus").display(),
         cloud.url(),
         exporters.vpn.url()

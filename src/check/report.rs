@@ -109,6 +109,9 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
             "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
         }
         LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
+        LeftOutReason::LanAddressRefused => {
+            "if its network is one of devices, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
+        }
         LeftOutReason::NoExporter => NO_EXPORTER_HINT,
         LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
             "the API's record of it is odd: please report it"

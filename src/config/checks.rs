@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use super::sources::Sources;
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS};
+use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key::{ApiKey, CREATE_KEY, KeySource};
 use crate::net;
@@ -100,6 +101,13 @@ pub(super) fn address(from: &mut Sources) -> Address {
         from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
     }
     Address::Public
+}
+
+/// The machine's own addresses matter where devices are reached in a LAN.
+pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
+    let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
+    let own = own.map_err(|error| from.errors.push(error)).unwrap_or_default();
+    Lan { networks: from.list("lan-network", lan::networks), own }
 }
 
 /// The exporters of each device: a list, or `none`.

@@ -14,12 +14,13 @@ use reqwest::Url;
 use crate::balena::Api;
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::labels::{LABELS, LabelSet};
+use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, status, tunnel};
 use checks::{
-    address, api_url, base_url, certificates, check_exporters, domain, exporters, file_path, guard, key,
+    address, api_url, base_url, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
     listen_addresses, log_filter, mode, plain_labels, session_token, unencrypted,
 };
 pub use options::{OPTIONS, Opt, Verb, command};
@@ -140,7 +141,11 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let rules = Rules {
         address,
         exporters,
+        own_tags: from.one("own-tags", |text| {
+            one_of(text, [OwnTags::Narrow, OwnTags::All, OwnTags::Off].map(|mode| (mode.as_str(), mode)))
+        }),
         public_domain: from.one("public-domain", domain),
+        lan: lan(from, address),
         labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),

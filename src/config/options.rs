@@ -2,6 +2,8 @@
 
 use clap::{Arg, ArgAction, Command};
 
+use crate::discovery::lan;
+
 /// A command of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
@@ -60,7 +62,9 @@ pub const OPTIONS: &[Opt] = &[
     opt("", &["USE_PUBLIC_URLS"], "", "false", TARGETS, LIST, "true or false: true means TARGET_ADDRESS=public"),
     opt("exporter", &["EXPORTERS"], "[NAME:]PORT[/PATH],…", "80", TARGETS, LIST, "exporters of each device for which no tag and no service label names others, such as node:9100,app:8080/internal/metrics; or none"),
     opt("service-labels", &["SERVICE_LABELS"], "", "true", TARGETS, LIST, "true or false: read exporters from the service labels (prometheus.io.port and others) of the fleets' releases"),
+    opt("own-tags", &["OWN_TAGS"], "MODE", "narrow", TARGETS, LIST, "narrow, all or off: what a device's own tags may change; narrow: only to fewer exporters and longer intervals than its fleet has"),
     opt("public-domain", &["PUBLIC_URL_DOMAIN"], "DOMAIN", "balena-devices.com", TARGETS, LIST, "domain of public device URLs"),
+    opt("lan-network", &["LAN_NETWORKS"], "CIDR,…", lan::PRIVATE, TARGETS, LIST, "in lan: networks that devices are in, with commas; networks of this machine only if they, or parts of them, are named"),
     opt("labels", &["LABELS"], "LABELS", "all", TARGETS, LIST, "plain labels to attach, with commas, or all, or none; uuid always is"),
     opt("sd-file", &["SD_FILE_PATH"], "PATH", "balena.json", FILE, ALL, "path of the target file"),
     opt("sd-file-mode", &["SD_FILE_MODE"], "MODE", "0644", FILE, LIST, "octal permissions of the file, 0400 to 0777; Prometheus often runs as another user"),

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use super::steering::Scraped;
 use crate::balena::device::{Device, Tag, Text, one};
 
 /// A label of a target.
@@ -67,6 +68,10 @@ pub const STEERED: [(&str, &str); 9] = [
         "from the tag or label `prometheus.io.timeout`; else the interval, if it is below Prometheus' default time-out of 10s",
     ),
 ];
+
+/// The label of `balena_device_info` alone, and what it holds. It is none of a target: no series changes with it.
+pub const ALERT: (&str, &str) =
+    ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
 
 /// The label that every target has.
 pub const UUID: &str = "uuid";
@@ -150,16 +155,35 @@ impl LabelSet {
         labels
     }
 
-    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty.
-    pub fn info(&self, uuid: &str, device: &Device) -> String {
+    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty. A device that is not
+    /// muted has no label [`ALERT`].
+    pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> String {
         let mut info = format!("{UUID}=\"{uuid}\"");
         for label in self.table.iter().filter(|label| label.name != UUID) {
             let Some(name) = label.info else { continue };
             let value = (label.value)(device).unwrap_or_default();
             let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
+        if is_muted {
+            let _ = write!(info, ",{}=\"false\"", ALERT.0);
+        }
         info
     }
+}
+
+/// What an exporter of a device has for itself. `scheme` is given where the address decides it.
+pub fn of_exporter<'a>(scraped: &'a Scraped<'a>, scheme: Option<&'a str>) -> Vec<Pair<'a>> {
+    let mut labels: Vec<Pair> = Vec::with_capacity(7);
+    if let Some(name) = &scraped.exporter.name {
+        labels.push((JOB.into(), name.into()));
+        labels.push((EXPORTER.into(), name.into()));
+    }
+    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
+    labels.extend(scheme.or(scraped.scheme).map(|scheme| (SCHEME.into(), scheme.into())));
+    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
+    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
+    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
+    labels
 }
 
 /// A label value in the text format 0.0.4.

@@ -23,6 +23,8 @@ reasons! {
     NoPublicUrl = "no_public_url",
     /// It reports no usable LAN address.
     NoLanAddress = "no_lan_address",
+    /// The LAN addresses that it reports are refused.
+    LanAddressRefused = "lan_address_refused",
     /// Nothing names an exporter.
     NoExporter = "no_exporter",
     }
@@ -39,6 +41,7 @@ impl LeftOutReason {
             LeftOutReason::Offline => "balenaCloud sees it offline",
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
+            LeftOutReason::LanAddressRefused => "no address that it reports is scraped",
             LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }
     }

@@ -176,7 +176,7 @@ impl Mapper<'_> {
             Err(left_out) => (Mapped::default(), Some(left_out.into())),
         };
         let info = match (device.id, device.uuid()) {
-            (Some(_), Some(uuid)) if self.keeps_info => self.rules.labels.info(uuid, device),
+            (Some(_), Some(uuid)) if self.keeps_info => self.rules.info(uuid, device),
             _ => String::new(),
         };
         Entry {

@@ -5,10 +5,12 @@ pub mod entry;
 pub mod exporter;
 pub mod inventory;
 pub mod labels;
+pub mod lan;
 pub mod left_out;
 mod mapper;
 pub mod services;
 pub mod steering;
+pub mod tags;
 pub mod target;
 pub mod target_file;
 

@@ -1,38 +1,27 @@
 //! What steers a device: its tags, its fleet's tags, and the labels of the services that it runs. They decide which exporters
 //! are scraped and how.
 //!
-//! A device can write its own tags, so they are not trusted: no tag can name another host, and a tag that cannot be understood
-//! counts as absent.
+//! A device can write its own tags, so they are not trusted: they narrow what its fleet has, unless an option lets them do more.
+//! No tag can name another host, and a tag that cannot be understood counts as absent.
 
 use std::borrow::Cow;
 
-use super::exporter::{self, Exporter};
+use super::exporter::Exporter;
 use super::services::Declared;
-use crate::balena::device::{Device, Tag, one, tag_value};
+use super::tags::{self, DEFAULT_TIMEOUT, Millis, OwnTags, Tags};
+use crate::balena::device::Device;
 use crate::values::{boolean, one_of, scrape_interval, scrape_timeout};
 
 /// `false` leaves the device out.
 const SCRAPE: &str = "prometheus.io/scrape";
-/// The exporters, in the notation of the option.
-pub const EXPORTERS: &str = "prometheus.io/exporters";
-/// A single exporter, as Kubernetes' users write it.
-const PORT: &str = "prometheus.io/port";
-/// The path of the single exporter.
-const PATH: &str = "prometheus.io/path";
 /// `http` or `https`.
 const SCHEME: &str = "prometheus.io/scheme";
 /// How often the device is scraped, in Prometheus' own notation, at least 5s.
 const INTERVAL: &str = "prometheus.io/interval";
 /// How long a scrape may take. It needs an interval.
 const TIMEOUT: &str = "prometheus.io/timeout";
-
-/// More exporters on one device could be an attempt to flood Prometheus.
-const MAX_EXPORTERS: usize = 16;
-/// Characters of a value that a warning shows.
-const SHOWN_VALUE: usize = 80;
-
-/// A duration as it is written, and in milliseconds.
-type Millis<'a> = (&'a str, u64);
+/// `false` mutes the alerts of the device.
+const ALERT: &str = "prometheus.io/alert";
 
 /// Where the exporters of a device come from. The first source that has some provides all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +58,8 @@ pub struct Steering<'a> {
     pub exporters: Vec<Scraped<'a>>,
     /// Where they come from.
     pub origin: Origin,
+    /// Whether the device's own tags name exporters that it may not name.
+    pub ignores_exporters: bool,
 }
 
 /// An exporter, and how it is scraped.
@@ -87,47 +78,71 @@ pub struct Scraped<'a> {
 }
 
 /// Reads what steers a device. `options` are the exporters of each device without others. What cannot be understood goes to
-/// `warnings`, with the name of the tag's owner.
+/// `warnings`, with the name of the tag's owner, and so does what the device's own tags may not change.
 pub fn of<'a>(
-    device: &'a Device, declared: Option<&'a Declared>, options: &'a [Exporter], warnings: &mut Vec<String>,
+    device: &'a Device, declared: Option<&'a Declared>, options: &'a [Exporter], own_tags: OwnTags,
+    warnings: &mut Vec<String>,
 ) -> Steering<'a> {
-    let mut tags = Tags { device, warnings };
-    let is_off = tags.read(SCRAPE, boolean) == Some(false);
-    let scheme = tags.read(SCHEME, |text| one_of(text, [("http", "http"), ("https", "https")]));
-    let interval = tags.read(INTERVAL, scrape_interval);
-    let timeout = tags.read(TIMEOUT, scrape_timeout);
-    let (origin, mut exporters) = exporters(&mut tags, declared, options);
+    let mut tags = Tags { device, own_tags, warnings };
+    let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
+    tags.read(ALERT, boolean, |_, _| Ok(())); // what is wrong with it is said here; is_muted() gives the value
+    let (origin, mut exporters, ignores_exporters) = exporters(&mut tags, declared, options);
+    let scheme = |text: &'a str| one_of(text, [("http", "http"), ("https", "https")]);
+    tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);
+    tags.set(&mut exporters, INTERVAL, scrape_interval, |scraped| &mut scraped.interval, tags::is_longer_interval);
+    let has_timeout =
+        tags.set(&mut exporters, TIMEOUT, scrape_timeout, |scraped| &mut scraped.timeout, tags::is_shorter_timeout);
     for scraped in &mut exporters {
-        scraped.scheme = scheme.or(scraped.scheme);
-        scraped.interval = interval.or(scraped.interval);
-        scraped.timeout = timeout.or(scraped.timeout);
         // Prometheus drops a target whose time-out is longer than its interval, and the scrape config's is not known here.
         scraped.timeout = match (scraped.interval, scraped.timeout) {
             (None, _) => None,
             (Some(interval), Some(timeout)) if timeout.1 <= interval.1 => Some(timeout),
             (Some(interval), Some(_)) => Some(interval),
-            (Some(interval), None) => Some(interval).filter(|(_, millis)| *millis < 10_000),
+            (Some(interval), None) => Some(interval).filter(|(_, millis)| *millis < DEFAULT_TIMEOUT),
         };
     }
-    if timeout.is_some() && exporters.iter().any(|scraped| scraped.interval.is_none()) {
+    if has_timeout && exporters.iter().any(|scraped| scraped.interval.is_none()) {
         let name = device.display_name();
         tags.warnings.push(format!("tag {TIMEOUT} of {name} needs an interval ({INTERVAL}); it counts as absent"));
     }
-    Steering { is_off, exporters, origin }
+    Steering { is_off, exporters, origin, ignores_exporters }
 }
 
-/// The exporters of the first source that has some.
+/// Whether a tag mutes the alerts of a device, left out or not.
+pub fn is_muted(device: &Device, own_tags: OwnTags) -> bool {
+    Tags { device, own_tags, warnings: &mut Vec::new() }.read(ALERT, boolean, |_, _| Ok(())) == Some(false)
+}
+
+/// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in
+/// vain.
 fn exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
+) -> (Origin, Vec<Scraped<'a>>, bool) {
+    let own = tags.exporters(tags.device.tags(), true);
+    if tags.own_tags == OwnTags::All
+        && let Some((_, list)) = own
+    {
+        return (Origin::DeviceTag, list.into_iter().map(Cow::Owned).map(plain).collect(), false);
+    }
+    let (origin, mut known) = fleet_exporters(tags, declared, options);
+    let Some((key, own)) = own else { return (origin, known, false) };
+    let is_known = |item: &Exporter| known.iter().any(|scraped| tags::selects(item, &scraped.exporter));
+    let unknown: Vec<_> = own.iter().filter(|item| !is_known(item)).map(Exporter::to_string).collect();
+    if !unknown.is_empty() {
+        tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")));
+    }
+    if unknown.len() < own.len() {
+        known.retain(|scraped| own.iter().any(|item| tags::selects(item, &scraped.exporter)));
+    }
+    (origin, known, !unknown.is_empty())
+}
+
+/// The exporters that the device has without its own tags.
+fn fleet_exporters<'a>(
+    tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
 ) -> (Origin, Vec<Scraped<'a>>) {
-    let plain =
-        |exporter: Cow<'a, Exporter>| Scraped { exporter, service: None, scheme: None, interval: None, timeout: None };
-    let device = tags.device;
-    for (owned, is_own) in [(device.tags(), true), (device.fleet_tags(), false)] {
-        if let Some(list) = tags.exporters(owned, is_own) {
-            let origin = if is_own { Origin::DeviceTag } else { Origin::FleetTag };
-            return (origin, list.into_iter().map(|exporter| plain(Cow::Owned(exporter))).collect());
-        }
+    if let Some((_, list)) = tags.exporters(tags.device.fleet_tags(), false) {
+        return (Origin::FleetTag, list.into_iter().map(Cow::Owned).map(plain).collect());
     }
     let declared = declared.map(|declared| &*declared.exporters).unwrap_or_default();
     if !declared.is_empty() {
@@ -140,47 +155,9 @@ fn exporters<'a>(
         });
         return (Origin::ServiceLabel, scraped.collect());
     }
-    (Origin::Option, options.iter().map(|exporter| plain(Cow::Borrowed(exporter))).collect())
+    (Origin::Option, options.iter().map(Cow::Borrowed).map(plain).collect())
 }
 
-/// The tags of a device and of its fleet.
-struct Tags<'a, 'w> {
-    device: &'a Device<'a>,
-    warnings: &'w mut Vec<String>,
-}
-
-impl<'a> Tags<'a, '_> {
-    /// The tag of the device, or else of its fleet. A tag that cannot be understood leaves the decision to the next one.
-    fn read<T>(&mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, String>) -> Option<T> {
-        let device = self.device;
-        let own = self.of(device.tags(), true, key, &parse);
-        own.or_else(|| self.of(device.fleet_tags(), false, key, &parse))
-    }
-
-    /// The list of exporters of one owner, or else its single exporter.
-    fn exporters(&mut self, tags: &'a [Tag], is_own: bool) -> Option<Vec<Exporter>> {
-        let list = self.of(tags, is_own, EXPORTERS, &|text| {
-            let list = exporter::parse_list(text)?;
-            let is_short = list.len() <= MAX_EXPORTERS;
-            is_short.then_some(list).ok_or_else(|| format!("names more than {MAX_EXPORTERS} exporters"))
-        });
-        let path = tag_value(tags, PATH).map(str::trim);
-        list.or_else(|| self.of(tags, is_own, PORT, &|text| Ok(vec![exporter::unnamed(text, path)?])))
-    }
-
-    /// A tag of one owner.
-    fn of<T>(
-        &mut self, tags: &'a [Tag], is_own: bool, key: &str, parse: &impl Fn(&'a str) -> Result<T, String>,
-    ) -> Option<T> {
-        let value = tag_value(tags, key)?;
-        let error = match parse(value.trim()) {
-            Ok(parsed) => return Some(parsed),
-            Err(error) => error.chars().take(200).collect::<String>(), // it may quote all of the value
-        };
-        let fleet = one(&self.device.fleet).and_then(|fleet| fleet.slug.as_deref());
-        let owner = if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };
-        let shown: String = value.chars().take(SHOWN_VALUE).collect();
-        self.warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));
-        None
-    }
+fn plain(exporter: Cow<Exporter>) -> Scraped {
+    Scraped { exporter, service: None, scheme: None, interval: None, timeout: None }
 }

@@ -2,15 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::exporter::Exporter;
-use super::labels::{EXPORTER, INTERVAL, JOB, LabelSet, METRICS_PATH, Pair, SCHEME, SERVICE, TIMEOUT};
+use super::labels::{self, LabelSet, Pair};
+use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
-use super::steering::{self, Origin, Scraped};
+use super::steering::{self, Origin};
+use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
 
@@ -21,7 +22,7 @@ pub enum Address {
     Vpn,
     /// `<uuid>.<domain>:443`, the public device URL, which leads to port 80 of the device.
     Public,
-    /// The first usable of the addresses that the supervisor reports.
+    /// The first of the addresses that the supervisor reports and that is taken.
     Lan,
 }
 
@@ -52,8 +53,12 @@ pub struct Rules {
     pub address: Address,
     /// The exporters of each device, unless a tag or a label of a service names others.
     pub exporters: Vec<Exporter>,
+    /// What a device's own tags may change.
+    pub own_tags: OwnTags,
     /// The domain of public device URLs.
     pub public_domain: String,
+    /// Where the devices of a LAN are.
+    pub lan: Lan,
     /// The labels of a target.
     pub labels: LabelSet,
     /// Leave out devices that are not connected to the VPN.
@@ -68,7 +73,9 @@ impl Default for Rules {
         Rules {
             address: Address::Vpn,
             exporters: Vec::new(),
+            own_tags: OwnTags::default(),
             public_domain: "balena-devices.com".into(),
+            lan: Lan::default(),
             labels: LabelSet::default(),
             online_only: false,
             tags: Vec::new(),
@@ -82,7 +89,14 @@ impl Rules {
         let online = self.online_only.then_some("is_online");
         self.labels.fields().chain(online).chain(self.address.field())
     }
+
+    /// The labels of a device's `balena_device_info`.
+    pub fn info(&self, uuid: &str, device: &Device) -> String {
+        self.labels.info(uuid, device, steering::is_muted(device, self.own_tags))
+    }
 }
+
+const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 
 /// What became of a device that has targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,7 +123,7 @@ pub fn map(
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let steering = steering::of(device, declared, &rules.exporters, warnings);
+    let steering = steering::of(device, declared, &rules.exporters, rules.own_tags, warnings);
     if steering.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
@@ -134,7 +148,7 @@ pub fn map(
         if written.contains(&identity) {
             let name = device.display_name();
             let source = match steering.origin {
-                Origin::DeviceTag | Origin::FleetTag => steering::EXPORTERS,
+                Origin::DeviceTag | Origin::FleetTag => tags::EXPORTERS,
                 Origin::ServiceLabel | Origin::Option => steering.origin.as_str(),
             };
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
@@ -143,7 +157,7 @@ pub fn map(
         if !written.is_empty() {
             out.extend_from_slice(b",\n");
         }
-        let own = exporter_labels(scraped, rules.address);
+        let own = labels::of_exporter(scraped, (rules.address == Address::Public).then_some("https"));
         let group = Group { targets: [identity.1.as_str()], labels: Labels([&labels, &own]) };
         let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
         written.push(identity);
@@ -156,52 +170,23 @@ pub fn map(
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
     if written.is_empty() {
-        return Err(LeftOutReason::NoExporter.into());
+        let detail = if steering.ignores_exporters { IGNORED_EXPORTERS } else { "" };
+        return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(Mapped { targets: written.len(), origin: steering.origin })
 }
 
 /// The host of every target of a device.
-fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOutReason> {
+fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOut> {
     match rules.address {
         Address::Vpn => Ok(format!("{uuid}.balena")),
         Address::Public if device.is_web_accessible == Some(true) => Ok(format!("{uuid}.{}", rules.public_domain)),
-        Address::Public => Err(LeftOutReason::NoPublicUrl),
-        Address::Lan => lan_host(device).ok_or(LeftOutReason::NoLanAddress),
+        Address::Public => Err(LeftOutReason::NoPublicUrl.into()),
+        Address::Lan => rules.lan.host(device).map_err(|unreachable| match unreachable {
+            Unreachable::NoAddress => LeftOutReason::NoLanAddress.into(),
+            Unreachable::Refused(detail) => LeftOut { reason: LeftOutReason::LanAddressRefused, detail: detail.into() },
+        }),
     }
-}
-
-fn exporter_labels<'a>(scraped: &'a Scraped<'a>, address: Address) -> Vec<Pair<'a>> {
-    let mut labels: Vec<Pair> = Vec::with_capacity(7);
-    if let Some(name) = &scraped.exporter.name {
-        labels.push((JOB.into(), name.into()));
-        labels.push((EXPORTER.into(), name.into()));
-    }
-    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
-    let scheme = if address == Address::Public { Some("https") } else { scraped.scheme };
-    labels.extend(scheme.map(|scheme| (SCHEME.into(), scheme.into())));
-    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
-    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
-    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
-    labels
-}
-
-/// The first usable IPv4 address, else the first usable IPv6 address, in brackets.
-fn lan_host(device: &Device) -> Option<String> {
-    let addresses = device.ip_address.as_deref()?.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok());
-    let usable: Vec<_> = addresses.map(|address| address.to_canonical()).filter(is_usable).collect();
-    usable.iter().find(|address| address.is_ipv4()).or(usable.first()).map(|address| match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    })
-}
-
-fn is_usable(address: &IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !(link_local || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 /// A target group, as it is written and as it is read.

@@ -3,6 +3,7 @@
 mod connections;
 pub mod connector;
 mod http_connect;
+pub(crate) mod interfaces;
 pub mod proxy;
 pub(crate) mod refused;
 pub(crate) mod scrape;

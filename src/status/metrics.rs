@@ -27,6 +27,7 @@ pub struct Metrics {
     failures: IntCounterVec,
     duration: Histogram,
     last: Gauge,
+    last_state: Gauge,
     writes: IntCounter,
     write_failures: IntCounter,
     devices: IntGauge,
@@ -58,6 +59,10 @@ impl Metrics {
             last: declare.add(Gauge::new(
                 "baletheus_last_refresh_timestamp_seconds",
                 "When the last successful refresh ended.",
+            ))?,
+            last_state: declare.add(Gauge::new(
+                "baletheus_last_device_refresh_timestamp_seconds",
+                "When the state of the devices was last known; 0 before the first time.",
             ))?,
             writes: declare.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
             write_failures: declare
@@ -99,9 +104,8 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         match outcome {
             Ok(published) => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                self.last.set(now.as_secs_f64());
-                self.hold_back(*published == Published::Refused, now);
+                self.last.set(now());
+                self.hold_back(*published == Published::Refused);
                 self.writes.inc_by(u64::from(*published == Published::Written));
             }
             Err(failure) => {
@@ -111,13 +115,18 @@ impl Metrics {
         }
     }
 
-    fn hold_back(&self, is_held_back: bool, now: Duration) {
+    fn hold_back(&self, is_held_back: bool) {
         match (is_held_back, self.held_back.get() == 1) {
-            (true, false) => self.held_back_since.set(now.as_secs_f64()),
+            (true, false) => self.held_back_since.set(now()),
             (false, true) => self.held_back_since.set(0.0),
             _ => {}
         }
         self.held_back.set(is_held_back.into());
+    }
+
+    /// The state of the devices is known as of now.
+    pub fn states_known(&self) {
+        self.last_state.set(now());
     }
 
     /// Shows what the API lists now.
@@ -168,6 +177,10 @@ impl Declare<'_> {
     fn counters(&self, name: &str, about: &str, label: &str) -> Result<IntCounterVec> {
         self.add(IntCounterVec::new(Opts::new(name, about), &[label]))
     }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn number(number: usize) -> i64 {

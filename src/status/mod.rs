@@ -117,6 +117,7 @@ impl Status {
         serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
         let shown = status.clone();
         device_metrics::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |states| {
+            shown.metrics.states_known();
             let mut shown = shown.shown();
             (shown.states, shown.states_read) = (states, Some(SystemTime::now()));
         })?;

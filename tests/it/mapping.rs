@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use baletheus::balena::device;
+use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::{exporter, steering};
 use serde_json::{Value, json};
 
@@ -99,7 +100,7 @@ fn recorded_devices_on_the_lan() {
     let options = [("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100,app:8080/internal/metrics")];
     let (list, log) = run(&Cloud::start(recorded_devices()), &options);
     expect_golden("recorded-lan", &list);
-    assert!(log.contains("updated balena.json: 42 targets of 21 devices (+21 -0 ~0), 9 devices left out"), "{log}");
+    assert!(log.contains("updated balena.json: 36 targets of 18 devices (+18 -0 ~0), 12 devices left out"), "{log}");
 }
 
 /// A device that tells everything.
@@ -370,7 +371,7 @@ fn tags_become_labels() {
         tagged(7, "empty", &[("monitor", ""), ("", "no key")]),
         tagged(8, "like labels", &[("device", "x"), ("uuid", "y"), ("__address__", "evil.com:80"), ("job", "z")]),
     ];
-    let (list, log) = run(&serve(&fleet), &[]);
+    let (list, log) = run(&serve(&fleet), &[ALL]);
     expect_golden("tags", &list);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a.b"]);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a_b\""]);
@@ -378,6 +379,8 @@ fn tags_become_labels() {
     assert!(!log.contains("like labels (0000000) has"), "{log}");
 }
 
+/// Tags of devices steer as those of fleets do. What they may without it is in own_tags.rs.
+const ALL: (&str, &str) = ("OWN_TAGS", "all");
 const SCRAPE: &str = "prometheus.io/scrape";
 const EXPORTERS: &str = "prometheus.io/exporters";
 const SCHEME: &str = "prometheus.io/scheme";
@@ -480,7 +483,7 @@ fn steered() -> Vec<Value> {
 
 #[test]
 fn tags_steer_over_the_vpn() {
-    let (list, log) = run(&serve(&steered()), &[("EXPORTERS", "node:9100,8080/internal")]);
+    let (list, log) = run(&serve(&steered()), &[ALL, ("EXPORTERS", "node:9100,8080/internal")]);
     expect_golden("steered-vpn", &list);
     for (key, name, value) in [
         (SCRAPE, "scrape maybe", "maybe"),
@@ -526,8 +529,12 @@ fn tags_steer_public_urls() {
         device(202, "missing", json!({})),
         device(203, "a text", json!({ "is_web_accessible": "true" })),
     ]);
-    let options =
-        [("TARGET_ADDRESS", "public"), ("PUBLIC_URL_DOMAIN", "Devices.Example.ORG"), ("EXPORTERS", "80,node:80/n")];
+    let options = [
+        ALL,
+        ("TARGET_ADDRESS", "public"),
+        ("PUBLIC_URL_DOMAIN", "Devices.Example.ORG"),
+        ("EXPORTERS", "80,node:80/n"),
+    ];
     let (list, log) = run(&serve(&fleet), &options);
     expect_golden("steered-public", &list);
     for exporter in ["80/other", "n:81", "n:80/x", "80"] {
@@ -594,14 +601,14 @@ fn tags_cannot_name_another_host() {
         fleet.extend([own(id, value), fleets(id + 1, value)]);
     }
     let cloud = serve(&fleet);
-    let (list, log) = run(&cloud, &[("EXPORTERS", "9100")]);
+    let (list, log) = run(&cloud, &[ALL, ("EXPORTERS", "9100")]);
     expect_golden("hosts", &list);
     // each value of a device's own tag, and each of the fleet's
     assert_eq!(log.matches("absent").count(), 2 * REFUSED.len(), "{log}");
 
     // The same by public URL, where not even the port is the tag's.
     fleet.iter_mut().for_each(|device| device["is_web_accessible"] = true.into());
-    let (list, _) = run(&serve(&fleet), &[("TARGET_ADDRESS", "public")]);
+    let (list, _) = run(&serve(&fleet), &[ALL, ("TARGET_ADDRESS", "public")]);
     let groups: Vec<Value> = serde_json::from_str(&list).unwrap();
     assert_eq!(groups.len(), fleet.len());
     for (group, device) in groups.iter().zip(&fleet) {
@@ -616,22 +623,22 @@ fn a_lan_address_is_chosen() {
         "192.168.1.2",
         " \t10.0.0.3  ",
         "10.0.0.5 10.0.0.4",
-        "fd00::1",
-        "fd00::1 2001:db8::1",
-        "fd00::1 10.0.0.5",
-        "FD00:0:0:0::A",
+        "fd12:3456::1",
+        "fd12:3456::1 2001:db8::1",
+        "fd12:3456::1 10.0.0.5",
+        "FD12:3456:0:0::A",
         "127.0.0.1 10.0.0.6",
-        "127.9.9.9 ::1 fd00::2",
+        "127.9.9.9 ::1 fd12:3456::2",
         "169.254.1.1 fe80::1 10.0.0.7",
-        "fe80::1 febf::1 fd00::3",
+        "fe80::1 febf::1 fd12:3456::3",
         "224.0.0.1 239.255.255.250 ff02::1 10.0.0.8",
         "0.0.0.0 :: 10.0.0.9",
-        "fe80::1%eth0 fd00::2%eth0 10.0.0.10",
-        "garbage 300.1.1.1 10.0.0.1:80 [fd00::1] 10.0.0.0/8 evil.com 10.0.0.11",
-        "::ffff:192.168.1.9",
+        "fe80::1%eth0 fd12:3456::2%eth0 10.0.0.10",
+        "garbage 300.1.1.1 10.0.0.1:80 [fd12:3456::1] 10.0.0.0/8 evil.com 10.0.0.11",
+        "::ffff:192.168.1.9", // left out
         "::ffff:10.9.9.9 10.0.0.12",
-        "8.8.8.8",
         // left out
+        "8.8.8.8",
         "",
         " ",
         "127.0.0.1",
@@ -647,7 +654,7 @@ fn a_lan_address_is_chosen() {
         "１０.0.0.1",
         "10.0.0.1/24 10.0.0.1:80 http://10.0.0.1",
         "evil.com localhost",
-        "[fd00::1]",
+        "[fd12:3456::1]",
     ];
     let mut fleet: Vec<_> =
         (1..).zip(ADDRESSES).map(|(id, text)| device(id, text, json!({ "ip_address": text }))).collect();
@@ -660,11 +667,11 @@ fn a_lan_address_is_chosen() {
     fleet.push(device(
         104,
         "steered",
-        json!({ "ip_address": "fd00::5 ", "device_tag": tags(&[(EXPORTERS, "a:1/x"), (SCHEME, "https")]) }),
+        json!({ "ip_address": "fd12:3456::5 ", "device_tag": tags(&[(EXPORTERS, "a:1/x"), (SCHEME, "https")]) }),
     ));
-    let (list, log) = run(&serve(&fleet), &[("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100")]);
+    let (list, log) = run(&serve(&fleet), &[ALL, ("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100")]);
     expect_golden("lan", &list);
-    assert!(log.contains("20 targets of 20 devices (+20 -0 ~0), 19 devices left out"), "{log}");
+    assert!(log.contains("18 targets of 18 devices (+18 -0 ~0), 21 devices left out"), "{log}");
 }
 
 #[test]
@@ -767,7 +774,7 @@ fn the_grammar_of_intervals() {
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
         let exporters = exporter::parse_list("80").unwrap();
-        let steering = steering::of(&devices[0], None, &exporters, &mut warnings);
+        let steering = steering::of(&devices[0], None, &exporters, OwnTags::All, &mut warnings);
         let interval = steering.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
         interval.map(|(_, millis)| millis)

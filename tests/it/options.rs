@@ -35,7 +35,9 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["USE_PUBLIC_URLS"], "false"),
     ("exporter", &["EXPORTERS"], "80"),
     ("service-labels", &["SERVICE_LABELS"], "true"),
+    ("own-tags", &["OWN_TAGS"], "narrow"),
     ("public-domain", &["PUBLIC_URL_DOMAIN"], "balena-devices.com"),
+    ("lan-network", &["LAN_NETWORKS"], "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"),
     ("labels", &["LABELS"], "all"),
     ("sd-file", &["SD_FILE_PATH"], "balena.json"),
     ("sd-file-mode", &["SD_FILE_MODE"], "0644"),
@@ -81,7 +83,7 @@ fn devices() -> Vec<Value> {
     let of_drill = [("site", "paris"), ("a=b", "c=d"), ("c\\", ""), ("d\\e", "")];
     vec![
         device(1, "gate", &gateways, &[], (true, true, Some("192.168.0.10 fd00::1"))),
-        device(2, "lab", &gateways, &[("env", "test"), ("site", "lyon")], (false, false, Some("fd00::2"))),
+        device(2, "lab", &gateways, &[("env", "test"), ("site", "lyon")], (false, false, Some("fd12:3456::2"))),
         device(3, "press", &others, &of_press, (true, false, None)),
         device(4, "drill", &presses, &of_drill, (true, true, Some("127.0.0.1 10.0.0.4"))),
     ]
@@ -229,6 +231,8 @@ const ROWS: &[Row] = &[
     ("exporter", "EXPORTERS", "node:9100", "9100", DRY, |run, _| run.label("job") == "node node node node"),
     ("public-domain", "PUBLIC_URL_DOMAIN", "example.org", "example.net", &["--dry-run", "--address=public"],
         |run, _| run.targets() == "1.example.org:443 4.example.org:443"),
+    ("lan-network", "LAN_NETWORKS", "10.0.0.0/24", "192.168.0.0/24,fd12:3456::/32", &["--dry-run", "--address=lan"],
+        |run, _| run.targets() == "10.0.0.4:80"),
     ("labels", "LABELS", "none", "os_version", DRY, |run, _| run.plain_labels() == "uuid"),
     ("sd-file", "SD_FILE_PATH", "here.json", "there.json", &["--oneshot"],
         |run, sidecar| files(sidecar).contains("here.json") && run.err.contains("updated here.json")),
@@ -259,6 +263,8 @@ const ELSEWHERE: &[&str] = &[
     // status_security.rs
     "status-host",
     "status-token-file",
+    // own_tags.rs
+    "own-tags",
     // check.rs
     "tunnel-url",
 ];
@@ -360,8 +366,8 @@ fn addresses_and_exporters_make_targets() {
         (&["USE_PUBLIC_URLS=true", "TARGET_ADDRESS=public"], PUBLIC),
         (&["--address", "public"], PUBLIC),
         (&["--address=public", "--public-domain=Devices.Example.org"], "1.devices.example.org:443 4.devices.example.org:443"),
-        (&["TARGET_ADDRESS=lan"], "192.168.0.10:80 [fd00::2]:80 10.0.0.4:80"),
-        (&["TARGET_ADDRESS=lan", "USE_PUBLIC_URLS=no"], "192.168.0.10:80 [fd00::2]:80 10.0.0.4:80"),
+        (&["TARGET_ADDRESS=lan"], "192.168.0.10:80 [fd12:3456::2]:80 10.0.0.4:80"),
+        (&["TARGET_ADDRESS=lan", "USE_PUBLIC_URLS=no"], "192.168.0.10:80 [fd12:3456::2]:80 10.0.0.4:80"),
         (&["FLEET=12", "EXPORTERS=node:9100, app:8080/internal/metrics"], "3.balena:9100 3.balena:8080"),
         (&["FLEET=12", "--exporter=node:9100", "--exporter", "80"], "3.balena:9100 3.balena:80"),
         (&["FLEET=12", "EXPORTERS=7", "--exporter=node:9100,80"], "3.balena:9100 3.balena:80"),
@@ -734,8 +740,10 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
     ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
     ("service-labels", "SERVICE_LABELS", "maybe", BOOLEAN),
+    ("own-tags", "OWN_TAGS", "some", &["narrow", "all", "off"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "https://example.org", &["a domain name"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "example..org", &["a domain name"]),
+    ("lan-network", "LAN_NETWORKS", "192.168.1.7/24", &["192.168.1.0/24", "with commas"]),
     ("labels", "LABELS", "uuid,hostname", &["no label", "device_name", "supervisor_version", "all", "none"]),
     ("sd-file", "SD_FILE_PATH", "folder", &["directory", "file"]),
     ("sd-file", "SD_FILE_PATH", "new/", &["directory", "file"]),

@@ -31,6 +31,8 @@ impl Chain {
 
     /// With more settings for the job whose targets are in the VPN.
     fn start_with(major: u8, sidecar: Sidecar, exporters: &Exporters, settings: &str) -> Self {
+        // Tags of devices stand for what a fleet may declare.
+        let sidecar = sidecar.env("OWN_TAGS", "all");
         let running = sidecar.start();
         running.wait_for("updated balena.json");
         let config = sidecar.path("prometheus.yml");
@@ -218,7 +220,10 @@ fn unreachable_fleet() -> Vec<Value> {
 fn expect_direct(major: u8, mode: &str, expected: &[(&str, &str, &str)]) {
     let cloud = Arc::new(Cloud::start(unreachable_fleet()));
     let exporters = Exporters::start(&cloud);
-    let sidecar = sidecar(&cloud).env("TARGET_ADDRESS", mode).env("PUBLIC_URL_DOMAIN", "devices.invalid");
+    let sidecar = sidecar(&cloud)
+        .env("TARGET_ADDRESS", mode)
+        .env("LAN_NETWORKS", "192.0.2.0/24,2001:db8::/64")
+        .env("PUBLIC_URL_DOMAIN", "devices.invalid");
     let chain = Chain::start(major, sidecar, &exporters);
     let targets = chain.prometheus.wait_until("all targets", PATIENCE, |prometheus| {
         Some(prometheus.active_targets()).filter(|targets| targets.len() == expected.len())

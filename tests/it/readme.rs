@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::support::fleet::gateways;
 
 const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
+const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", include_str!("../../docs/metrics.md"));
 const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
 
 /// The table behind a comment is exactly this one.
@@ -36,21 +37,24 @@ fn options() {
     check(README, "<!-- options", &table);
 }
 
-/// The tables of plain labels and of labels for relabelling.
-fn label_tables(table: &'static [Label]) -> [String; 2] {
+/// The tables of plain labels, of labels for relabelling, and of the labels of `balena_device_info`.
+fn label_tables(table: &'static [Label]) -> [String; 3] {
     let row = |name: &str, about: &str| format!("| `{name}` | {about} |\n");
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
     let plain = labels::plain(table).fold(head.clone(), |text, label| text + &row(label.name, label.about));
     let meta = table.iter().filter(|label| label.kind == Kind::Meta);
     let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
-    [plain, meta.fold(head, |text, (name, about)| text + &row(name, about))]
+    let info = table.iter().filter_map(|label| Some((label.info?, label.about))).chain([labels::ALERT]);
+    let all = |text: String, (name, about)| text + &row(name, about);
+    [plain, meta.fold(head.clone(), all), info.fold(head, all)]
 }
 
 #[test]
 fn labels() {
-    let [plain, meta] = label_tables(LABELS);
+    let [plain, meta, info] = label_tables(LABELS);
     check(LABELS_PAGE, "<!-- plain labels", &plain);
     check(LABELS_PAGE, "<!-- meta labels", &meta);
+    check(METRICS_PAGE, "<!-- info labels", &info);
 }
 
 /// Nothing but the table knows a label.
@@ -81,7 +85,7 @@ fn a_label_is_one_line_of_the_table() {
     target::map(device, None, &rules, &mut file, &mut warnings).unwrap();
     let group: Value = serde_json::from_slice(&file).unwrap();
     assert_eq!(group["labels"]["addresses"], "10.0.0.7");
-    assert!(rules.labels.info("0000000", device).ends_with(",addresses=\"10.0.0.7\""));
+    assert!(rules.info("0000000", device).ends_with(",addresses=\"10.0.0.7\""));
 
     let documented = label_tables(table);
     assert_eq!(documented[0], label_tables(LABELS)[0].clone() + "| `addresses` | its addresses |\n");

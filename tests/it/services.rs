@@ -4,6 +4,7 @@ use std::fs;
 
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::target::Rules;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -140,7 +141,7 @@ fn the_first_source_that_has_exporters_provides_all_of_them() {
     devices[5]["is_running__release"] = json!([]);
     let cloud = Cloud::start(devices);
     cloud.set_services(1, &[("app", &[("prometheus.io.port", "5"), ("prometheus.io.scheme", "http")], &[])]);
-    let sidecar = sidecar(&cloud).env("EXPORTERS", "option:6");
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "option:6").env("OWN_TAGS", "all");
     let log = sidecar.oneshot();
     assert_eq!(
         targets(&sidecar.list()),
@@ -415,7 +416,7 @@ fn check_shows_the_service_and_where_an_exporter_comes_from() {
     set_tag(&mut devices[1], "prometheus.io/exporters", "node:9100");
     let cloud = Cloud::start(devices);
     cloud.set_services(1, &[("app", &[("prometheus.io.port", "8080"), ("prometheus.io.job", "work")], &[])]);
-    let sidecar = sidecar(&cloud).env("TUNNEL_URL", "http://127.0.0.1:9");
+    let sidecar = sidecar(&cloud).env("TUNNEL_URL", "http://127.0.0.1:9").env("OWN_TAGS", "all");
     let run = |args: &[&str]| {
         let mut command = sidecar.command();
         command.arg("check").args(args);
@@ -522,7 +523,7 @@ proptest! {
         let exporters = if options == "9" { exporter::parse_list("9").unwrap() } else { Vec::new() };
         let mut inventory = Inventory::new(true, false);
         let mut api = fakes::Rows::new(&rows, 1000).with_releases(&releases, None);
-        inventory.refresh(&mut api, &Rules { exporters, ..Rules::default() }).expect("nothing fails");
+        inventory.refresh(&mut api, &Rules { exporters, own_tags: OwnTags::All, ..Rules::default() }).expect("nothing fails");
         let list = String::from_utf8(fakes::list(&inventory)).unwrap();
         let name_and_port = |target: &String| {
             let words: Vec<_> = target.split(' ').collect();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::binary::BINARY;
 use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
-use crate::support::fleet::{demo_fleet, find, many};
+use crate::support::fleet::{demo_fleet, find, many, set_tag};
 use crate::support::sidecar::{PATIENCE, finish};
 use crate::support::status::{Status, sidecar};
 use crate::support::tools;
@@ -97,6 +97,64 @@ fn every_device_is_there_without_an_exporter_and_goes_with_the_fleet() {
     }
     cloud.change(|devices| devices.retain(|device| device["uuid"] != *fridge));
     status.wait_until("a removal", |metrics| !metrics.keys().any(|name| name.contains(&fridge)));
+}
+
+/// The tag of the device beats its fleet's. A muted device is scraped as before, with the same labels.
+#[test]
+fn a_tag_mutes_the_alerts_of_a_device() {
+    const ALERT: &str = "prometheus.io/alert";
+    const NAMES: [(&str, Option<&str>, bool); 5] = [
+        ("fridge-01", Some("false"), true),
+        ("fridge-02", Some("maybe"), true), // counts as absent
+        ("fridge-04", None, true),
+        ("fridge-05", Some("true"), false),
+        ("gw-oslo", None, false),
+    ];
+    let mut devices = demo_fleet();
+    for device in &mut devices {
+        if device["belongs_to__application"][0]["slug"] == "polar-foods/cold-chain" {
+            let tags = device["belongs_to__application"][0]["application_tag"].as_array_mut().unwrap();
+            tags.push(json!({ "tag_key": ALERT, "value": " Off " }));
+        }
+    }
+    let mut uuids = Vec::new();
+    for (name, tag, _) in NAMES {
+        let device = find(&mut devices, name);
+        tag.into_iter().for_each(|value| set_tag(device, ALERT, value));
+        uuids.push(device["uuid"].as_str().unwrap().to_owned());
+    }
+    set_tag(find(&mut devices, "fridge-04"), "prometheus.io/scrape", "false"); // left out, and muted all the same
+    let cloud = Cloud::start(devices);
+    let sidecar = sidecar(&cloud);
+    let status = Status::start(&sidecar);
+    let metrics =
+        status.wait_until("devices", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_info{")));
+    for ((name, _, is_muted), uuid) in NAMES.iter().zip(&uuids) {
+        let info = metrics.keys().find(|info| info.starts_with("balena_device_info{") && info.contains(uuid)).unwrap();
+        assert_eq!(
+            (info.contains("alert="), info.contains(",alert=\"false\"")),
+            (*is_muted, *is_muted),
+            "{name}: {info}"
+        );
+    }
+    assert!(!sidecar.list().contains("\"alert\""), "{}", sidecar.list());
+    let bad = status.running.wait_for("tag prometheus.io/alert of fridge-02");
+    assert!(bad.contains("is \"maybe\"") && bad.contains("counts as absent"), "{bad}");
+}
+
+/// The age of what balenaCloud says of the devices can be seen, and grows while it does not answer.
+#[test]
+fn the_last_state_of_the_devices_has_its_time() {
+    const NAME: &str = "baletheus_last_device_refresh_timestamp_seconds";
+    let cloud = Cloud::start(demo_fleet());
+    cloud.intercept(|seen, _| seen.target.contains("heartbeat").then(|| Reply::status(503, &[], b"")));
+    let sidecar = sidecar(&cloud).env("DEVICE_REFRESH_RATE", "1s");
+    let status = Status::start(&sidecar);
+    let metrics = status.wait_until("a list", |metrics| metrics["baletheus_devices"] > 0.0);
+    assert_eq!(metrics[NAME], 0.0);
+    cloud.heal();
+    let first = status.wait_until("a state", |metrics| metrics[NAME] > 1.7e9)[NAME];
+    status.wait_until("another", |metrics| metrics[NAME] > first);
 }
 
 #[test]

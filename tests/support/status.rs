@@ -15,6 +15,7 @@ pub fn sidecar(cloud: &Cloud) -> Sidecar {
         .env("LISTEN_ADDRESS", "127.0.0.1:0")
         .env("DEVICE_REFRESH_RATE", "1s")
         .env("EXPORTERS", "node:80")
+        .env("OWN_TAGS", "all")
 }
 
 /// A sidecar that listens, and where.

@@ -79,7 +79,7 @@ fn hostile_devices_break_out_of_neither_log_nor_list() {
     }
     let cloud = Cloud::start(devices);
     for (address, format) in [("vpn", "text"), ("public", "json"), ("lan", "text"), ("vpn", "json")] {
-        let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug").env("LOG_FORMAT", format);
+        let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug").env("LOG_FORMAT", format).env("OWN_TAGS", "all");
         let sidecar = sidecar.args(["--address", address]);
         let log = sidecar.oneshot();
         let mut messages = Vec::new();

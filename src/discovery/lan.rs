@@ -1,0 +1,150 @@
+//! Which of the addresses that a device reports is scraped in the LAN. A device can report any address, the stack's own and a
+//! stranger's among them, so only addresses in networks of devices are taken.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::balena::device::Device;
+use crate::values::items;
+
+/// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.
+pub const PRIVATE: &str = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
+
+/// Networks that no device is in, whatever an option says: this host, loopback, link-local, multicast and reserved addresses.
+const NEVER: [IpNet; 11] = [
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([224, 0, 0, 0], 4),
+    v4([240, 0, 0, 0], 4),
+    v6([0, 0], 8),       // loopback, IPv4-mapped and NAT64
+    v6([0x2001, 0], 32), // Teredo
+    v6([0x2002, 0], 16), // 6to4
+    v6([0xfe80, 0], 10),
+    v6([0xfec0, 0], 10),
+    v6([0xff00, 0], 8),
+];
+
+/// Addresses that an explanation shows.
+const MAX_SHOWN: usize = 3;
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix))
+}
+
+const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix))
+}
+
+/// Where the devices of a LAN are.
+#[derive(Clone, Debug)]
+pub struct Lan {
+    /// The networks that devices may be in.
+    pub networks: Vec<IpNet>,
+    /// This machine's addresses, each with its network. In a container these are the stack's networks and no LAN, so devices are in
+    /// them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is named.
+    pub own: Vec<IpNet>,
+}
+
+/// [`PRIVATE`], on a machine without addresses.
+impl Default for Lan {
+    fn default() -> Self {
+        Lan { networks: networks(PRIVATE).unwrap_or_default(), own: Vec::new() }
+    }
+}
+
+/// Why no address of a device is taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// It reports none that a device in a LAN can have.
+    NoAddress,
+    /// Those that it reports are refused; the text says which, and why.
+    Refused(String),
+}
+
+/// Why an address is refused.
+enum Refusal {
+    Never,
+    Outside,
+    Own(IpNet),
+    Itself,
+}
+
+impl Display for Refusal {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Refusal::Never => f.write_str("no address of a device"),
+            Refusal::Outside => f.write_str("outside of --lan-network"),
+            Refusal::Own(network) => {
+                write!(f, "in {network}, a network of this machine that --lan-network does not name")
+            }
+            Refusal::Itself => f.write_str("this machine itself, which --lan-network does not name alone"),
+        }
+    }
+}
+
+impl Lan {
+    /// The host of a device's targets: its first IPv4 address that is taken, else its first IPv6 address, in brackets.
+    ///
+    /// # Errors
+    /// No address is taken.
+    pub fn host(&self, device: &Device) -> Result<String, Unreachable> {
+        let text = device.ip_address.as_deref().unwrap_or_default();
+        let (mut v6, mut refused, mut more) = (None, Vec::new(), 0);
+        for address in text.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok()) {
+            match (self.refusal(address), address) {
+                (None, IpAddr::V4(address)) => return Ok(address.to_string()),
+                (None, IpAddr::V6(address)) => v6 = v6.or(Some(address)),
+                (Some(Refusal::Never), _) => {}
+                (Some(_), _) if refused.len() == MAX_SHOWN => more += 1,
+                (Some(refusal), _) => refused.push(format!("{address} ({refusal})")),
+            }
+        }
+        if let Some(address) = v6 {
+            return Ok(format!("[{address}]"));
+        }
+        if refused.is_empty() {
+            return Err(Unreachable::NoAddress);
+        }
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        Err(Unreachable::Refused(refused.join(", ") + &more))
+    }
+
+    fn refusal(&self, address: IpAddr) -> Option<Refusal> {
+        if NEVER.iter().any(|network| network.contains(&address)) {
+            return Some(Refusal::Never);
+        }
+        let mut holding = self.networks.iter().filter(|network| network.contains(&address)).peekable();
+        if holding.peek().is_none() {
+            return Some(Refusal::Outside);
+        }
+        if self.own.iter().any(|own| own.addr() == address) {
+            let is_named = holding.any(|network| network.prefix_len() == network.max_prefix_len());
+            return (!is_named).then_some(Refusal::Itself);
+        }
+        let own = self.own.iter().map(IpNet::trunc).find(|own| own.contains(&address))?;
+        let is_named = holding.any(|network| own.contains(network));
+        (!is_named).then_some(Refusal::Own(own))
+    }
+}
+
+/// Reads a comma-separated list of networks.
+///
+/// # Errors
+/// An item is no network that a device can be in.
+pub fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    items(text).map(network).collect()
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let network: IpNet = text.parse().map_err(|_| format!("{text:?} is no network such as 192.168.1.0/24"))?;
+    if network != network.trunc() {
+        return Err(format!("{text} has bits beside its prefix: the network is {}", network.trunc()));
+    }
+    match NEVER.iter().find(|never| never.contains(&network)) {
+        Some(never) => Err(format!("{text} is within {never}, which no device is in")),
+        None => Ok(network),
+    }
+}

@@ -1,0 +1,156 @@
+//! Which addresses of a device are scraped in a LAN. A device may report any.
+
+use crate::support::binary::sidecar;
+use crate::support::cloud::Cloud;
+use crate::support::sidecar::finish;
+use baletheus::balena::device;
+use baletheus::discovery::lan::{Lan, Unreachable, networks};
+use serde_json::json;
+
+/// A container in the stack's network, a machine in a LAN, and one with IPv6.
+const OWN: [&str; 3] = ["172.18.0.3/16", "192.168.1.5/24", "fd00::2/64"];
+
+fn host(lan: &Lan, addresses: &str) -> Result<String, Unreachable> {
+    let body = json!({ "d": [{ "id": 1, "ip_address": addresses }] }).to_string();
+    lan.host(&device::parse_page(body.as_bytes()).expect("a page")[0])
+}
+
+fn lan(named: &str) -> Lan {
+    let own = OWN.iter().map(|text| text.parse().expect("an address with its network")).collect();
+    Lan { networks: networks(named).expect("networks"), own }
+}
+
+fn default() -> Lan {
+    Lan { own: lan("").own, ..Lan::default() }
+}
+
+#[test]
+fn private_carrier_grade_and_unique_local_addresses_are_taken() {
+    for (addresses, taken) in [
+        ("10.0.0.1", "10.0.0.1"),
+        ("172.16.0.1", "172.16.0.1"),
+        ("172.31.255.254", "172.31.255.254"),
+        ("192.168.0.1", "192.168.0.1"),
+        ("100.64.0.1", "100.64.0.1"),
+        ("100.127.255.254", "100.127.255.254"),
+        ("fd12:3456::1", "[fd12:3456::1]"),
+        ("fc00::1", "[fc00::1]"),
+        ("8.8.8.8 172.18.0.1 fd12:3456::1 10.0.0.1", "10.0.0.1"),
+    ] {
+        assert_eq!(host(&default(), addresses), Ok(taken.to_owned()), "{addresses}");
+    }
+}
+
+#[test]
+fn strangers_and_the_stack_itself_are_refused_with_the_reason() {
+    for (address, why) in [
+        ("8.8.8.8", "outside of --lan-network"),
+        ("172.15.255.255", "outside of --lan-network"),
+        ("172.32.0.1", "outside of --lan-network"),
+        ("100.128.0.1", "outside of --lan-network"),
+        ("192.0.2.1", "outside of --lan-network"),
+        ("2606:4700::1111", "outside of --lan-network"),
+        ("172.18.0.1", "in 172.18.0.0/16, a network of this machine that --lan-network does not name"),
+        ("172.18.0.3", "this machine itself, which --lan-network does not name alone"),
+        ("192.168.1.77", "in 192.168.1.0/24, a network of this machine that --lan-network does not name"),
+        ("fd00::3", "in fd00::/64, a network of this machine that --lan-network does not name"),
+    ] {
+        assert_eq!(host(&default(), address), Err(Unreachable::Refused(format!("{address} ({why})"))));
+    }
+    let Err(Unreachable::Refused(many)) = host(&default(), &"8.8.8.8 ".repeat(200)) else { panic!("it is taken") };
+    assert!(many.ends_with(" and 197 more") && many.len() < 200, "{many}");
+}
+
+/// Named or not.
+#[test]
+fn some_addresses_are_never_taken() {
+    let all = lan("0.0.0.0/0,::/0");
+    for address in [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.1.2.3",
+        "169.254.169.254",
+        "224.0.0.1",
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:10.0.0.1",
+        "::10.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::1",
+        "2001::1",
+        "2002:a00:1::1",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+    ] {
+        assert_eq!(host(&all, address), Err(Unreachable::NoAddress), "{address}");
+    }
+    assert_eq!(host(&all, "203.0.113.7"), Ok("203.0.113.7".into()));
+    assert_eq!(host(&all, "2001:db8::7"), Ok("[2001:db8::7]".into()));
+}
+
+/// Where the machine is in the LAN of the devices, its network has to be named. A wider one does not name it.
+#[test]
+fn a_network_of_this_machine_is_taken_where_it_or_a_part_of_it_is_named() {
+    for (named, address, is_taken) in [
+        ("192.168.1.0/24", "192.168.1.77", true),
+        ("192.168.1.64/26", "192.168.1.77", true),
+        ("192.168.1.64/26", "192.168.1.7", false),
+        ("192.168.0.0/16", "192.168.1.77", false),
+        ("192.168.0.0/16", "192.168.2.77", true),
+        ("172.16.0.0/12,192.168.1.0/24", "172.18.0.1", false),
+        ("192.168.1.0/24", "192.168.1.5", false),
+        ("192.168.1.0/24,192.168.1.5/32", "192.168.1.5", true),
+        ("fd00::/64", "fd00::7", true),
+        ("fd00::/64", "fd00::2", false),
+        ("fd00::2/128", "fd00::2", true),
+    ] {
+        assert_eq!(host(&lan(named), address).is_ok(), is_taken, "{address} with {named}");
+    }
+}
+
+#[test]
+fn a_network_that_no_device_is_in_is_a_mistake() {
+    for (text, said) in [
+        ("192.168.1.0", "no network such as 192.168.1.0/24"),
+        ("192.168.1.0/33", "no network such as"),
+        ("192.168.1.7/24", "the network is 192.168.1.0/24"),
+        ("127.0.0.0/8", "within 127.0.0.0/8, which no device is in"),
+        ("fe80::/64", "within fe80::/10"),
+        ("lan", "\"lan\" is no network"),
+    ] {
+        let cloud = Cloud::start(Vec::new());
+        let sidecar = sidecar(&cloud).env("TARGET_ADDRESS", "lan");
+        let mut command = sidecar.command();
+        command.args(["--dry-run", "--lan-network", text]);
+        let run = finish(command);
+        let log = String::from_utf8(run.stderr).expect("UTF-8");
+        assert!(
+            run.status.code() == Some(2) && log.contains("--lan-network is") && log.contains(said),
+            "{text}: {log}"
+        );
+    }
+}
+
+/// The addresses of the machine that the program runs on, whatever they are.
+#[test]
+fn the_program_knows_its_own_networks() {
+    let own = if_addrs::get_if_addrs().expect("addresses").into_iter().map(|interface| interface.ip());
+    let Some(own) = own.into_iter().find(|own| networks(&format!("{own}/32")).is_ok()) else { return };
+    let device = json!({ "id": 1, "uuid": "0".repeat(32), "device_name": "thief", "ip_address": own.to_string() });
+    let cloud = Cloud::start(vec![device]);
+    let sidecar = sidecar(&cloud).env("TARGET_ADDRESS", "lan").env("LAN_NETWORKS", "0.0.0.0/0");
+    let mut command = sidecar.command();
+    command.arg("check");
+    let run = finish(command);
+    let [table, log] = [run.stdout, run.stderr].map(|bytes| String::from_utf8(bytes).expect("UTF-8"));
+    assert!(
+        table.contains(&format!("left out: no address that it reports is scraped: {own} (this machine itself")),
+        "{table}{log}"
+    );
+    assert!(table.contains("name it with --lan-network (LAN_NETWORKS), or use --address vpn"), "{table}");
+}
