@@ -2,7 +2,7 @@
 //!
 //! The counts are valgrind's, of the debug binary, which is there anyway; they are some ten times those of a release. What
 //! does not depend on the number of devices is subtracted. From run to run they differ by less than one in a thousand, but
-//! by more from compiler to compiler and from processor to processor: so a budget is half as much again as was measured on
+//! by more from compiler to compiler and from processor to processor: so a budget was set to half as much again as was measured on
 //! x86_64 with Rust 1.95. What it is there to catch costs more than that: devices that are read and mapped again though
 //! they are as they were (4 times as much by a refresh), or each compared with all others.
 
