@@ -170,6 +170,8 @@ fn expect_targets(prometheus: &str) {
 
 #[test]
 fn resolves_no_name_and_connects_to_this_machine_only() {
+    let found = Command::new("strace").arg("--version").output();
+    assert!(found.is_ok_and(|output| output.status.success()), "no `strace`: install the package strace");
     let folder = tempfile::tempdir().expect("a folder");
     let trace = folder.path().join("trace");
     let demo = Demo::start_by(12, |cargo| {
