@@ -1,6 +1,5 @@
 //! The log on standard error: text for people or JSON for machines, one line a record whatever the record holds.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -79,9 +78,8 @@ fn line(json: bool, level: Level, target: &str, message: &str) -> Vec<u8> {
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     if json {
         let fields = Fields { time: time.to_string(), level: level.as_str(), target, message };
-        let mut line = serde_json::to_vec(&fields).unwrap_or_default(); // text is always JSON
-        line.push(b'\n');
-        return line;
+        let json = serde_json::to_string(&fields).unwrap_or_default(); // text is always JSON
+        return (printable_json(&json) + "\n").into_bytes();
     }
     let module = if target.starts_with(env!("CARGO_PKG_NAME")) { String::new() } else { format!("{target}: ") };
     format!("{time} {level:<5} {module}{}\n", printable(message)).into_bytes()
@@ -98,11 +96,20 @@ struct Fields<'a> {
 /// Text that is safe on a terminal. A device chooses its own name: characters that would start a new line, move the cursor or
 /// change the direction of writing become escapes.
 pub fn printable(text: &str) -> String {
+    escaped(text, |c| c.escape_default().to_string())
+}
+
+/// JSON that is safe on a terminal, and the same JSON.
+pub fn printable_json(json: &str) -> String {
+    escaped(json, |c| format!("\\u{:04x}", u32::from(c))) // none of these characters has more digits, or is outside of a string
+}
+
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         let changes_direction =
             matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if c.is_control() || changes_direction {
-            let _ = write!(shown, "{}", c.escape_default()); // into a String: cannot fail
+            shown.push_str(&escape(c));
         } else {
             shown.push(c);
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
-use crate::logging::{count, printable};
+use crate::logging::{count, printable, printable_json};
 use crate::net::connector::trust_hint;
 use crate::net::refused::{Reason, Refused};
 
@@ -169,7 +169,8 @@ fn thousands(number: u64) -> String {
 
 /// The report as a JSON array, with one object on each line.
 pub fn json(rows: &[Row]) -> String {
-    let lines: Vec<_> = rows.iter().filter_map(|row| serde_json::to_string(row).ok()).collect();
+    let lines: Vec<_> =
+        rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|row| printable_json(&row)).collect();
     format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
 }
 

@@ -155,13 +155,13 @@ impl LabelSet {
         labels
     }
 
-    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent ones empty. A device that is not
-    /// muted has no label [`ALERT`].
+    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent and too long ones empty. A device
+    /// that is not muted has no label [`ALERT`].
     pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> String {
         let mut info = format!("{UUID}=\"{uuid}\"");
         for label in self.table.iter().filter(|label| label.name != UUID) {
             let Some(name) = label.info else { continue };
-            let value = (label.value)(device).unwrap_or_default();
+            let value = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE).unwrap_or_default();
             let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
         if is_muted {

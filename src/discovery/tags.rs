@@ -18,6 +18,8 @@ const DEFAULT_INTERVAL: u64 = 60_000;
 pub const DEFAULT_TIMEOUT: u64 = 10_000;
 /// Characters of a value that a warning shows.
 const SHOWN_VALUE: usize = 80;
+/// Characters of what is wrong with it.
+const SHOWN_ERROR: usize = 200;
 
 /// A duration as it is written, and in milliseconds.
 pub type Millis<'a> = (&'a str, u64);
@@ -136,6 +138,7 @@ impl<'a> Tags<'a, '_> {
     /// Warns of a tag of the device that may not say what it says.
     pub fn ignored(&mut self, key: &str, why: &str) {
         let (name, mode) = (self.device.display_name(), self.own_tags.as_str());
+        let why: String = why.chars().take(SHOWN_ERROR).collect();
         let shown: String = tag_value(self.device.tags(), key).unwrap_or_default().chars().take(SHOWN_VALUE).collect();
         let warning = format!(
             "tag {key} of {name} is {shown:?}: {why}; it is ignored, since a device's own tags are not trusted (--own-tags {mode}): \
@@ -172,7 +175,7 @@ impl<'a> Tags<'a, '_> {
         }
         let error = match parse(value.trim()) {
             Ok(parsed) => return Some(parsed),
-            Err(error) => error.chars().take(200).collect::<String>(), // it may quote all of the value
+            Err(error) => error.chars().take(SHOWN_ERROR).collect::<String>(), // it may quote all of the value
         };
         let fleet = one(&self.device.fleet).and_then(|fleet| fleet.slug.as_deref());
         let owner = if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };

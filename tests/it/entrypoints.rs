@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use support::tools;
@@ -136,6 +136,47 @@ fn prometheus_gets_values_as_they_were_typed() {
 }
 
 /// What Prometheus 3 itself makes of the name.
+/// What fills the memory is read from the log at each start, so Prometheus would never come back. Three unclean ends in a row within ten
+/// minutes drop it; blocks stay.
+#[test]
+fn prometheus_forgets_a_log_that_ends_it() {
+    let image = Image::new("prometheus");
+    let data = image.path("data");
+    let text = data.to_str().unwrap().to_owned();
+    let names = ["wal/00000001", "chunks_head/000001", "01BLOCK/index", "lock"];
+    let fill = || {
+        for name in names {
+            fs::create_dir_all(data.join(name).parent().unwrap()).unwrap();
+            fs::write(data.join(name), "").unwrap();
+        }
+    };
+    let start = || {
+        let output = image.run(&[("DATA", &text)], &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let left = names.iter().filter(|name| data.join(name).exists()).count();
+        (left, String::from_utf8(output.stderr).unwrap())
+    };
+    fill();
+    for _ in 0..2 {
+        assert_eq!(start(), (4, String::new()));
+    }
+    let (left, said) = start();
+    assert!(left == 2 && data.join("01BLOCK/index").exists(), "{left} {said}");
+    assert!(said.contains("ended three times within ten minutes"), "{said}");
+    assert_eq!(start().0, 2, "it counts anew");
+
+    // A clean end between them, and ends that are further apart.
+    fill();
+    start();
+    fs::remove_file(data.join("lock")).unwrap();
+    start();
+    fill();
+    assert_eq!((start().0, start().0), (4, 4));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    fs::write(data.join("starts"), format!("{}\n{}\n{}\n", now - 5000, now - 700, now - 300)).unwrap();
+    assert_eq!(start().0, 4);
+}
+
 #[test]
 fn the_name_of_the_stack_is_in_the_running_prometheus() {
     let image = Image::new("prometheus");

@@ -1,4 +1,4 @@
-//! `docs/faults.md` cannot go stale: each of its lines leads to tests that are there.
+//! `docs/faults.md` and `docs/security.md` cannot go stale: each line of their tables leads to tests that are there.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,8 +11,19 @@ use crate::support::doc;
 fn each_line_of_the_document_leads_to_tests_that_are_there() {
     let rows = doc::rows();
     assert!(rows.len() > 50, "only {} lines are read", rows.len());
+    check(&rows);
+}
+
+#[test]
+fn each_attack_leads_to_tests_that_are_there() {
+    let rows = doc::attacks();
+    assert!(rows.len() > 10, "only {} lines are read", rows.len());
+    check(&rows);
+}
+
+fn check(rows: &[doc::Row]) {
     let mut faults = HashSet::new();
-    for row in &rows {
+    for row in rows {
         assert!(faults.insert(&row.fault), "{:?} is there twice", row.fault);
         assert!(!row.fault.is_empty() && !row.does.is_empty(), "a cell is empty: {:?}", row.fault);
         for shown in &row.tests {

@@ -3,6 +3,7 @@
 
 mod alerts;
 mod check;
+mod corpus;
 mod dashboards;
 mod demo;
 mod discovery_loop;

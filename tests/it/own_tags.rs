@@ -60,6 +60,7 @@ fn expect(mode: &str, rows: &[Row]) {
         let (found, warnings) = run(mode, own, fleet, &[]);
         assert_eq!(found, *targets, "{own:?} {fleet:?}: {warnings:#?}");
         assert_eq!(warnings.len(), usize::from(!words.is_empty()), "{own:?} {fleet:?}: {warnings:#?}");
+        assert!(warnings.iter().all(|line| line.len() < 1000), "{warnings:?}");
         for word in *words {
             assert!(warnings[0].contains(word), "{own:?} {fleet:?}: {word:?} is not in {}", warnings[0]);
         }
@@ -71,6 +72,8 @@ const IGNORED: &str = "it is ignored, since a device's own tags are not trusted 
 
 #[test]
 fn by_default_a_device_chooses_among_the_exporters_of_its_fleet() {
+    let many: Vec<_> = (1..=16).map(|port| format!("{port}/{}", "x".repeat(1000))).collect();
+    let many = many.join(",");
     expect(
         "",
         &[
@@ -86,6 +89,8 @@ fn by_default_a_device_chooses_among_the_exporters_of_its_fleet() {
             (&[(PORT, "8080"), (PATH, "/x")], &[], &BOTH, &[PORT, "no exporter 8080/x"]),
             // what it may is taken, and the rest is named
             (&[(EXPORTERS, "1,node:9100,2")], &[], &BOTH[..1], &["no exporter 1, 2"]),
+            // and shortened
+            (&[(EXPORTERS, &many)], &[], &BOTH, &["no exporter 1/xxx", "xxx; it is ignored"]),
             // of its fleet's tag
             (&[(EXPORTERS, "7")], &[(EXPORTERS, "x:7,y:8")], &["x 7 - - - -"], &[]),
             (&[(EXPORTERS, "9100")], &[(EXPORTERS, "x:7")], &["x 7 - - - -"], &["no exporter 9100"]),

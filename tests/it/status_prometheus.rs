@@ -18,7 +18,9 @@ fn scrape(major: u8) {
         .env("DEVICE_METRICS", "true")
         // targets that nothing of this test reaches
         .env("TARGET_ADDRESS", "public")
-        .env("PUBLIC_URL_DOMAIN", "devices.invalid");
+        .env("PUBLIC_URL_DOMAIN", "devices.invalid")
+        // gw-oslo names a second exporter
+        .env("OWN_TAGS", "all");
     let running = sidecar.start();
     let line = running.wait_for("status on http://");
     let address = line.rsplit_once("http://").unwrap().1;

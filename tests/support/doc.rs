@@ -1,4 +1,4 @@
-//! `docs/faults.md`, read as a table.
+//! `docs/faults.md`, and what `docs/security.md` has of the kind, read as a table.
 
 /// A line of a table: a fault, what the sidecar does, and the tests that show it.
 pub struct Row {
@@ -20,6 +20,13 @@ pub fn rows() -> Vec<Row> {
     let lines = document.lines().filter(|line| line.starts_with('|'));
     let lines = lines.filter(|line| !line.starts_with("| --- ") && !line.starts_with("| fault |"));
     lines.map(row).collect()
+}
+
+/// What the holder of a device tries, and what happens.
+pub fn attacks() -> Vec<Row> {
+    let (_, table) = include_str!("../../docs/security.md").split_once("<!-- each line").expect("the table");
+    let lines = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+    lines.skip(2).map(row).collect()
 }
 
 fn row(line: &str) -> Row {
