@@ -7,7 +7,6 @@
 //! they are as they were (4 times as much by a refresh), or each compared with all others.
 
 pub mod support {
-    pub mod binary;
     pub mod cloud;
     pub mod fleet;
     pub mod odata;
@@ -19,7 +18,6 @@ pub mod support {
 use std::fs;
 
 use serde_json::json;
-use support::binary::BINARY;
 use support::cloud::Cloud;
 use support::fleet::many;
 use support::sidecar::{PATIENCE, Sidecar};
@@ -50,7 +48,7 @@ fn instructions(devices: u64, refreshes: &[Refresh]) -> u64 {
     }
     let counts = sidecar.path("counts");
     let out = format!("--callgrind-out-file={}", counts.display());
-    let sidecar = sidecar.args(["--tool=callgrind", &out, BINARY]);
+    let sidecar = sidecar.args(["--tool=callgrind", &out, env!("CARGO_BIN_EXE_baletheus")]);
     let running = sidecar.start();
     running.wait_for("updated");
     for (round, refresh) in refreshes.iter().enumerate() {

@@ -141,14 +141,20 @@ type AnyGroup<'a> = Group<Vec<Cow<'a, str>>, Option<BTreeMap<Cow<'a, str>, Cow<'
 fn read(path: &Path) -> Result<Targets, String> {
     let unreadable = |error| format!("cannot be read: {error}");
     // a pipe may have no writer, ever
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
         return Err("is no file".into());
+    }
+    let too_large = || "is too large".to_owned();
+    // Before it is read: a program of 32 bits has no room for a byte more than the limit.
+    if metadata.len() > MAX_FILE {
+        return Err(too_large());
     }
     let file = File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
     if text.len() as u64 > MAX_FILE {
-        return Err("is too large".into());
+        return Err(too_large());
     }
     let groups: Vec<AnyGroup> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
     let mut targets = Targets::new();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::binary;
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{demo_fleet, find, set_tag};
 use crate::support::sidecar::{Sidecar, finish};
@@ -163,7 +164,7 @@ fn compare(comment: &str, printed: &str, changing: &str) {
 #[test]
 fn the_sample_of_check_is_what_it_prints() {
     let (cloud, _backend, vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("TUNNEL_URL", vpn.url());
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("TUNNEL_URL", vpn.url());
     let mut command = sidecar.command();
     command.args(["check", "--exporter", "node:9100"]);
     let printed = String::from_utf8(finish(command).stdout).unwrap();
@@ -173,7 +174,7 @@ fn the_sample_of_check_is_what_it_prints() {
 #[test]
 fn the_sample_log_is_what_it_logs() {
     let (cloud, _backend, _vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("EXPORTERS", "node:9100");
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("EXPORTERS", "node:9100");
     let log: String = sidecar.oneshot().split_inclusive('\n').filter(|line| line.contains("left out")).collect();
     compare("<!-- sample log", &log, r"\d{4}-\d\d-\d\dT[\d:.]+Z");
 }

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::binary::{self, BINARY};
+use crate::support::binary;
 use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
@@ -210,7 +210,7 @@ fn health_is_an_exit_code() {
     let sidecar = sidecar(&cloud);
     let status = Status::start(&sidecar);
     let code = |args: &[&str], listen: &str| {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary::path());
         command.arg("health").args(args).env_clear().env("LISTEN_ADDRESS", listen);
         let output = finish(command);
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
