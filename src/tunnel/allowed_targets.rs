@@ -19,8 +19,9 @@ use crate::discovery::target_file::{Identity, identity};
 use crate::logging::count;
 use crate::net::threads::{self, NoThread};
 
-/// The largest target file, in bytes: as much as discovery writes.
-const MAX_FILE: u64 = 1 << 30;
+/// The largest target file, in bytes: as much as discovery writes. A processor of 32 bits has no room for it and for what is made
+/// of it.
+const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
 /// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
@@ -146,7 +147,7 @@ fn read(path: &Path) -> Result<Targets, String> {
         return Err("is no file".into());
     }
     let too_large = || "is too large".to_owned();
-    // Before it is read: a program of 32 bits has no room for a byte more than the limit.
+    // before it is read, which takes as much memory
     if metadata.len() > MAX_FILE {
         return Err(too_large());
     }
