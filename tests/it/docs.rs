@@ -178,3 +178,21 @@ fn the_sample_log_is_what_it_logs() {
     let log: String = sidecar.oneshot().split_inclusive('\n').filter(|line| line.contains("left out")).collect();
     compare("<!-- sample log", &log, r"\d{4}-\d\d-\d\dT[\d:.]+Z");
 }
+
+#[test]
+fn the_version_is_the_one_of_cargo_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    let tag = format!("newTag: '{version}'");
+    for (path, text) in [
+        ("CHANGELOG.md", format!("## [{version}] - ")),
+        ("packaging/debian/changelog", format!("baletheus ({version}-1) ")),
+        ("docs/debian.md", format!("baletheus_{version}-1_amd64.deb")),
+        ("docs/kubernetes.md", format!("/baletheus:{version}")),
+        ("examples/kubernetes/plain/kustomization.yaml", tag.clone()),
+        ("examples/kubernetes/operator/kustomization.yaml", tag.clone()),
+        ("examples/kubernetes/operator-sharded/kustomization.yaml", tag),
+    ] {
+        let found = fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
+        assert!(found.contains(&text), "{path} lacks {text:?}");
+    }
+}
