@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use sd_notify::NotifyState;
 
 use crate::balena::Failure;
@@ -19,10 +20,10 @@ pub fn ready() {
 
 /// A signal asked for a refresh. `Notifier` announces its end.
 pub fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => log::debug!("cannot read the clock for systemd: {error}"),
-    }
+    // sd-notify's own monotonic_usec_now() overflows on processors of 32 bits, 36 minutes after they start.
+    let now = clock_gettime(ClockId::Monotonic);
+    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+    notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
 }
 
 /// How often the watchdog wants to hear of the program; none if there is no watchdog.

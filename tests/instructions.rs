@@ -7,7 +7,6 @@
 //! they are as they were (4 times as much by a refresh), or each compared with all others.
 
 pub mod support {
-    pub mod binary;
     pub mod cloud;
     pub mod fleet;
     pub mod odata;
@@ -23,7 +22,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::binary::BINARY;
 use support::cloud::Cloud;
 use support::fleet::many;
 use support::sidecar::{PATIENCE, Running, Sidecar};
@@ -65,7 +63,7 @@ fn instructions(configuration: Configuration, devices: u64, refreshes: &[Refresh
     }
     let counts = sidecar.path("counts");
     let out = format!("--callgrind-out-file={}", counts.display());
-    let sidecar = sidecar.args(["--tool=callgrind", &out, BINARY]);
+    let sidecar = sidecar.args(["--tool=callgrind", &out, env!("CARGO_BIN_EXE_baletheus")]);
     let shipped = [("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", "1h")];
     let has_status = configuration == Configuration::Shipped;
     let sidecar = shipped.into_iter().filter(|_| has_status).fold(sidecar, |it, (name, value)| it.env(name, value));

@@ -12,9 +12,11 @@ pub mod support {
 }
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 use support::binary::sidecar;
 use support::cloud::{Cloud, Reply, Seen, Step};
@@ -243,4 +245,30 @@ fn pending(id: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
     line.trim().bytes().any(|digit| digit != b'0')
+}
+
+/// systemd takes a reload as failed if this time is before that of the signal.
+#[test]
+fn systemd_learns_when_a_reload_began() {
+    let now = || Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let socket = UnixDatagram::bind(sidecar.path("notify")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let path = sidecar.path("notify").to_str().unwrap().to_owned();
+    let sidecar = sidecar.env("NOTIFY_SOCKET", path);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    let before = now();
+    running.signal("HUP");
+    let mut buffer = [0; 4096];
+    let began = loop {
+        let length = socket.recv(&mut buffer).expect("a notification");
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let micros = text.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+        if let Some(micros) = micros {
+            break Duration::from_micros(micros.parse().unwrap());
+        }
+    };
+    assert!(before <= began && began <= now(), "{before:?} {began:?}");
 }

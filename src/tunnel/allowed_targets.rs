@@ -19,8 +19,9 @@ use crate::discovery::target_file::{Identity, identity};
 use crate::logging::count;
 use crate::net::threads::{self, NoThread};
 
-/// The largest target file, in bytes: as much as discovery writes.
-const MAX_FILE: u64 = 1 << 30;
+/// The largest target file, in bytes: as much as discovery writes. A processor of 32 bits has no room for it and for what is made
+/// of it.
+const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
 /// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
@@ -152,14 +153,20 @@ type AnyGroup<'a> = Group<Vec<Cow<'a, str>>, Option<BTreeMap<Cow<'a, str>, Cow<'
 fn read(path: &Path) -> Result<Targets, String> {
     let unreadable = |error| format!("cannot be read: {error}");
     // a pipe may have no writer, ever
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
         return Err("is no file".into());
+    }
+    let too_large = || "is too large".to_owned();
+    // before it is read, which takes as much memory
+    if metadata.len() > MAX_FILE {
+        return Err(too_large());
     }
     let file = File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
     if text.len() as u64 > MAX_FILE {
-        return Err("is too large".into());
+        return Err(too_large());
     }
     let groups: Vec<AnyGroup> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
     let (mut targets, now) = (Targets::new(), Instant::now());

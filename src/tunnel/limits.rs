@@ -34,15 +34,16 @@ const SPARE_CONNECTIONS: usize = 16;
 impl Places {
     /// The places within the limits of this process. The limit for open files is raised as far as the process may.
     pub fn of_this_process() -> Self {
-        let memory = memory::limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        // Without a limit it is as much as the processor can address: on one of 32 bits that is less than the most tunnels take.
+        let memory = memory::limit().and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
         Self::within(open_files(), memory)
     }
 
     /// Half of the memory is for tunnels, and half for scrapes.
-    fn within(files: usize, memory: Option<usize>) -> Self {
+    fn within(files: usize, memory: usize) -> Self {
         let by_files = files.saturating_sub(OTHER_FILES) / FILES_PER_TUNNEL;
-        let half = memory.map(|memory| memory.saturating_sub(BASE_MEMORY) / 2);
-        let within = |cost: usize| half.map_or(MAX_TUNNELS, |half| half / cost).min(by_files).clamp(1, MAX_TUNNELS);
+        let half = memory.saturating_sub(BASE_MEMORY) / 2;
+        let within = |cost: usize| (half / cost).min(by_files).clamp(1, MAX_TUNNELS);
         let (tunnels, scrapes) = (within(TUNNEL_MEMORY), within(SCRAPE_MEMORY));
         let connections = scrapes.saturating_mul(2).min(tunnels.max(scrapes)) + SPARE_CONNECTIONS;
         Places { tunnels, scrapes, connections }
@@ -64,10 +65,13 @@ mod tests {
     #[test]
     fn places_follow_from_files_and_memory() {
         let places = |tunnels, scrapes, connections| Places { tunnels, scrapes, connections };
-        assert_eq!(Places::within(160, None), places(32, 32, 48));
-        assert_eq!(Places::within(0, None), places(1, 1, 17));
-        assert_eq!(Places::within(usize::MAX, None), places(30_000, 30_000, 30_016));
-        assert_eq!(Places::within(1_048_576, Some(64 << 20)), places(1_228, 109, 234));
-        assert_eq!(Places::within(1_048_576, Some(1 << 20)), places(1, 1, 17));
+        assert_eq!(Places::within(160, usize::MAX), places(32, 32, 48));
+        assert_eq!(Places::within(0, usize::MAX), places(1, 1, 17));
+        assert_eq!(Places::within(1_048_576, 64 << 20), places(1_228, 109, 234));
+        assert_eq!(Places::within(1_048_576, 1 << 20), places(1, 1, 17));
+        #[cfg(target_pointer_width = "64")]
+        assert_eq!(Places::within(usize::MAX, usize::MAX), places(30_000, 30_000, 30_016));
+        let all_of_32_bits = u32::MAX.try_into().unwrap();
+        assert_eq!(Places::within(1_048_576, all_of_32_bits), places(30_000, 9_325, 18_666));
     }
 }

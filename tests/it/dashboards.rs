@@ -16,6 +16,7 @@ use regex::Regex;
 use reqwest::Url;
 use serde_json::{Value, json};
 use support::alerts::{rule_files, rules};
+use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
 use support::fleet::{demo_fleet, find, set_release};
@@ -223,7 +224,7 @@ impl Stack {
             .into_iter()
             .filter_map(|name| Some((name, cloud.change(|devices| uuid_of(devices, name))?)))
             .collect();
-        let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud)
+        let sidecar = Sidecar::of(binary::path(), &cloud)
             .env("EXPORTERS", "node:80")
             .env("LISTEN_ADDRESS", "127.0.0.1:0")
             .env("DEVICE_REFRESH_RATE", "1s")

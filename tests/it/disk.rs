@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::binary::{self, BINARY};
+use crate::support::binary;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::many;
 use crate::support::moments::{Moments, unfinished};
@@ -179,7 +179,7 @@ pub fn as_user(sidecar: &Sidecar) -> Command {
     }
     // Where cargo built it there may be no way for this user.
     let (binary, user) = (sidecar.path("baletheus"), USER);
-    fs::copy(BINARY, &binary).unwrap();
+    fs::copy(binary::path(), &binary).unwrap();
     for path in [sidecar.dir.path(), &sidecar.path("disk")] {
         chown(path, Some(user), Some(user)).unwrap();
     }

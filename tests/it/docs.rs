@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::binary;
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{demo_fleet, find, set_tag};
 use crate::support::sidecar::{Sidecar, finish};
@@ -12,7 +13,7 @@ use regex::Regex;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const README: &str = include_str!("../../README.md");
-const README_LINES: usize = 240;
+const README_LINES: usize = 247;
 
 /// README, CONTRIBUTING and the like, all of `docs/`, and each README below `examples/`.
 fn documents() -> BTreeMap<PathBuf, String> {
@@ -163,7 +164,7 @@ fn compare(comment: &str, printed: &str, changing: &str) {
 #[test]
 fn the_sample_of_check_is_what_it_prints() {
     let (cloud, _backend, vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("TUNNEL_URL", vpn.url());
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("TUNNEL_URL", vpn.url());
     let mut command = sidecar.command();
     command.args(["check", "--exporter", "node:9100"]);
     let printed = String::from_utf8(finish(command).stdout).unwrap();
@@ -173,7 +174,25 @@ fn the_sample_of_check_is_what_it_prints() {
 #[test]
 fn the_sample_log_is_what_it_logs() {
     let (cloud, _backend, _vpn) = samples();
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("EXPORTERS", "node:9100");
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("EXPORTERS", "node:9100");
     let log: String = sidecar.oneshot().split_inclusive('\n').filter(|line| line.contains("left out")).collect();
     compare("<!-- sample log", &log, r"\d{4}-\d\d-\d\dT[\d:.]+Z");
+}
+
+#[test]
+fn the_version_is_the_one_of_cargo_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    let tag = format!("newTag: '{version}'");
+    for (path, text) in [
+        ("CHANGELOG.md", format!("## [{version}] - ")),
+        ("packaging/debian/changelog", format!("baletheus ({version}-1) ")),
+        ("docs/debian.md", format!("baletheus_{version}-1_amd64.deb")),
+        ("docs/kubernetes.md", format!("/baletheus:{version}")),
+        ("examples/kubernetes/plain/kustomization.yaml", tag.clone()),
+        ("examples/kubernetes/operator/kustomization.yaml", tag.clone()),
+        ("examples/kubernetes/operator-sharded/kustomization.yaml", tag),
+    ] {
+        let found = fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
+        assert!(found.contains(&text), "{path} lacks {text:?}");
+    }
 }

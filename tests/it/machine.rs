@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::geteuid;
 
 use crate::disk::{USER, as_user, start_in_namespace};
-use crate::support::binary::{BINARY, sidecar};
+use crate::support::binary::{self, sidecar};
 use crate::support::cloud::{Cloud, Reply, Step};
 use crate::support::fleet::gateways;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish, send};
@@ -26,7 +26,7 @@ fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
     let inside = sidecar.command();
     let mut command = Command::new(outer[0]);
     let set = inside.get_envs().filter_map(|(name, value)| Some((name, value?)));
-    command.args(&outer[1..]).arg(BINARY).args(args).args(inside.get_args());
+    command.args(&outer[1..]).arg(binary::path()).args(args).args(inside.get_args());
     command.env_clear().envs(set).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir(&sidecar.dir);
     command.stdin(Stdio::null());
     command
@@ -147,7 +147,7 @@ fn a_log_that_nobody_reads_stops_no_refresh_and_no_end_and_what_is_lost_is_count
     let child = tunnel.stderr(writer).spawn().unwrap();
     wait_until("the tunnel does not answer", || {
         let url = format!("http://127.0.0.1:{port}");
-        Command::new(BINARY).args(["health", &url]).output().unwrap().status.success()
+        Command::new(binary::path()).args(["health", &url]).output().unwrap().status.success()
     });
     let id = child.id();
     ends(child, id, "INT", 0);
@@ -163,7 +163,7 @@ fn a_full_standard_error_aborts_nothing() {
     assert!(once.success() && sidecar.list().contains("gw-3"), "{once}");
     let wrong = sidecar.command().arg("--refresh=1").stderr(full()).status().unwrap();
     assert_eq!(wrong.code(), Some(2));
-    let health = Command::new(BINARY).args(["health", "http://127.0.0.1:1"]).stderr(full()).status().unwrap();
+    let health = Command::new(binary::path()).args(["health", "http://127.0.0.1:1"]).stderr(full()).status().unwrap();
     assert_eq!(health.code(), Some(1));
     let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let mut check = sidecar.command();
@@ -230,7 +230,7 @@ fn all_interfaces_are_those_of_ipv4_as_well_where_ipv6_sockets_are_for_ipv6_only
         for host in ["127.0.0.1", "[::1]"] {
             let target = running.id().to_string();
             let enter = ["nsenter", "--target", &target, "--user", "--net", "--preserve-credentials"];
-            let nowhere = Sidecar::new(BINARY);
+            let nowhere = Sidecar::new(binary::path());
             let health = finish(within(&enter, &nowhere, &["health", &format!("http://{host}:{port}")]));
             assert!(health.status.success(), "{host}: {}", String::from_utf8_lossy(&health.stderr));
         }
@@ -249,7 +249,7 @@ fn health_does_not_need_a_name() {
     let listen = format!(":{port}");
     let running = sidecar(&cloud).env("LISTEN_ADDRESS", &listen).start();
     running.wait_for("status on http://");
-    let nameless = Sidecar::new(BINARY).env("LISTEN_ADDRESS", &listen);
+    let nameless = Sidecar::new(binary::path()).env("LISTEN_ADDRESS", &listen);
     let health = finish(within(&outer, &nameless, &["health"]));
     assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::binary::BINARY;
+use crate::support::binary;
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::demo_fleet;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
@@ -64,7 +64,7 @@ struct Setup {
 impl Setup {
     fn start(addr: SocketAddr, targets: usize) -> Self {
         let vpn = Vpn::start_with(KEY, move |_| Some(Device { ports: [(9100, addr)].into(), ..Device::default() }));
-        let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+        let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
         write(&sidecar, targets);
         let (running, url) = sidecar.tunnel(&vpn.url());
         Setup { vpn, url, running, sidecar }
@@ -157,7 +157,7 @@ fn each_address_of_a_name_has_its_share_of_the_time() {
         let cloud = Cloud::start(demo_fleet());
         let cloud_addr: SocketAddr = cloud.url().strip_prefix("http://").unwrap().parse().unwrap();
         let swallowing = Swallowing::before(cloud_addr, addresses);
-        let sidecar = Sidecar::of(BINARY, &cloud)
+        let sidecar = Sidecar::of(binary::path(), &cloud)
             .env("BALENA_API_URL", format!("http://several.test:{}", cloud_addr.port()))
             .env("API_TIMEOUT", "12s");
         let output = finish(swallowing.wrap(&sidecar, &["--oneshot"]));
@@ -166,7 +166,7 @@ fn each_address_of_a_name_has_its_share_of_the_time() {
         let addr = exporter(|_, stream| stream.write_all(OK.as_bytes()).is_ok());
         let vpn = Vpn::start_with(KEY, move |_| Some(Device { ports: [(9100, addr)].into(), ..Device::default() }));
         let swallowing = Swallowing::before(vpn.addr, addresses);
-        let sidecar = Sidecar::new(BINARY)
+        let sidecar = Sidecar::new(binary::path())
             .env("API_KEY", KEY)
             .env("TUNNEL_URL", format!("http://several.test:{}", vpn.addr.port()))
             .env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
@@ -224,7 +224,7 @@ fn a_proxy_of_any_kind_leads_to_the_tunnel_host() {
         let vpn = Vpn::start_with(KEY, move |_| Some(Device { ports: [(9100, addr)].into(), ..Device::default() }));
         let proxy = sloppy_proxy(tls.then_some(&authority), vpn.addr);
         let scheme = if tls { "https" } else { "http" };
-        let sidecar = Sidecar::new(BINARY)
+        let sidecar = Sidecar::new(binary::path())
             .env("API_KEY", KEY)
             .env("BALENA_CA_FILE", "ca.pem")
             .env("HTTP_PROXY", format!("{scheme}://user:secret@localhost:{}", proxy.port()));
@@ -244,7 +244,7 @@ fn a_proxy_of_any_kind_leads_to_the_tunnel_host() {
 fn a_proxy_that_fails_is_named_without_its_password() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let sidecar = |cloud: &Cloud| {
-        Sidecar::of(BINARY, cloud)
+        Sidecar::of(binary::path(), cloud)
             .env("TUNNEL_URL", "https://tunnel.test")
             .env("BALENA_API_URL", "https://api.test")
             .env("HTTPS_PROXY", format!("http://user:secret@{closed}"))
@@ -268,8 +268,9 @@ fn a_proxy_that_fails_is_named_without_its_password() {
 #[test]
 fn a_proxy_that_cannot_be_used_is_a_warning_at_the_start() {
     let cloud = Cloud::start(demo_fleet());
-    let sidecar =
-        Sidecar::of(BINARY, &cloud).env("HTTPS_PROXY", "socks5://user:secret@proxy.test").env("NO_PROXY", "a/b, *");
+    let sidecar = Sidecar::of(binary::path(), &cloud)
+        .env("HTTPS_PROXY", "socks5://user:secret@proxy.test")
+        .env("NO_PROXY", "a/b, *");
     let (running, _) = sidecar.tunnel(&cloud.url());
     let mut command = sidecar.command();
     command.args(["--oneshot"]);
@@ -292,7 +293,8 @@ fn no_proxy_is_read_in_one_way() {
     let cloud_addr: SocketAddr = cloud.url().strip_prefix("http://").unwrap().parse().unwrap();
     let vpn = Vpn::start(KEY, None);
     for entry in ["*", " * ", "127.0.0.1", "x.test 127.0.0.1", "127.0.0.0/8", "x, localhost,127.0.0.1 "] {
-        let sidecar = Sidecar::of(BINARY, &cloud).env("HTTP_PROXY", format!("http://{closed}")).env("NO_PROXY", entry);
+        let sidecar =
+            Sidecar::of(binary::path(), &cloud).env("HTTP_PROXY", format!("http://{closed}")).env("NO_PROXY", entry);
         sidecar.oneshot();
         write(&sidecar, 1);
         let (_running, url) = sidecar.tunnel(&vpn.url());
@@ -300,7 +302,7 @@ fn no_proxy_is_read_in_one_way() {
     }
     // with a port, this port only
     for (port, reached) in [(cloud_addr.port(), true), (1, false)] {
-        let sidecar = Sidecar::of(BINARY, &cloud)
+        let sidecar = Sidecar::of(binary::path(), &cloud)
             .env("HTTP_PROXY", format!("http://{closed}"))
             .env("NO_PROXY", format!("127.0.0.1:{port}"));
         let mut command = sidecar.command();
@@ -314,7 +316,7 @@ fn check_says_that_prometheus_needs_to_be_told_of_the_proxy() {
     let cloud = Cloud::start(demo_fleet());
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (address, said) in [("public", true), ("lan", false)] {
-        let sidecar = Sidecar::of(BINARY, &cloud)
+        let sidecar = Sidecar::of(binary::path(), &cloud)
             .env("HTTPS_PROXY", format!("http://{closed}"))
             .env("FLEET", "no/such")
             .env("TARGET_ADDRESS", address);
@@ -462,7 +464,7 @@ fn a_slow_exporter_answers_in_its_kept_tunnel() {
 fn what_hits_all_targets_is_logged_once_and_when_it_is_over() {
     let addr = exporter(|_, stream| stream.write_all(OK.as_bytes()).is_ok());
     let vpn = Vpn::start("the-right-key", None);
-    let sidecar = Sidecar::new(BINARY).env("API_KEY_FILE", "key");
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY_FILE", "key");
     fs::write(sidecar.path("key"), "a-wrong-key").unwrap();
     write(&sidecar, 3);
     let (running, url) = sidecar.tunnel(&vpn.url());
@@ -515,7 +517,7 @@ fn check_does_not_follow_a_redirect_away_from_the_target() {
         move |_| Some(Device { ports: [(80, addr)].into(), ..Device::default() })
     });
     let cloud = Cloud::start(demo_fleet());
-    let sidecar = Sidecar::of(BINARY, &cloud).env("TUNNEL_URL", vpn.url());
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("TUNNEL_URL", vpn.url());
     let mut command = sidecar.command();
     command.arg("check");
     let table = String::from_utf8(finish(command).stdout).unwrap();

@@ -1,6 +1,6 @@
 //! Every row of the option table, every error and every exit code, on the real binary beside a simulated balenaCloud.
 
-use crate::support::binary::{BINARY, sidecar};
+use crate::support::binary::{self, sidecar};
 use crate::support::cloud::{Cloud, KEY, Reply, Seen, Step};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use baletheus::config::{OPTIONS, Verb};
@@ -419,7 +419,8 @@ fn the_target_file_has_its_folder_made_and_its_mode_whatever_the_umask() {
     ] {
         let sidecar = sidecar(&cloud);
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "umask \"$0\"; exec \"$@\"", umask, BINARY, "--oneshot", "--sd-file=a/b/list.json"]);
+        command.args(["-c", "umask \"$0\"; exec \"$@\"", umask]).arg(binary::path());
+        command.args(["--oneshot", "--sd-file=a/b/list.json"]);
         command.env_clear().envs(sidecar.command().get_envs().filter_map(|(name, value)| Some((name, value?))));
         add(command.current_dir(&sidecar.dir), words);
         let run = finish(command);
@@ -1016,7 +1017,7 @@ fn help_is_whole_and_grouped_and_shows_no_values() {
         (Verb::Check, &["check", "--help"]),
         (Verb::Tunnel, &["tunnel", "--help"]),
     ] {
-        let mut command = Sidecar::new(BINARY).args(args.iter().copied()).command();
+        let mut command = Sidecar::new(binary::path()).args(args.iter().copied()).command();
         // Whatever they are set to: it is not shown, and not judged either.
         command.envs(OPTIONS.iter().flat_map(|opt| opt.vars).map(|var| (var, MARK))).current_dir("/");
         let help = finish(command);
@@ -1049,7 +1050,7 @@ fn help_is_whole_and_grouped_and_shows_no_values() {
         assert!(OPTIONS.iter().map(|opt| opt.group).collect::<BTreeSet<_>>().len() > 3);
     }
     for flag in ["--version", "-V"] {
-        let version = run(&Sidecar::new(BINARY), &[flag]);
+        let version = run(&Sidecar::new(binary::path()), &[flag]);
         assert_eq!(version.code, Some(0));
         assert_eq!(version.out, format!("baletheus {}\n", env!("CARGO_PKG_VERSION")));
     }

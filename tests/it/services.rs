@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-use crate::support::binary::BINARY;
+use crate::support::binary;
 use crate::support::cloud::{Cloud, Reply, Seen, Step};
 use crate::support::fakes;
 use crate::support::fleet::{gateway, gateways, set_tag};
@@ -24,7 +24,7 @@ fn client() -> reqwest::blocking::Client {
 }
 
 fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(BINARY, cloud).env("EXPORTERS", "none")
+    Sidecar::of(binary::path(), cloud).env("EXPORTERS", "none")
 }
 
 fn is_release(seen: &Seen) -> bool {

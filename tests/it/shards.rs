@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use serde_json::Value;
+use support::binary;
 use support::cloud::Cloud;
 use support::fleet::demo_fleet;
 use support::prometheus::promtool_check_config;
@@ -35,7 +36,7 @@ fn example(shard: usize, list: &str) -> String {
 
 fn each_device_is_on_one_shard(major: u8) {
     let cloud = Cloud::start(demo_fleet());
-    let sidecar = Sidecar::of(env!("CARGO_BIN_EXE_baletheus"), &cloud).env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("LISTEN_ADDRESS", "127.0.0.1:0");
     let running = sidecar.start();
     let line = running.wait_for("status on http://");
     let list = format!("http://{}/targets", line.rsplit_once("http://").unwrap().1);

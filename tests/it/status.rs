@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::binary::BINARY;
+use crate::support::binary;
 use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find, many, set_tag};
 use crate::support::sidecar::{PATIENCE, finish};
@@ -22,7 +22,7 @@ fn the_sidecar_tells_how_it_is() {
     let sidecar = sidecar(&cloud);
     let status = Status::start(&sidecar);
     let metrics = status.wait_until("a 304", |metrics| metrics["baletheus_api_requests_total{code=\"304\"}"] > 0.0);
-    assert_eq!(metrics["baletheus_build_info{version=\"0.1.0\"}"], 1.0);
+    assert_eq!(metrics[concat!("baletheus_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}")], 1.0);
     assert_eq!(metrics["baletheus_devices"], 25.0);
     assert_eq!(metrics["baletheus_targets"], 25.0, "gw-oslo has two, and one is left out");
     assert_eq!(metrics["baletheus_devices_left_out{reason=\"switched_off\"}"], 1.0);
@@ -206,7 +206,7 @@ fn health_is_an_exit_code() {
     let sidecar = sidecar(&cloud);
     let status = Status::start(&sidecar);
     let code = |args: &[&str], listen: &str| {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary::path());
         command.arg("health").args(args).env_clear().env("LISTEN_ADDRESS", listen);
         let output = finish(command);
         (output.status.code(), String::from_utf8(output.stderr).unwrap())

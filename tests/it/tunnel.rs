@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::binary::BINARY;
+use crate::support::binary;
 use crate::support::cloud::KEY;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use crate::support::tls::Authority;
@@ -94,7 +94,7 @@ struct Setup {
 
 impl Setup {
     fn start(vpn: Vpn) -> Self {
-        let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY).env("RUST_LOG", "debug");
+        let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY).env("RUST_LOG", "debug");
         Self::with(vpn, sidecar)
     }
 
@@ -381,6 +381,20 @@ fn the_list_is_the_one_of_now() {
     assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 1.0)].into());
 }
 
+/// A program of 32 bits has no room for such a file.
+#[test]
+fn a_list_above_the_limit_is_not_read() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', Exporter::saying(OK).addr);
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    let sparse = fs::File::create(setup.sidecar.path("large")).unwrap();
+    sparse.set_len((1 << 30) + 1).unwrap();
+    fs::rename(setup.sidecar.path("large"), setup.sidecar.path("balena.json")).unwrap();
+    assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+    let line = setup.running.wait_for("balena.json is too large");
+    assert!(line.ends_with("of before stay"), "{line}");
+}
+
 /// As when Prometheus ends the scrapes of what has changed just when the list did.
 #[test]
 fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
@@ -402,7 +416,7 @@ fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
 
 #[test]
 fn without_a_list_all_is_refused() {
-    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
     let vpn = Vpn::start(KEY, None);
     let (running, url) = sidecar.tunnel(&vpn.url());
     running.wait_for("balena.json cannot be read: No such file or directory (os error 2); is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? Until then all is refused");
@@ -578,7 +592,7 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
         Some(Device { silent, offline: false, ports: [(9100, exporter.addr)].into() })
     });
     let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
-    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
     write(&sidecar, &(0..=PLACES).flat_map(|number| [name(number, '0'), name(number, 'f')]).collect::<Vec<_>>());
     let (running, url) = sidecar.tunnel_within(64 + 3 * PLACES, &vpn.url());
     running.wait_for(&format!("{PLACES} at once"));
@@ -677,7 +691,7 @@ fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
     let (authority, exporter) = (Authority::generate(), Exporter::saying(OK));
     let start = |trusted: bool| {
         let vpn = Vpn::start(KEY, Some(authority.server(&["localhost"])));
-        let mut sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+        let mut sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
         if trusted {
             fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
             sidecar = sidecar.env("BALENA_CA_FILE", "ca.pem");
@@ -701,7 +715,7 @@ fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
 
 #[test]
 fn a_lost_tunnel_host_is_told_once() {
-    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
     write(&sidecar, &['a', 'b'].map(target));
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (running, url) = sidecar.tunnel(&format!("http://{free}"));
@@ -720,7 +734,7 @@ fn a_lost_tunnel_host_is_told_once() {
 #[test]
 fn a_rotated_key_needs_no_restart() {
     let exporter = Exporter::saying(OK);
-    let sidecar = Sidecar::new(BINARY).env("API_KEY_FILE", "key");
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY_FILE", "key");
     fs::write(sidecar.path("key"), "an-old-key").unwrap();
     let setup = Setup::with(Vpn::start(KEY, None), sidecar);
     setup.device('a', exporter.addr);
@@ -756,7 +770,8 @@ fn it_ends_when_it_is_told_to() {
 
 #[test]
 fn configuration_errors_come_all_at_once() {
-    let sidecar = Sidecar::new(BINARY).env("TUNNEL_URL", "ftp://x").env("LOG_LEVEL", "loud").env("FLEET", "1/2/3");
+    let sidecar =
+        Sidecar::new(binary::path()).env("TUNNEL_URL", "ftp://x").env("LOG_LEVEL", "loud").env("FLEET", "1/2/3");
     let mut command = sidecar.command();
     command.args(["tunnel", "--listen", "9798"]);
     let output = finish(command);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::binary::BINARY;
+use crate::support::binary;
 use crate::support::cloud::KEY;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use crate::support::vpn::{Device, Vpn};
@@ -52,7 +52,7 @@ fn vpn(addr: SocketAddr) -> Vpn {
 }
 
 fn sidecar(number: usize) -> Sidecar {
-    let sidecar = Sidecar::new(BINARY).env("API_KEY", KEY);
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
     fs::write(sidecar.path("balena.json"), targets(number)).unwrap();
     sidecar
 }
@@ -268,7 +268,7 @@ fn a_refused_thread_is_named_at_the_start() {
     assert!(compile.status().expect("`cc`, which Rust links with").success());
     for args in [&["tunnel"][..], &["--oneshot"], &["check"]] {
         let mut command = Command::new(sidecar.path("launcher"));
-        command.arg(BINARY).args(args).env_clear().env("API_KEY", KEY).current_dir(sidecar.dir.path());
+        command.arg(binary::path()).args(args).env_clear().env("API_KEY", KEY).current_dir(sidecar.dir.path());
         let output = finish({
             command.env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
             command

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::binary::{BINARY, sidecar};
+use crate::support::binary::{self, sidecar};
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{gateway, gateways};
 use crate::support::prometheus::Prometheus;
@@ -110,7 +110,7 @@ fn a_session_token_is_warned_of_by_discovery_check_and_tunnel() {
 #[test]
 fn an_exporter_that_needs_parameters_gets_them_from_a_job_of_its_own() {
     let (code, log, _) =
-        dry(&Sidecar::new(BINARY).env("API_KEY", KEY), &["--exporter", "probe:9115/probe?module=http_2xx"]);
+        dry(&Sidecar::new(binary::path()).env("API_KEY", KEY), &["--exporter", "probe:9115/probe?module=http_2xx"]);
     assert!(code == Some(2) && log.contains("__meta_balena_exporter (docs/recipes.md)"), "{log}");
 
     let recipe =

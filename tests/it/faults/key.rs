@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::process::Stdio;
 
-use crate::support::binary::{BINARY, sidecar};
+use crate::support::binary::{self, sidecar};
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{gateway, gateways};
 use crate::support::sidecar::{Sidecar, finish};
@@ -98,7 +98,7 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
     let error = HeaderValue::from_str(&format!("Bearer {KEY}\n")).unwrap_err();
     assert!(!format!("{error:?} {error}").contains(&KEY[..8]));
 
-    let sidecar = Sidecar::new(BINARY);
+    let sidecar = Sidecar::new(binary::path());
     let run = |key: &str, args: &[&str]| {
         let mut command = sidecar.command();
         command.env("API_KEY", key).args(args).stdin(Stdio::null());
