@@ -3,8 +3,7 @@
 //! Unicode. A device has each of them as its name, its versions, its address, and as keys and values of its tags.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,6 +13,7 @@ use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply};
 use crate::support::prometheus::promtool_check_config;
 use crate::support::sidecar::{PATIENCE, Sidecar, finish};
+use crate::support::status::Status;
 use crate::support::tools;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -123,14 +123,11 @@ fn check_has_one_harmless_row_for_each_target() {
     let rows: Vec<Value> = serde_json::from_str(&json).expect("JSON");
     assert_eq!(rows.len(), count);
     for (row, (_, read)) in rows.iter().zip(corpus()) {
-        let name: String = read
-            .as_deref()
-            .filter(|name| !name.trim().is_empty())
-            .unwrap_or("a device without a name")
-            .chars()
-            .take(255)
-            .collect();
-        assert_eq!(row["device"], format!("{name} (0000000)"), "it is the same name in JSON");
+        let name = read.filter(|name| !name.trim().is_empty()).map(|name| name.chars().take(255).collect::<String>());
+        // a device without a name is shown by its uuid
+        let uuid = row["uuid"].as_str().expect("a uuid");
+        let shown = name.map_or(uuid.to_owned(), |name| format!("{name} ({})", &uuid[..7]));
+        assert_eq!(row["device"], shown, "it is the same name in JSON");
     }
 }
 
@@ -164,27 +161,15 @@ fn the_target_file_has_each_as_a_value_and_nothing_more() {
     }
 }
 
-/// The head and the body of an answer.
-fn get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers and closes");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    (head.to_owned(), body.to_owned())
-}
-
 /// What a sidecar serves once it has a list.
 fn served(sidecar: &Sidecar, path: &str) -> String {
-    let running = sidecar.start();
-    let line = running.wait_for("status on http://");
-    let address = line.rsplit_once("http://").expect("an address").1;
+    let status = Status::start(sidecar);
     let deadline = Instant::now() + PATIENCE;
-    while !get(address, "/-/ready").0.contains(" 200 ") {
+    while status.get("/-/ready").0 != 200 {
         assert!(Instant::now() < deadline, "it is not ready");
         thread::sleep(Duration::from_millis(50));
     }
-    get(address, path).1
+    status.text(path)
 }
 
 #[test]
