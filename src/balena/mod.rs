@@ -11,5 +11,6 @@ pub mod release;
 mod request;
 pub mod selection;
 
-pub use client::{Answer, Api, Client};
+pub use client::Client;
 pub use failure::{Failure, Reason};
+pub use request::{Answer, Api, Requests};

@@ -1,7 +1,7 @@
 //! Paging: records come by ascending id, page by page, and an unchanged page is not downloaded again.
 
-use super::client::Answer;
 use super::failure::Failure;
+use super::request::Answer;
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;

@@ -8,8 +8,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result,
 };
 
-use crate::balena::client::Requests;
-use crate::balena::{Failure, Reason};
+use crate::balena::{Failure, Reason, Requests};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;

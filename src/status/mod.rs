@@ -19,8 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Bytes;
 
-use crate::balena::client::Requests;
-use crate::balena::{Client, Failure};
+use crate::balena::{Client, Failure, Requests};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{Observer, Published};
