@@ -36,7 +36,7 @@ const OF_A_BOARD: [(&str, &str); 4] = [
 ];
 
 /// Alerts that do not fire here, each with its reason; that they can, their unit tests show.
-const QUIET: [(&str, &str); 42] = [
+const QUIET: [(&str, &str); 43] = [
     ("DeviceOfflineButScraped", "the simulated devices are reached through the VPN only"),
     ("ExporterDown", "all exporters of a simulated device go together"),
     ("DeviceVanished", "takes an hour"),
@@ -46,6 +46,7 @@ const QUIET: [(&str, &str); 42] = [
     ("RebootLoop", "nothing boots here"),
     ("DiscoveryDown", "all is well with discovery"),
     ("DiscoveryStale", "all is well with discovery"),
+    ("DeviceStateStale", "all is well with discovery"),
     ("DiscoveryFailing", "one failure is no share"),
     ("TargetsDropped", "all is well with discovery"),
     ("TargetFileUnreadable", "all is well with discovery"),
