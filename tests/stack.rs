@@ -118,7 +118,10 @@ impl Stack {
         let override_file = folder.path().join("override.yml");
         let quick = json!({"interval": "1s"});
         let mut services = json!({
-            "baletheus": {"environment": {"API_KEY": KEY, "BALENA_API_URL": cloud.url(), "REFRESH_RATE": "2s"}},
+            // A device without a release names its exporter by its own tag.
+            "baletheus": {"environment": {
+                "API_KEY": KEY, "BALENA_API_URL": cloud.url(), "REFRESH_RATE": "2s", "OWN_TAGS": "all",
+            }},
             "tunnel": {"environment": {"API_KEY": KEY, "TUNNEL_URL": vpn.url()}},
             "prometheus": {"environment": {
                 // As a variable of the whole fleet would be.

@@ -36,7 +36,10 @@ fn example(shard: usize, list: &str) -> String {
 
 fn each_device_is_on_one_shard(major: u8) {
     let cloud = Cloud::start(demo_fleet());
-    let sidecar = Sidecar::of(binary::path(), &cloud).env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = Sidecar::of(binary::path(), &cloud)
+        .env("LISTEN_ADDRESS", "127.0.0.1:0")
+        // gw-oslo names a second exporter
+        .env("OWN_TAGS", "all");
     let running = sidecar.start();
     let line = running.wait_for("status on http://");
     let list = format!("http://{}/targets", line.rsplit_once("http://").unwrap().1);
