@@ -1,0 +1,61 @@
+//! Any bytes as the API's answer about releases and the labels of their services: an error of the API, or a list that is within the
+//! rules, and the same one when it is made afresh.
+#![no_main]
+
+use baletheus::balena::{Answer, Failure};
+use baletheus::discovery::Source;
+use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::target::{Address, Rules};
+
+#[path = "../../tests/support/fakes.rs"]
+pub mod fakes;
+#[path = "../../tests/support/rules.rs"]
+mod rules;
+
+/// Two devices that run the releases 1 and 2, and one that runs none.
+const DEVICES: &[u8] = br#"{"d":[
+    {"id":1,"uuid":"00000000000000000000000000000001","device_name":"a","is_running__release":[{"id":1}],"is_web_accessible":true},
+    {"id":2,"uuid":"00000000000000000000000000000002","device_name":"b","is_running__release":[{"id":2}],"is_web_accessible":true},
+    {"id":3,"uuid":"00000000000000000000000000000003","device_name":"c","is_running__release":[],"is_web_accessible":true}]}"#;
+
+struct Answers<'a>(&'a [u8]);
+
+impl Source for Answers<'_> {
+    fn name(&self) -> &str {
+        "the API"
+    }
+
+    fn page(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        let body = if after == 0 { DEVICES } else { b"{\"d\":[]}" };
+        Ok(Answer::Body { etag: None, body: body.to_vec() })
+    }
+
+    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
+        self.page(0, 1, None)
+    }
+
+    fn releases(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+        let body = if after == 0 { self.0 } else { b"{\"d\":[]}" };
+        Ok(Answer::Body { etag: None, body: body.to_vec() })
+    }
+
+    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
+        self.releases(0, 1, None)
+    }
+}
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let address = if bytes.len() % 2 == 0 { Address::Vpn } else { Address::Public };
+    let rules = Rules { address, exporters: exporter::parse_list("node:9100").expect("an exporter"), ..fakes::rules() };
+    let lists = [(); 2].map(|()| {
+        let mut inventory = Inventory::new(true, true);
+        inventory.refresh(&mut Answers(bytes), &rules).ok().map(|()| fakes::list(&inventory))
+    });
+    assert_eq!(lists[0], lists[1], "another list when it is made afresh");
+    if let Some(list) = &lists[0]
+        && let Err(why) = rules::check(list, &rules)
+    {
+        panic!("{why}");
+    }
+});
