@@ -1,7 +1,7 @@
 //! Options → the checked settings of each command. All errors are reported together, before any work.
 
-mod checks;
 mod options;
+mod parsing;
 mod sources;
 
 use std::ffi::OsString;
@@ -19,11 +19,11 @@ use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, status, tunnel};
-use checks::{
+pub use options::{OPTIONS, Opt, Verb, command};
+use parsing::{
     address, api_url, base_url, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
     listen_addresses, log_filter, mode, plain_labels, session_token, unencrypted,
 };
-pub use options::{OPTIONS, Opt, Verb, command};
 use sources::Sources;
 
 /// The environment.

@@ -182,8 +182,8 @@ impl Display for Change<'_> {
             }
             Change::Changed(entry) => write!(f, "changed {}", entry.name),
             Change::LeftOut(entry) => {
-                let Some(why) = &entry.left_out else { return write!(f, "left out {}", entry.name) };
-                write!(f, "left out {}: {why}", entry.name)
+                let line = entry.left_out.as_ref().map(|left_out| left_out.log_line(&entry.name));
+                f.write_str(&line.unwrap_or_default())
             }
             Change::Removed(entry) => write!(f, "removed {}: the API does not list it any more", entry.name),
         }

@@ -8,20 +8,9 @@ use std::borrow::Cow;
 
 use super::exporter::Exporter;
 use super::services::Declared;
-use super::tags::{self, DEFAULT_TIMEOUT, Millis, OwnTags, Tags};
+use super::tags::{self, ALERT, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::balena::device::Device;
 use crate::values::{boolean, one_of, scrape_interval, scrape_timeout};
-
-/// `false` leaves the device out.
-const SCRAPE: &str = "prometheus.io/scrape";
-/// `http` or `https`.
-const SCHEME: &str = "prometheus.io/scheme";
-/// How often the device is scraped, in Prometheus' own notation, at least 5s.
-const INTERVAL: &str = "prometheus.io/interval";
-/// How long a scrape may take. It needs an interval.
-const TIMEOUT: &str = "prometheus.io/timeout";
-/// `false` mutes the alerts of the device.
-const ALERT: &str = "prometheus.io/alert";
 
 /// Where the exporters of a device come from. The first source that has some provides all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,16 @@
 use super::exporter::{self, Exporter};
 use crate::balena::device::{Device, Tag, one, tag_value};
 
+/// `false` leaves the device out.
+pub const SCRAPE: &str = "prometheus.io/scrape";
+/// `http` or `https`.
+pub const SCHEME: &str = "prometheus.io/scheme";
+/// How often the device is scraped, in Prometheus' own notation, at least 5s.
+pub const INTERVAL: &str = "prometheus.io/interval";
+/// How long a scrape may take. It needs an interval.
+pub const TIMEOUT: &str = "prometheus.io/timeout";
+/// `false` mutes the alerts of the device.
+pub const ALERT: &str = "prometheus.io/alert";
 /// The exporters, in the notation of the option.
 pub const EXPORTERS: &str = "prometheus.io/exporters";
 /// A single exporter, as Kubernetes' users write it.
