@@ -2,6 +2,7 @@
 //! device. The real tunnel runs in this process: each scrape has an answer in time, and the process goes on.
 #![no_main]
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -54,6 +55,7 @@ fn tunnel() -> SocketAddr {
     let mut args = vec!["baletheus".to_owned(), "tunnel".into(), "--listen".into(), address.to_string()];
     args.extend(["--tunnel-url".into(), url, "--sd-file".into(), path(&list), "--api-key-file".into(), path(&key)]);
     args.extend(["--log-level".into(), "off".into()]);
+    let args: Vec<_> = args.into_iter().map(OsString::from).collect();
     thread::spawn(move || panic!("the tunnel ends: {:?}", cli::main(args)));
     let start = Instant::now();
     while TcpStream::connect(address).is_err() {
