@@ -11,7 +11,7 @@ use log::Level;
 use super::Published;
 use super::entry::{Entry, Fleet, fingerprint};
 use super::inventory::Inventory;
-use super::left_out::LeftOutReason;
+use super::left_out::{LeftOut, LeftOutReason};
 use super::steering::Origin;
 use crate::balena::Client;
 use crate::balena::client::Actor;
@@ -168,7 +168,7 @@ fn in_order(mut entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>> {
 enum Change<'a> {
     Added(&'a Entry),
     Changed(&'a Entry),
-    LeftOut(&'a Entry),
+    LeftOut(&'a Entry, &'a LeftOut),
     Removed(&'a Entry),
 }
 
@@ -181,10 +181,7 @@ impl Display for Change<'_> {
                 if entry.origin == Origin::Option { Ok(()) } else { write!(f, ", {}", entry.origin.as_str()) }
             }
             Change::Changed(entry) => write!(f, "changed {}", entry.name),
-            Change::LeftOut(entry) => {
-                let line = entry.left_out.as_ref().map(|left_out| left_out.log_line(&entry.name));
-                f.write_str(&line.unwrap_or_default())
-            }
+            Change::LeftOut(entry, left_out) => f.write_str(&left_out.log_line(&entry.name)),
             Change::Removed(entry) => write!(f, "removed {}: the API does not list it any more", entry.name),
         }
     }
@@ -206,9 +203,9 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
             continue;
         }
         let was_listed = old.is_some_and(|old| old.targets > 0);
-        note(if entry.left_out.is_some() {
+        note(if let Some(left_out) = &entry.left_out {
             removed += usize::from(was_listed);
-            Change::LeftOut(entry)
+            Change::LeftOut(entry, left_out)
         } else if was_listed {
             changed += 1;
             Change::Changed(entry)
