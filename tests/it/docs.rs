@@ -118,6 +118,30 @@ fn each_script_and_cargo_target_in_a_command_is_there() {
     assert!(wrong.is_empty(), "these are not there:\n{}", wrong.join("\n"));
 }
 
+/// A merge once lost the function of a part, and nothing noticed until somebody ran it.
+#[test]
+fn each_part_of_the_long_tests_is_there() {
+    let script = include_str!("../../scripts/full");
+    let (_, rest) = script.split_once("\nparts=(").expect("the list of parts");
+    let parts: Vec<_> = rest.split_once(')').unwrap().0.split(' ').collect();
+    assert!(parts.len() > 5, "only {parts:?} are read");
+    let mut wrong = Vec::new();
+    for part in &parts {
+        let explained = script.lines().any(|line| line.starts_with(&format!("#   {part} ")));
+        if !explained || !script.contains(&format!("\n{part}() {{")) {
+            wrong.push(format!("scripts/full: {part} has no function, or no line at the top"));
+        }
+    }
+    let command = Regex::new(r"scripts/full((?: [a-z]+)+)").unwrap();
+    for (path, text) in documents() {
+        let code = split(&text).1;
+        let named = command.captures_iter(&code).flat_map(|found| found.get(1).unwrap().as_str().split_whitespace());
+        let unknown = named.filter(|name| !parts.contains(name));
+        wrong.extend(unknown.map(|name| format!("{}: scripts/full {name}", path.display())));
+    }
+    assert!(wrong.is_empty(), "these parts are not there:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn the_readme_is_short() {
     let lines = README.lines().count();
