@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Deref;
 
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// Text that borrows from the answer where nothing in it was escaped.
@@ -26,12 +29,28 @@ const MAX_NAME_LENGTH: usize = 255;
 /// Characters of a uuid.
 const MAX_UUID_LENGTH: usize = 62;
 
-/// An expanded reference: an array of none or one, or null.
-pub type One<T> = Option<Vec<T>>;
+/// Reads an expanded reference, which is an array of none or one, or null. A field that is read so may be missing as well, by
+/// `serde(default)`.
+pub fn one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    struct One<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for One<T> {
+        type Value = Option<T>;
 
-/// What an expanded reference leads to.
-pub fn one<T>(reference: &One<T>) -> Option<&T> {
-    reference.as_ref()?.first()
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a sequence")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Option<T>, A::Error> {
+            let first = items.next_element()?;
+            while items.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+    deserializer.deserialize_any(One(PhantomData))
 }
 
 /// A device. Each field may be null or missing, whatever the API's model says.
@@ -58,14 +77,14 @@ pub struct Device<'a> {
     /// Whether the public device URL is switched on.
     pub is_web_accessible: Option<bool>,
     /// `raspberrypi4-64`
-    #[serde(rename = "is_of__device_type")]
-    pub device_type: One<DeviceType<'a>>,
+    #[serde(rename = "is_of__device_type", default, deserialize_with = "one")]
+    pub device_type: Option<DeviceType<'a>>,
     /// The fleet; a device may have none.
-    #[serde(rename = "belongs_to__application")]
-    pub fleet: One<Fleet<'a>>,
+    #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
+    pub fleet: Option<Fleet<'a>>,
     /// The release that runs; none on a new device.
-    #[serde(rename = "is_running__release")]
-    pub release: One<Release<'a>>,
+    #[serde(rename = "is_running__release", default, deserialize_with = "one")]
+    pub release: Option<Release<'a>>,
     /// The device's own tags, in no order.
     #[serde(rename = "device_tag")]
     tags: Option<Vec<Tag<'a>>>,
@@ -93,7 +112,8 @@ pub struct Fleet<'a> {
     /// `organization/name`, unique.
     pub slug: Option<Text<'a>>,
     /// The owner.
-    pub organization: One<Organization<'a>>,
+    #[serde(default, deserialize_with = "one")]
+    pub organization: Option<Organization<'a>>,
     #[serde(rename = "application_tag")]
     tags: Option<Vec<Tag<'a>>>,
 }
@@ -144,7 +164,7 @@ impl Device<'_> {
 
     /// The tags of its fleet, in no order.
     pub fn fleet_tags(&self) -> &[Tag<'_>] {
-        one(&self.fleet).and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
+        self.fleet.as_ref().and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
     }
 
     /// How it is shown to people, since names are not unique: `gw-0001 (cea099a)`. A device without a name is shown by its whole
@@ -157,15 +177,19 @@ impl Device<'_> {
 /// A name with the beginning of the uuid, as balena's own tools show it, or the uuid alone.
 pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> String {
     const NO_NAME: &str = "a device without a name";
-    let up_to = |length: usize, text: &str| text.chars().take(length).collect::<String>();
     let name = name.filter(|name| !name.trim().is_empty()).map(|name| up_to(MAX_NAME_LENGTH, name));
     let uuid = uuid.filter(|uuid| !uuid.trim().is_empty());
     match (name, uuid, id) {
         (Some(name), Some(uuid), _) => format!("{name} ({})", up_to(7, uuid)),
-        (None, Some(uuid), _) => up_to(MAX_UUID_LENGTH, uuid),
-        (name, None, Some(id)) => format!("{} (id {id})", name.as_deref().unwrap_or(NO_NAME)),
-        (name, None, None) => name.unwrap_or_else(|| NO_NAME.into()),
+        (None, Some(uuid), _) => up_to(MAX_UUID_LENGTH, uuid).into(),
+        (name, None, Some(id)) => format!("{} (id {id})", name.unwrap_or(NO_NAME)),
+        (name, None, None) => name.unwrap_or(NO_NAME).into(),
     }
+}
+
+/// The first characters of a text.
+fn up_to(length: usize, text: &str) -> &str {
+    text.char_indices().nth(length).map_or(text, |(end, _)| &text[..end])
 }
 
 /// The records of a page, `{"d": [ … ]}`.

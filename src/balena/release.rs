@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::device::{One, Text, one};
+use super::device::{Text, one};
 
 /// Services of a release that are read.
 const MAX_SERVICES: usize = 200;
@@ -44,8 +44,8 @@ pub struct Service {
 struct Record<'a> {
     id: u64,
     raw_version: Option<Text<'a>>,
-    #[serde(rename = "belongs_to__application")]
-    fleet: One<FleetRecord<'a>>,
+    #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
+    fleet: Option<FleetRecord<'a>>,
     #[serde(rename = "release_image")]
     images: Option<Vec<ReleaseImage<'a>>>,
 }
@@ -59,7 +59,8 @@ struct FleetRecord<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct ReleaseImage<'a> {
-    image: One<Image<'a>>,
+    #[serde(default, deserialize_with = "one")]
+    image: Option<Image<'a>>,
     #[serde(rename = "image_label")]
     labels: Option<Vec<Label<'a>>>,
 }
@@ -67,8 +68,8 @@ struct ReleaseImage<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Image<'a> {
-    #[serde(rename = "is_a_build_of__service")]
-    service: One<ServiceRecord<'a>>,
+    #[serde(rename = "is_a_build_of__service", default, deserialize_with = "one")]
+    service: Option<ServiceRecord<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -97,13 +98,13 @@ pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
     Ok(Release {
         id: record.id,
         version: text(record.raw_version.as_ref()),
-        fleet: text(one(&record.fleet).and_then(|fleet| fleet.slug.as_ref())),
+        fleet: text(record.fleet.as_ref().and_then(|fleet| fleet.slug.as_ref())),
         services: images.iter().filter_map(service).take(MAX_SERVICES).collect(),
     })
 }
 
 fn service(image: &ReleaseImage) -> Option<Service> {
-    let service = one(&one(&image.image)?.service)?;
+    let service = image.image.as_ref()?.service.as_ref()?;
     let labels = image.labels.iter().flatten().take(MAX_LABELS);
     let overrides = service.overrides.iter().flatten().take(MAX_LABELS);
     let pairs = labels.chain(overrides).filter_map(|label| {

@@ -7,7 +7,7 @@ use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use reqwest::blocking::{Client as Http, Response};
+use reqwest::blocking::{Client as Http, ClientBuilder as Builder, Response};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
@@ -20,7 +20,7 @@ use crate::backoff;
 use crate::key::{ApiKey, KeySource};
 use crate::memory;
 use crate::net::connector::trust_hint;
-use crate::net::proxy::Proxies;
+use crate::net::proxy::{Proxies, Proxy};
 use crate::net::threads::{NoThread, Resolver};
 
 /// The largest answer, unpacked, in bytes, where memory sets no lower bound. 5,030 devices came in 4.9 MB from a real server.
@@ -47,6 +47,14 @@ pub struct Api {
     pub roots: Vec<CertificateDer<'static>>,
     /// For a whole answer with its body.
     pub timeout: Duration,
+}
+
+impl Api {
+    /// The proxy on the way to it.
+    fn proxy(&self) -> Option<&Proxy> {
+        let url = Url::parse(&self.url).ok()?;
+        self.proxies.find(url.scheme(), url.host_str()?, url.port())
+    }
 }
 
 /// What the API answers to a conditional request.
@@ -106,7 +114,11 @@ impl Sender {
     /// The platform's root certificates cannot be used, or a thread cannot be started. The text is for the user.
     pub fn new(api: Api) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
-        let http = Http::builder()
+        // All requests go to one host, so that its proxy is found once.
+        let proxy = api.proxy().map(Proxy::for_reqwest).transpose().map_err(|error| error.without_url().to_string())?;
+        let http = proxy
+            .into_iter()
+            .fold(Http::builder().no_proxy(), Builder::proxy)
             .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
             // A redirect must not carry the key to another host.
             .redirect(Policy::none())
@@ -116,8 +128,6 @@ impl Sender {
             // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last address
             // still has its time.
             .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
-            .no_proxy()
-            .proxy(api.proxies.for_reqwest())
             .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
@@ -218,9 +228,7 @@ impl Sender {
 
     /// Names the proxy on the way to the API, if there is one.
     fn through(&self) -> String {
-        let url = Url::parse(&self.api.url).ok();
-        let proxy = url.as_ref().and_then(|url| self.api.proxies.find(url.scheme(), url.host_str()?, url.port()));
-        proxy.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
+        self.api.proxy().map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
     }
 
     /// An answer that is not the one asked for.

@@ -1,13 +1,15 @@
 //! What is kept of a device and of a page of devices.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher};
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use twox_hash::XxHash3_64;
 
 use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
 use super::steering::Origin;
-use crate::balena::device::{Device, Text, one};
+use crate::balena::device::Device;
 
 /// A device: its target groups, or why it has none.
 #[derive(Debug, Default)]
@@ -78,17 +80,19 @@ pub struct Page {
 impl Page {
     /// The device's fleet, shared with its neighbours of the same fleet.
     pub fn fleet(&self, device: &Device) -> Option<Arc<Fleet>> {
-        let fleet = one(&device.fleet)?;
-        let text = |text: &Option<Text>| text.as_deref().unwrap_or_default().to_owned();
-        let fleet = Fleet { id: fleet.id, name: text(&fleet.app_name), slug: text(&fleet.slug) };
+        let fleet = device.fleet.as_ref()?;
+        let id = fleet.id;
+        let name = fleet.app_name.as_deref().unwrap_or_default();
+        let slug = fleet.slug.as_deref().unwrap_or_default();
         let mut known = self.entries.iter().rev().filter_map(|entry| entry.fleet.as_ref());
-        Some(known.find(|known| ***known == fleet).cloned().unwrap_or_else(|| fleet.into()))
+        let same = known.find(|known| known.id == id && known.name == name && known.slug == slug);
+        Some(same.cloned().unwrap_or_else(|| Fleet { id, name: name.into(), slug: slug.into() }.into()))
     }
 }
 
-/// Equal texts have equal fingerprints within one run of the program.
+/// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the fingerprint
+/// of its record.
 pub fn fingerprint(text: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(text);
-    hasher.finish()
+    static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
+    XxHash3_64::oneshot_with_seed(*SEED, text)
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::steering::Scraped;
-use crate::balena::device::{Device, Tag, Text, one};
+use crate::balena::device::{Device, Tag, Text};
 
 /// A label of a target.
 #[derive(Clone, Copy)]
@@ -40,17 +40,17 @@ use Kind::{Meta, Plain};
 pub const LABELS: &[Label] = &[
     Label { name: "device_name", about: "name of the device; not unique", kind: Plain, field: Some("device_name"), info: Some("device_name"), value: |d| text(&d.device_name) },
     Label { name: UUID, about: "uuid of the device; always there", kind: Plain, field: None, info: Some(UUID), value: |d| d.uuid().map(Cow::Borrowed) },
-    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", kind: Plain, field: None, info: Some("device_type"), value: |d| text(&one(&d.device_type)?.slug) },
-    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", kind: Plain, field: None, info: Some("fleet"), value: |d| text(&one(&d.fleet)?.slug) },
-    Label { name: "commit", about: "commit of the release that it runs; absent before the first", kind: Plain, field: None, info: Some("commit"), value: |d| text(&one(&d.release)?.commit) },
+    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", kind: Plain, field: None, info: Some("device_type"), value: |d| text(&d.device_type.as_ref()?.slug) },
+    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", kind: Plain, field: None, info: Some("fleet"), value: |d| text(&d.fleet.as_ref()?.slug) },
+    Label { name: "commit", about: "commit of the release that it runs; absent before the first", kind: Plain, field: None, info: Some("commit"), value: |d| text(&d.release.as_ref()?.commit) },
     Label { name: "os_version", about: "`balenaOS 6.1.24`", kind: Plain, field: Some("os_version"), info: Some("os_version"), value: |d| text(&d.os_version) },
     Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", kind: Plain, field: Some("os_variant"), info: Some("os_variant"), value: |d| text(&d.os_variant) },
     Label { name: "supervisor_version", about: "version of its supervisor", kind: Plain, field: Some("supervisor_version"), info: Some("supervisor_version"), value: |d| text(&d.supervisor_version) },
     Label { name: DEVICE_ID, about: "id of the device in balena's database", kind: Meta, field: None, info: None, value: |d| number(d.id) },
-    Label { name: FLEET_NAME, about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&one(&d.fleet)?.app_name) },
-    Label { name: FLEET_ID, about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(one(&d.fleet)?.id) },
-    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", kind: Meta, field: None, info: None, value: |d| text(&one(&one(&d.fleet)?.organization)?.handle) },
-    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", kind: Meta, field: None, info: Some("release"), value: |d| text(&one(&d.release)?.raw_version) },
+    Label { name: FLEET_NAME, about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.app_name) },
+    Label { name: FLEET_ID, about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(d.fleet.as_ref()?.id) },
+    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.organization.as_ref()?.handle) },
+    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", kind: Meta, field: None, info: Some("release"), value: |d| text(&d.release.as_ref()?.raw_version) },
 ];
 
 /// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
@@ -204,7 +204,10 @@ fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device:
     for (key, value) in tags {
         // The characters that a label name may have in Prometheus 2.
         let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
-        let name: String = META_PREFIX.chars().chain(kind.chars()).chain(legal).collect();
+        let mut name = String::with_capacity(META_PREFIX.len() + kind.len() + key.len());
+        name.push_str(META_PREFIX);
+        name.push_str(kind);
+        name.extend(legal);
         if labels.iter().all(|(known, _)| *known != name) {
             labels.push((name.into(), value.into()));
         } else {

@@ -10,7 +10,7 @@ use super::Source;
 use super::entry::{Entry, Page, fingerprint};
 use super::services::Services;
 use super::target::{self, Mapped, Rules};
-use crate::balena::device::{self, Device, one};
+use crate::balena::device::{self, Device};
 use crate::balena::pages::{Place, Read, Reader};
 use crate::balena::{Answer, Failure, Reason};
 
@@ -101,7 +101,7 @@ impl Found<'_> {
     fn release(&self) -> Option<u64> {
         match self {
             Found::Same(_) => None,
-            Found::New(_, device) => one(&device.release)?.id,
+            Found::New(_, device) => device.release.as_ref()?.id,
         }
     }
 
@@ -141,6 +141,7 @@ impl Mapper<'_> {
 
     fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Arc<Page>> {
         let mut page = Page::default();
+        let mut text = Vec::new();
         let mut last = None;
         for found in found {
             let id = found.id();
@@ -151,7 +152,7 @@ impl Mapper<'_> {
                         device.broken = Some("it comes twice, and the first one stays".into());
                         device.id = None;
                     }
-                    self.entry(&mut page, &device, record).into()
+                    self.entry(&mut page, &device, record, &mut text).into()
                 }
             };
             page.targets += entry.targets;
@@ -165,12 +166,13 @@ impl Mapper<'_> {
         Read { content: page.into(), end, size }
     }
 
-    fn entry(&self, page: &mut Page, device: &Device, record: u64) -> Entry {
-        let mut text = Vec::new();
+    /// `text` is room for the target groups, used again from device to device.
+    fn entry(&self, page: &mut Page, device: &Device, record: u64, text: &mut Vec<u8>) -> Entry {
+        text.clear();
         let warned = page.warnings.len();
-        let release = one(&device.release).and_then(|release| release.id).unwrap_or_default();
+        let release = device.release.as_ref().and_then(|release| release.id).unwrap_or_default();
         let declared = self.services.as_ref().and_then(|services| services.get(release)).cloned();
-        let mapped = target::map(device, declared.as_deref(), self.rules, &mut text, &mut page.warnings);
+        let mapped = target::map(device, declared.as_deref(), self.rules, text, &mut page.warnings);
         let (mapped, left_out) = match mapped {
             Ok(mapped) => (mapped, None),
             Err(left_out) => (Mapped::default(), Some(left_out.into())),

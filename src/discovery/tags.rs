@@ -1,7 +1,7 @@
 //! The tags of a device and of its fleet, and what a device's own tags may change.
 
 use super::exporter::{self, Exporter};
-use crate::balena::device::{Device, Tag, one, tag_value};
+use crate::balena::device::{Device, Tag, tag_value};
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "prometheus.io/scrape";
@@ -187,7 +187,7 @@ impl<'a> Tags<'a, '_> {
             Ok(parsed) => return Some(parsed),
             Err(error) => error.chars().take(SHOWN_ERROR).collect::<String>(), // it may quote all of the value
         };
-        let fleet = one(&self.device.fleet).and_then(|fleet| fleet.slug.as_deref());
+        let fleet = self.device.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());
         let owner = if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };
         let shown: String = value.chars().take(SHOWN_VALUE).collect();
         self.warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));

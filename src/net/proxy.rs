@@ -47,6 +47,14 @@ impl Proxy {
         Ok(Proxy { url, variable })
     }
 
+    /// As reqwest takes it, for every request of a client.
+    ///
+    /// # Errors
+    /// reqwest cannot use its URL.
+    pub fn for_reqwest(&self) -> reqwest::Result<reqwest::Proxy> {
+        reqwest::Proxy::all(self.url.clone())
+    }
+
     /// The URL without user and password.
     pub fn uri(&self) -> Uri {
         let mut url = self.url.clone();
@@ -117,15 +125,6 @@ impl Proxies {
         let host = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
         let port = port.unwrap_or(default);
         proxy.filter(|_| !self.excluded.iter().any(|excluded| excluded.matches(&host, port)))
-    }
-
-    /// The same decision, for reqwest.
-    pub fn for_reqwest(&self) -> reqwest::Proxy {
-        let proxies = self.clone();
-        reqwest::Proxy::custom(move |url: &Url| {
-            let proxy = proxies.find(url.scheme(), url.host_str()?, url.port());
-            proxy.map(|proxy| proxy.url.clone())
-        })
     }
 }
 

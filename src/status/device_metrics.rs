@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::backoff::Backoff;
-use crate::balena::device::{self, One, Text, one};
+use crate::balena::device::{self, Text, one};
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::{Answer, Client, Failure, Reason};
 use crate::net::threads;
@@ -33,8 +33,10 @@ struct Record<'a> {
     is_online: Option<bool>,
     api_heartbeat_state: Option<Text<'a>>,
     last_connectivity_event: Option<Text<'a>>,
-    is_running__release: One<Release>,
-    should_be_running__release: One<Release>,
+    #[serde(default, deserialize_with = "one")]
+    is_running__release: Option<Release>,
+    #[serde(default, deserialize_with = "one")]
+    should_be_running__release: Option<Release>,
     memory_usage: Option<f64>,
     memory_total: Option<f64>,
     storage_usage: Option<f64>,
@@ -208,8 +210,8 @@ fn seconds(time: &str) -> Option<f64> {
 
 /// Without a release that it should run there is nothing to wait for.
 fn update_pending(record: &Record) -> Option<f64> {
-    let target = one(&record.should_be_running__release)?;
-    flag(Some(one(&record.is_running__release).is_none_or(|running| running.id != target.id)))
+    let target = record.should_be_running__release.as_ref()?;
+    flag(Some(record.is_running__release.as_ref().is_none_or(|running| running.id != target.id)))
 }
 
 /// The state of the device with this id. `at` is the page and the device to go on from: ids are asked for in ascending order.
