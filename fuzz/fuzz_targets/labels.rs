@@ -28,7 +28,7 @@ impl Source for Answers<'_> {
 
     fn page(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
         let body = if after == 0 { DEVICES } else { b"{\"d\":[]}" };
-        Ok(Answer::Body { etag: None, body: body.to_vec() })
+        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
@@ -37,7 +37,7 @@ impl Source for Answers<'_> {
 
     fn releases(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
         let body = if after == 0 { self.0 } else { b"{\"d\":[]}" };
-        Ok(Answer::Body { etag: None, body: body.to_vec() })
+        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
     fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {

@@ -69,7 +69,10 @@ pub struct Pages<T> {
 
 struct Page<T> {
     after: u64,
+    /// Records that are asked for the next time.
     limit: usize,
+    /// Records that a new page behind it asks for.
+    next_limit: usize,
     etag: Option<String>,
     read: Read<T>,
 }
@@ -117,24 +120,36 @@ impl<T> Pages<T> {
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
     fn fetch(&self, index: usize, after: u64, reader: &mut impl Reader<T>) -> Result<Option<Page<T>>, Failure> {
         let old = self.pages.get(index).filter(|old| old.after == after);
-        let limit = old.map_or(PAGE_SIZE, |old| old.limit);
+        let before = index.checked_sub(1).map(|before| &self.pages[before]);
+        let limit = old.map_or(before.map_or(PAGE_SIZE, |before| before.next_limit), |old| old.limit);
         let current = old.filter(|old| reader.is_current(&old.read.content));
         let (mut limit, mut etag) = (limit, current.and_then(|old| old.etag.as_deref()));
         loop {
             match reader.ask(after, limit, etag)? {
                 Answer::Unchanged => return Ok(None),
-                Answer::Body { etag, body } => {
+                Answer::Body { etag, body, room } => {
                     let old = self.pages.get(index).map(|old| &old.read.content);
                     let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
                     let read = reader.read(&body, Place { after, limit, old, next })?;
-                    return Ok(Some(Page { after, limit, etag, read }));
+                    let (limit, next_limit) = limits(limit, room);
+                    return Ok(Some(Page { after, limit, next_limit, etag, read }));
                 }
                 Answer::TooLarge { .. } if limit > 1 => (limit, etag) = (limit / 2, None),
                 Answer::TooLarge { etag } => {
                     let read = reader.too_large(after)?;
-                    return Ok(Some(Page { after, limit, etag, read }));
+                    return Ok(Some(Page { after, limit, next_limit: 2, etag, read }));
                 }
             }
         }
+    }
+}
+
+/// How many records a page of so many asks for the next time, and a new page behind it. A page becomes smaller before it outgrows an
+/// answer, which would be read in vain. Behind a small page the size grows again step by step: its neighbours may be large as well.
+fn limits(limit: usize, room: usize) -> (usize, usize) {
+    match room {
+        0 | 1 => (1.max(limit / 2), 1.max(limit / 2)),
+        2 | 3 => (limit, limit),
+        _ => (limit, PAGE_SIZE.min(2 * limit)),
     }
 }

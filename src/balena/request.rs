@@ -68,6 +68,8 @@ pub enum Answer {
         etag: Option<String>,
         /// `{"d": [ … ]}`, where nothing is wrong.
         body: Vec<u8>,
+        /// How many such bodies would fit into an answer.
+        room: usize,
     },
     /// The body is larger than an answer may be.
     TooLarge {
@@ -171,7 +173,10 @@ impl Sender {
         match response.status() {
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
             StatusCode::OK => Ok(match self.body(response)? {
-                Some(body) => Answer::Body { etag: new_etag, body },
+                Some(body) => {
+                    let room = self.max_answer / (body.len() as u64).max(1);
+                    Answer::Body { etag: new_etag, body, room: usize::try_from(room).unwrap_or(usize::MAX) }
+                }
                 None => Answer::TooLarge { etag: new_etag },
             }),
             _ => Err(self.refused(key, response)),

@@ -403,6 +403,21 @@ fn pages_of_any_size_give_equal_bytes() {
 }
 
 #[test]
+fn a_page_is_made_smaller_before_it_outgrows_an_answer() {
+    let rows: Vec<Row> = (1..40).map(|id| (id, json!({ "id": id, "uuid": format!("{id:032x}") }))).collect();
+    let mut inventory = Inventory::default();
+    let mut bodies = |most: usize| {
+        let mut source = Rows::new(&rows, most);
+        inventory.refresh(&mut source, &fakes::rules()).unwrap();
+        source.bodies
+    };
+    let (first, second, third) = (bodies(20), bodies(20), bodies(20));
+    assert!(first > 1 && second > 0, "{first} and {second} pages");
+    assert_eq!(third, 0, "pages of at most half of an answer stay as they are");
+    assert_eq!(bodies(10), 0, "no page is too large when the devices have grown to twice their size");
+}
+
+#[test]
 fn the_rules_here_are_not_blind() {
     let good = r#"{"targets":["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.balena:80"],"labels":{"uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","__meta_balena_device_id":"1"MORE}}"#;
     let rows = [(1, json!({ "id": 1, "uuid": "a".repeat(32) }))];

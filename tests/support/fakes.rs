@@ -78,7 +78,7 @@ impl<'a> Rows<'a> {
             return Ok(Answer::Unchanged);
         }
         self.bodies += 1;
-        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes() })
+        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes(), room: usize::MAX })
     }
 
     /// The request with this number fails, counted from 1.
@@ -96,8 +96,13 @@ impl Source for Rows<'_> {
         if limit > self.most {
             return Ok(Answer::TooLarge { etag: None });
         }
-        let rows = self.rows.iter().filter(|(id, _)| *id > after).take(limit);
-        self.answer(rows.map(|(_, device)| device).collect(), etag)
+        let rows: Vec<_> = self.rows.iter().filter(|(id, _)| *id > after).take(limit).map(|(_, row)| row).collect();
+        let fit = self.most / rows.len().max(1);
+        let mut answer = self.answer(rows, etag)?;
+        if let Answer::Body { room, .. } = &mut answer {
+            *room = fit;
+        }
+        Ok(answer)
     }
 
     fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
@@ -143,7 +148,7 @@ impl Source for Bytes<'_> {
 
     fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
         let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
-        Ok(Answer::Body { etag: None, body: body.to_vec() })
+        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
     fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
@@ -245,7 +250,7 @@ impl Source for LoopSource<'_> {
         refresh.set(planned);
         match planned {
             Refresh::Fails(retry_after) => Err(Failure { retry_after, ..Failure::new(Reason::Timeout, "fails") }),
-            _ => Ok(Answer::Body { etag: None, body: br#"{"d":[]}"#.to_vec() }),
+            _ => Ok(Answer::Body { etag: None, body: br#"{"d":[]}"#.to_vec(), room: usize::MAX }),
         }
     }
 
