@@ -1,10 +1,10 @@
-//! What `baletheus tunnel` costs: `cargo bench --bench tunnel`, or `… -- 1000 300` for 1,000 devices of which 300 hang.
+//! What `baletheus tunnel` costs: `cargo bench --bench tunnel`, or `… -- 1000 300` for 1,000 devices of which 300 hang, or
+//! `… -- 1000 300 7500` with an interval of 7,500 ms.
 //!
-//! Scrapes as Prometheus does, each device once in 15 s and all of them spread over that: straight, through a bare relay
-//! (`floor.rs`), and through the binary that `BALETHEUS` names, or
-//! else the one that benches build. Relay and tunnel take turns, interval by interval, each with its own
-//! stand-in for balena's VPN proxy, over TLS. Each is a process; CPU and memory are the relay's or the tunnel's alone. Prints a row of
-//! a table for each way.
+//! Scrapes as Prometheus does, each device once in an interval and all of them spread over that: straight, through a bare relay
+//! (`floor.rs`), and through the tunnel: the binary that `BALETHEUS` names, or else the one that benches build. Relay and tunnel take
+//! turns, interval by interval, each with its own stand-in for balena's VPN proxy, over TLS. Each is a process; CPU and memory are
+//! the relay's or the tunnel's alone. Prints a row of a table for each way.
 
 mod floor;
 
@@ -22,7 +22,6 @@ use std::env;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,6 +45,8 @@ use crate::floor::read_head;
 
 const KEY: &str = "a-key-for-the-bench";
 const INTERVAL: Duration = Duration::from_secs(15);
+/// The most devices for the floor, which has no bounds: the files that a process may open have a limit.
+const FLOOR_DEVICES: usize = 6000;
 /// Intervals that count, after the first one, in which the tunnels are opened.
 const ROUNDS: usize = 3;
 /// Prometheus' scrape time-out.
@@ -67,19 +68,34 @@ fn main() {
         _ => {}
     }
     let numbers: Vec<usize> = env::args().filter_map(|arg| arg.parse().ok()).collect();
-    let runs = if let [devices, hang] = numbers[..] {
-        vec![(devices, hang)]
-    } else {
-        vec![(1000, 0), (1000, 300), (5000, 0), (10_000, 0)]
+    let run = |devices, hang, interval| Load { devices, hang, interval };
+    let runs = match numbers[..] {
+        [devices, hang] => vec![run(devices, hang, INTERVAL)],
+        [devices, hang, ms] => vec![run(devices, hang, Duration::from_millis(ms as u64))],
+        _ => vec![
+            run(1000, 0, INTERVAL),
+            run(1000, 300, INTERVAL),
+            run(5000, 0, INTERVAL),
+            run(5000, 0, INTERVAL / 2), // the scrapes of 10,000 devices
+            run(10_000, 0, INTERVAL),
+        ],
     };
     println!(
-        "| devices | hang | way | scrapes | lost | median | 99th | CPU of a core | CPU a scrape | of the floor's | peak memory | \
+        "| devices | hang | every | way | scrapes | lost | median | 99th | CPU of a core | CPU a scrape | of the floor's | peak memory | \
          handshakes | sent, received a scrape |\n\
-         | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+         | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     );
-    for (devices, hang) in runs {
-        run(devices, hang);
+    for load in runs {
+        measure(load);
     }
+}
+
+/// So many devices, of which some hang, scraped once in an interval.
+#[derive(Clone, Copy)]
+struct Load {
+    devices: usize,
+    hang: usize,
+    interval: Duration,
 }
 
 fn runtime() -> Runtime {
@@ -147,28 +163,52 @@ fn name(number: usize) -> String {
     format!("{number:032x}")
 }
 
-/// A way to the devices.
+/// A way to the devices: a process, and the stand-in that it goes through.
 struct Way {
+    name: &'static str,
     prometheus: Arc<Prometheus>,
     process: Running,
     latencies: Vec<Duration>,
     cpu: Vec<Duration>,
-    _others: [(Sidecar, Running); 1],
     _sidecar: Sidecar,
+    _vpn: (Sidecar, Running),
 }
 
 impl Way {
-    fn new(
-        devices: usize, hang: usize, exporter: SocketAddr,
-        start: impl FnOnce(SocketAddr, &Path) -> (Sidecar, Running, SocketAddr),
-    ) -> Self {
+    fn floor(load: Load, exporter: SocketAddr) -> Self {
+        let (vpn, at) = Self::vpn(Load { hang: 0, ..load }, exporter);
+        let child = Sidecar::new(env::current_exe().expect("a path")).env(ROLE, "floor").env("VPN", at.to_string());
+        fs::copy(vpn.0.path("ca.pem"), child.path("ca.pem")).expect("copied");
+        let process = child.start();
+        let addr = address(&process);
+        Self::new("floor", process, addr, child, vpn)
+    }
+
+    fn tunnel(load: Load, exporter: SocketAddr) -> Self {
+        let (vpn, at) = Self::vpn(load, exporter);
+        let binary = env::var("BALETHEUS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_baletheus").to_owned());
+        let sidecar = Sidecar::new(binary).env("API_KEY", KEY).env("BALENA_CA_FILE", "ca.pem");
+        fs::copy(vpn.0.path("ca.pem"), sidecar.path("ca.pem")).expect("copied");
+        let targets = (0..load.devices).map(|number| json!({"targets": [format!("{}.balena:9100", name(number))]}));
+        let targets = serde_json::to_string(&targets.collect::<Vec<_>>()).expect("JSON");
+        fs::write(sidecar.path("balena.json"), targets).expect("written");
+        let (process, url) = sidecar.tunnel(&format!("https://localhost:{}", at.port()));
+        let addr = url.strip_prefix("http://").and_then(|addr| addr.parse().ok()).expect("an address");
+        Self::new("tunnel", process, addr, sidecar, vpn)
+    }
+
+    fn vpn(load: Load, exporter: SocketAddr) -> ((Sidecar, Running), SocketAddr) {
         let vpn = child("vpn", |child| {
-            let child = child.env("DEVICES", devices.to_string()).env("HANG", hang.to_string());
+            let child = child.env("DEVICES", load.devices.to_string()).env("HANG", load.hang.to_string());
             child.env("EXPORTER", exporter.to_string())
         });
-        let (sidecar, process, addr) = start(address(&vpn.1), &vpn.0.path("ca.pem"));
-        let (latencies, cpu) = (Vec::new(), Vec::new());
-        Way { prometheus: Prometheus::to(addr), process, latencies, cpu, _others: [vpn], _sidecar: sidecar }
+        let at = address(&vpn.1);
+        (vpn, at)
+    }
+
+    fn new(name: &'static str, process: Running, addr: SocketAddr, sidecar: Sidecar, vpn: (Sidecar, Running)) -> Self {
+        let (prometheus, latencies, cpu) = (Prometheus::to(addr), Vec::new(), Vec::new());
+        Way { name, prometheus, process, latencies, cpu, _sidecar: sidecar, _vpn: vpn }
     }
 
     fn cpu(&self) -> Duration {
@@ -177,9 +217,9 @@ impl Way {
         Duration::from_nanos(clock_gettime(clock).expect("a time").num_nanoseconds().unsigned_abs())
     }
 
-    fn measure(&mut self, devices: usize) {
+    fn measure(&mut self, load: Load) {
         let before = self.cpu();
-        self.latencies.extend(scrape(&self.prometheus, devices));
+        self.latencies.extend(scrape(&self.prometheus, load));
         self.cpu.push(self.cpu() - before);
     }
 
@@ -189,59 +229,48 @@ impl Way {
             status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
         peak.map(|peak: f64| peak / 1024.0).expect("VmHWM")
     }
+
+    fn print(&self, load: Load, ratio: &str, handshakes: f64, bytes: &str) {
+        let cpu = median(self.cpu.iter().map(Duration::as_secs_f64));
+        let costs = format!(
+            "{:.1} % | {:.0} µs | {ratio} | {:.1} MiB | {handshakes} | {bytes} |",
+            100.0 * cpu / load.interval.as_secs_f64(),
+            1e6 * cpu / load.devices as f64,
+            self.peak(),
+        );
+        println!("{}", row(load, self.name, &self.latencies, ROUNDS * (load.devices - load.hang), &costs));
+    }
 }
 
-fn run(devices: usize, hang: usize) {
+fn measure(load: Load) {
     let (_directory, running) = child("exporter", |child| child);
     let exporter = address(&running);
-    let straight = scrape(&Prometheus::to(exporter), devices);
-    println!("{}", row(devices, 0, "straight", &straight, devices, "| | | | | |"));
+    let straight = scrape(&Prometheus::to(exporter), load);
+    println!("{}", row(Load { hang: 0, ..load }, "straight", &straight, load.devices, "| | | | | |"));
 
-    let mut floor = Way::new(devices, 0, exporter, |vpn, authority| {
-        let sidecar = Sidecar::new(env::current_exe().expect("a path")).env(ROLE, "floor").env("VPN", vpn.to_string());
-        fs::copy(authority, sidecar.path("ca.pem")).expect("copied");
-        let process = sidecar.start();
-        let addr = address(&process);
-        (sidecar, process, addr)
-    });
-    let mut tunnel = Way::new(devices, hang, exporter, |vpn, authority| {
-        let binary = env::var("BALETHEUS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_baletheus").to_owned());
-        let sidecar = Sidecar::new(binary).env("API_KEY", KEY).env("BALENA_CA_FILE", "ca.pem");
-        fs::copy(authority, sidecar.path("ca.pem")).expect("copied");
-        let targets = (0..devices).map(|number| json!({"targets": [format!("{}.balena:9100", name(number))]}));
-        let targets = serde_json::to_string(&targets.collect::<Vec<_>>()).expect("JSON");
-        fs::write(sidecar.path("balena.json"), targets).expect("written");
-        let (process, url) = sidecar.tunnel(&format!("https://localhost:{}", vpn.port()));
-        let addr = url.strip_prefix("http://").and_then(|addr| addr.parse().ok()).expect("an address");
-        (sidecar, process, addr)
-    });
-    scrape(&floor.prometheus, devices);
-    scrape(&tunnel.prometheus, devices);
-    let opened = |floor: &Way| floor.process.log().len();
-    let (before, relayed) = (usage(&tunnel), opened(&floor));
-    for _ in 0..ROUNDS {
-        floor.measure(devices);
-        tunnel.measure(devices);
+    let has_floor = load.hang == 0 && load.devices <= FLOOR_DEVICES;
+    let mut floor = has_floor.then(|| Way::floor(load, exporter));
+    let mut tunnel = Way::tunnel(load, exporter);
+    for way in floor.iter().chain([&tunnel]) {
+        scrape(&way.prometheus, load);
     }
-    let after = usage(&tunnel);
-    let all = (ROUNDS * devices) as f64;
-    let cost = |way: &Way, ratio: &str, handshakes: f64, bytes: &str| {
-        let cpu = median(way.cpu.iter().map(Duration::as_secs_f64));
-        format!(
-            "{:.1} % | {:.0} µs | {ratio} | {:.1} MiB | {handshakes} | {bytes} |",
-            100.0 * cpu / INTERVAL.as_secs_f64(),
-            1e6 * cpu / devices as f64,
-            way.peak(),
-        )
-    };
-    let costs = cost(&floor, "1", (opened(&floor) - relayed) as f64, "");
-    println!("{}", row(devices, 0, "floor", &floor.latencies, ROUNDS * devices, &costs));
-    let pairs = tunnel.cpu.iter().zip(&floor.cpu);
-    let ratio = median(pairs.map(|(tunnel, floor)| tunnel.as_secs_f64() / floor.as_secs_f64()));
+    let relayed = |floor: &Option<Way>| floor.as_ref().map_or(0, |floor| floor.process.log().len());
+    let (before, opened) = (usage(&tunnel), relayed(&floor));
+    for _ in 0..ROUNDS {
+        for way in floor.iter_mut().chain([&mut tunnel]) {
+            way.measure(load);
+        }
+    }
+    let (after, opened) = (usage(&tunnel), relayed(&floor) - opened);
+    let mut ratio = String::new();
+    if let Some(floor) = &floor {
+        floor.print(load, "1", opened as f64, "");
+        let pairs = tunnel.cpu.iter().zip(&floor.cpu);
+        ratio = format!("{:.2}", median(pairs.map(|(tunnel, floor)| tunnel.as_secs_f64() / floor.as_secs_f64())));
+    }
     let [handshakes, sent, received] = [0, 1, 2].map(|index| after[index] - before[index]);
-    let bytes = format!("{:.0} B, {:.0} B", sent / all, received / all);
-    let costs = cost(&tunnel, &format!("{ratio:.2}"), handshakes, &bytes);
-    println!("{}", row(devices, hang, "tunnel", &tunnel.latencies, ROUNDS * (devices - hang), &costs));
+    let all = (ROUNDS * load.devices) as f64;
+    tunnel.print(load, &ratio, handshakes, &format!("{:.0} B, {:.0} B", sent / all, received / all));
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -250,12 +279,18 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn row(devices: usize, hang: usize, way: &str, latencies: &[Duration], expected: usize, costs: &str) -> String {
+fn row(load: Load, way: &str, latencies: &[Duration], expected: usize, costs: &str) -> String {
     let mut latencies = latencies.to_vec();
     latencies.sort_unstable();
     let ms = |part: usize| latencies[(latencies.len() - 1) * part / 100].as_secs_f64() * 1000.0;
     let (came, lost) = (latencies.len(), expected - latencies.len());
-    format!("| {devices} | {hang} | {way} | {came} | {lost} | {:.2} ms | {:.2} ms | {costs}", ms(50), ms(99))
+    let Load { devices, hang, interval } = load;
+    let every = interval.as_secs_f64();
+    format!(
+        "| {devices} | {hang} | {every} s | {way} | {came} | {lost} | {:.2} ms | {:.2} ms | {costs}",
+        ms(50),
+        ms(99)
+    )
 }
 
 /// The connections of Prometheus to a proxy, or to the exporter itself: it has one for each scrape at once.
@@ -312,12 +347,12 @@ fn length(head: &[u8]) -> usize {
 }
 
 /// Scrapes all for an interval, each at its moment; gives how long those took that came.
-fn scrape(prometheus: &Arc<Prometheus>, devices: usize) -> Vec<Duration> {
+fn scrape(prometheus: &Arc<Prometheus>, Load { devices, interval, .. }: Load) -> Vec<Duration> {
     prometheus.runtime.block_on(async {
         let (start, mut scrapes) = (tokio::time::Instant::now(), JoinSet::new());
         for number in 0..devices {
             let (prometheus, device) = (prometheus.clone(), name(number));
-            let offset = INTERVAL.mul_f64(number as f64 / devices as f64);
+            let offset = interval.mul_f64(number as f64 / devices as f64);
             scrapes.spawn(async move {
                 tokio::time::sleep_until(start + offset).await;
                 let asked = Instant::now();
@@ -326,7 +361,7 @@ fn scrape(prometheus: &Arc<Prometheus>, devices: usize) -> Vec<Duration> {
             });
         }
         let took = scrapes.join_all().await;
-        tokio::time::sleep_until(start + INTERVAL).await;
+        tokio::time::sleep_until(start + interval).await;
         took.into_iter().flatten().collect()
     })
 }

@@ -68,7 +68,7 @@ fn invalid_body(error: &hyper::Error) -> Option<String> {
 /// that are continued, and names that are invalid.
 pub fn client() -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.max_buf_size(MAX_HEAD)
+    http.read_buf_exact_size(Some(MAX_HEAD)) // the bound of a head, too
         .max_headers(MAX_HEADERS)
         .allow_spaces_after_header_name_in_responses(true)
         .allow_obsolete_multiline_headers_in_responses(true)
