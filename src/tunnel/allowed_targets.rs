@@ -24,8 +24,8 @@ use crate::net::threads::{self, NoThread};
 const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
 /// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a check holds for targets that it found. It takes two switches between threads, which would be the most part of how long
-/// a scrape waits for the tunnel.
+/// How long a check holds for targets that are in the list. Each check wakes another thread and waits for it, which would be a good
+/// part of what a scrape costs.
 const CHECK_HOLDS: Duration = Duration::from_millis(100);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
 const RETRY: Duration = Duration::from_secs(10);

@@ -693,7 +693,11 @@ fn https_targets_are_joined() {
 
 #[test]
 fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
-    let (authority, exporter) = (Authority::generate(), Exporter::saying(OK));
+    // many records, and larger than any buffer
+    let page: String = (0..200_000).map(|number| format!("up {number}\n")).collect();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+    let exporter = Exporter::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok());
+    let authority = Authority::generate();
     let start = |trusted: bool| {
         let vpn = Vpn::start(KEY, Some(authority.server(&["localhost"])));
         let mut sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
@@ -709,7 +713,9 @@ fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
     };
     let setup = start(true);
     for _ in 0..3 {
-        assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
+        let (line, body) = setup.scrape(&target('a'));
+        assert_eq!(line, "HTTP/1.1 200 OK");
+        assert!(body == page, "{} bytes instead of {}", body.len(), page.len());
     }
     assert_eq!(setup.handshakes(), 1);
     let setup = start(false);
