@@ -47,13 +47,12 @@ impl Http {
 
     /// Polls for something that comes through the connection, which reads and writes what it is asked for by that.
     fn poll<T>(&mut self, cx: &mut Context<'_>, mut something: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        match something(cx) {
-            Poll::Pending => {
-                self.advance(cx);
-                something(cx)
-            }
-            ready => ready,
+        let first = something(cx);
+        if first.is_ready() {
+            return first;
         }
+        self.advance(cx);
+        something(cx)
     }
 
     async fn wait<T>(&mut self, something: impl Future<Output = T>) -> T {
