@@ -3,29 +3,27 @@
 use std::error::Error;
 use std::io;
 use std::iter;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::Uri;
 use hyper::service::Service;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::service::TowerToHyperService;
-use prometheus::{IntCounter, IntGauge};
 use rustls::ClientConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls_platform_verifier::Verifier;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::proxy::{Proxies, Proxy};
+use crate::net::records::Records;
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
 use crate::net::threads::{NoThread, Resolver};
+use crate::net::traffic::{Counted, Traffic};
 
 /// The share of the time until the deadline that may pass in connecting. It is divided evenly among the addresses of a
 /// name, so the last of four has a third of the time left for TLS and for the answer.
@@ -38,51 +36,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection, with or without TLS.
 pub type Stream = Box<dyn Duplex>;
-
-/// Counters for connections. The bytes are those within TCP, so they include TLS.
-#[derive(Clone)]
-pub struct Traffic {
-    /// Connections that are open.
-    pub open: IntGauge,
-    /// Bytes sent.
-    pub sent: IntCounter,
-    /// Bytes received.
-    pub received: IntCounter,
-}
-
-/// A connection that is counted while it is open.
-struct Counted(TcpStream, Traffic);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.1.open.dec();
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        ready!(Pin::new(&mut self.0).poll_read(cx, into))?;
-        self.1.received.inc_by((into.filled().len() - before) as u64);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.0).poll_write(cx, bytes))?;
-        self.1.sent.inc_by(written as u64);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
 
 /// Opens connections.
 #[derive(Clone)]
@@ -166,7 +119,7 @@ impl Connector {
         let secured = self.tls.connect(name, stream).await;
         let closed = "the connection closes during the handshake".to_owned();
         let why = |error: io::Error| if is_closed(&error) { closed } else { error.to_string() };
-        Ok(Box::new(secured.map_err(|error| refused(&why(error)))?))
+        Ok(Box::new(Records::of(secured.map_err(|error| refused(&why(error)))?)))
     }
 
     async fn tcp(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
@@ -175,8 +128,7 @@ impl Connector {
         let connected = TowerToHyperService::new(tcp).call(url.clone()).await;
         let stream = connected.map_err(|error| no_connection(&error))?.into_inner();
         let Some(traffic) = self.traffic.clone() else { return Ok(Box::new(stream)) };
-        traffic.open.inc();
-        Ok(Box::new(Counted(stream, traffic)))
+        Ok(Box::new(Counted::new(stream, traffic)))
     }
 }
 

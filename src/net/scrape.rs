@@ -26,7 +26,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(9);
 /// The largest head of a request or an answer, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;
 /// The most headers of an answer. Memory for all of them is reserved while a head is parsed.
-const MAX_HEADERS: usize = 4096;
+const MAX_HEADERS: usize = 1024;
 /// The most informational answers (1xx) before the answer, as in Go's HTTP client.
 const MAX_INFORMATIONAL: usize = 5;
 /// SSH of the host OS, which the API key opens as well.
@@ -68,7 +68,7 @@ fn invalid_body(error: &hyper::Error) -> Option<String> {
 /// that are continued, and names that are invalid.
 pub fn client() -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.max_buf_size(MAX_HEAD)
+    http.read_buf_exact_size(Some(MAX_HEAD)) // the bound of a head, too
         .max_headers(MAX_HEADERS)
         .allow_spaces_after_header_name_in_responses(true)
         .allow_obsolete_multiline_headers_in_responses(true)

@@ -26,7 +26,7 @@ use super::connections::{Answering, Closable, RETRY, Tracked, Waiting};
 #[cfg(target_os = "linux")]
 const SEND_TIMEOUT: u32 = 60_000;
 /// The most headers of a request. Memory for all of them is reserved while a head is parsed.
-const MAX_HEADERS: usize = 4096;
+const MAX_HEADERS: usize = 1024;
 /// Connections that wait to be accepted. The system has its own limit as well.
 const BACKLOG: i32 = 4096;
 /// The content type of text for people.

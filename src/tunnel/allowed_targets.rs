@@ -24,6 +24,9 @@ use crate::net::threads::{self, NoThread};
 const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
 /// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a check holds for targets that are in the list. Each check wakes another thread and waits for it, which would be a good
+/// part of what a scrape costs.
+const CHECK_HOLDS: Duration = Duration::from_millis(100);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -59,6 +62,15 @@ struct State {
     /// The result of the last reading and its time; none before the first.
     read: Option<(Result<(), String>, Instant)>,
     pending: Option<Pending>,
+    /// The start of the last check that has a result.
+    checked: Option<Instant>,
+}
+
+impl State {
+    fn find(&self, target: &str) -> Option<Target> {
+        let (is_https, listed) = *self.targets.get(target)?;
+        Some(Target { name: target.to_owned(), is_https, listed })
+    }
 }
 
 /// A check of the file.
@@ -97,6 +109,10 @@ impl AllowedTargets {
     /// The target with this `host:port`. If the file cannot be read or holds no target, the previous list decides.
     pub async fn find(&self, target: &str) -> Option<Target> {
         let mut state = self.state.lock().await;
+        let holds = state.checked.is_some_and(|checked| checked.elapsed() < CHECK_HOLDS);
+        if let Some(found) = state.find(target).filter(|_| holds) {
+            return Some(found);
+        }
         // a scrape that ended may have left a check behind, which may be older than the file
         if self.finish(&mut state).await {
             let again = state.read.as_ref().is_none_or(|(read, when)| read.is_err() && when.elapsed() >= RETRY);
@@ -105,14 +121,14 @@ impl AllowedTargets {
             let _ = self.checks.send(Check { seen: state.seen, again, found }); // the thread never ends
             self.finish(&mut state).await;
         }
-        let (is_https, listed) = *state.targets.get(target)?;
-        Some(Target { name: target.to_owned(), is_https, listed })
+        state.find(target)
     }
 
     /// Waits for the pending check; false if it takes too long.
     async fn finish(&self, state: &mut State) -> bool {
         let Some(pending) = &mut state.pending else { return true };
         let Ok(found) = timeout_at(pending.start + READ_TIMEOUT, &mut pending.found).await else { return false };
+        state.checked = Some(pending.start);
         state.pending = None;
         if let Ok((identity, Some(read))) = found {
             self.take(state, identity, read);

@@ -1,16 +1,16 @@
 //! A request and its answer within a tunnel.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::http1::{Connection, SendRequest};
+use hyper::http::response::Parts;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::net::connector::Stream;
@@ -18,61 +18,91 @@ use crate::net::refused::Refused;
 use crate::net::scrape::{broken, client, send};
 use crate::tunnel::pool::Tunnel;
 
-/// A request and its answer in a tunnel, which closes when this is dropped.
+/// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
 pub struct Exchange {
+    http: Http,
     sender: SendRequest<Empty<Bytes>>,
-    /// Moves the bytes, and returns the connection at its end.
-    connection: JoinSet<Option<Stream>>,
+    /// The first part of the body, which has been read.
+    first: Option<Frame<Bytes>>,
+    rest: Incoming,
     place: OwnedSemaphorePermit,
     until: Instant,
+}
+
+/// Moves the bytes of a connection whenever its task waits for them, so that it needs no task of its own.
+struct Http {
+    connection: Connection<TokioIo<Stream>, Empty<Bytes>>,
+    /// Whether the connection has ended, and without an error.
+    ended: Option<bool>,
+}
+
+impl Http {
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        if self.ended.is_none()
+            && let Poll::Ready(end) = self.connection.poll_without_shutdown(cx)
+        {
+            self.ended = Some(end.is_ok()); // who waits for something gets the same error
+        }
+    }
+
+    /// Polls for something that comes through the connection, which reads and writes what it is asked for by that.
+    fn poll<T>(&mut self, cx: &mut Context<'_>, mut something: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let first = something(cx);
+        if first.is_ready() {
+            return first;
+        }
+        self.advance(cx);
+        something(cx)
+    }
+
+    async fn wait<T>(&mut self, something: impl Future<Output = T>) -> T {
+        let mut something = pin!(something);
+        poll_fn(|cx| self.poll(cx, |cx| something.as_mut().poll(cx))).await
+    }
 }
 
 impl Exchange {
     /// Sends a request, and waits for the head of its answer and the first bytes of its body: an answer that breaks there
     /// fails the scrape with its reason.
-    pub async fn start(
-        tunnel: Tunnel, request: Request<Empty<Bytes>>,
-    ) -> Result<(Self, Response<AnswerBody>), Refused> {
+    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Parts, Self), Refused> {
         let Tunnel { stream, place, until } = tunnel;
-        let (mut sender, mut http) = client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let mut connection = JoinSet::new();
-        connection.spawn(async move {
-            // the request fails with the same error
-            poll_fn(|cx| http.poll_without_shutdown(cx)).await.ok()?;
-            let parts = http.into_parts();
-            parts.read_buf.is_empty().then(|| parts.io.into_inner())
-        });
-        let (head, mut rest) = send(&mut sender, request).await?.into_parts();
-        let first = if rest.is_end_stream() { None } else { rest.frame().await };
-        let first = first.transpose().map_err(|error| broken(&error))?;
-        let answer = Response::from_parts(head, AnswerBody { first, rest });
-        Ok((Exchange { sender, connection, place, until }, answer))
+        let (mut sender, connection) =
+            client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let mut http = Http { connection, ended: None };
+        let answer: Response<Incoming> = http.wait(send(&mut sender, request)).await?;
+        let (head, rest) = answer.into_parts();
+        let mut exchange = Exchange { http, sender, first: None, rest, place, until };
+        if !exchange.is_end_stream() {
+            let first = exchange.frame().await.transpose().map_err(|error| broken(&error))?;
+            exchange.first = first;
+        }
+        Ok((head, exchange))
     }
 
     /// The tunnel, if it can take another request.
-    pub async fn end(mut self) -> Option<Tunnel> {
-        self.sender.ready().await.ok()?;
-        drop(self.sender);
-        let stream = self.connection.join_next().await?.ok()??;
-        Some(Tunnel { stream, place: self.place, until: self.until })
+    pub async fn end(self) -> Option<Tunnel> {
+        let Exchange { mut http, mut sender, place, until, .. } = self;
+        http.wait(sender.ready()).await.ok()?;
+        drop(sender);
+        let ended = poll_fn(|cx| {
+            http.advance(cx);
+            http.ended.map_or(Poll::Pending, Poll::Ready)
+        });
+        let parts = ended.await.then(|| http.connection.into_parts())?;
+        parts.read_buf.is_empty().then(|| Tunnel { stream: parts.io.into_inner(), place, until })
     }
 }
 
-/// A body whose first frame has been read.
-pub struct AnswerBody {
-    first: Option<Frame<Bytes>>,
-    rest: Incoming,
-}
-
-impl Body for AnswerBody {
+impl Body for Exchange {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(first))),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
         }
+        let Exchange { http, rest, .. } = &mut *self;
+        http.poll(cx, |cx| Pin::new(&mut *rest).poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {

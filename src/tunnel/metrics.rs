@@ -5,9 +5,9 @@ use std::sync::Arc;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
-use crate::net::connector::Traffic;
 use crate::net::refused::Reason;
 use crate::net::server::{self, register};
+use crate::net::traffic::Traffic;
 
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];

@@ -27,6 +27,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::key::KeySource;
 use crate::logging::{self, cannot_start};
+use crate::memory;
 use crate::net::connector::Connector;
 use crate::net::proxy::Proxies;
 use crate::net::server;
@@ -74,6 +75,7 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
+    memory::keep_some();
     let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
     let mut connector = Connector::new(settings.roots, settings.proxies).map_err(|error| format!("TLS: {error}"))?;
     connector.traffic = Some(metrics.traffic.clone());

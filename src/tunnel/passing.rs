@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{Deadline, broken};
-use crate::tunnel::exchange::{AnswerBody, Exchange};
+use crate::tunnel::exchange::Exchange;
 use crate::tunnel::metrics::{Outcome, Scrape};
 use crate::tunnel::pool::Pool;
 
@@ -20,8 +20,9 @@ const MAX_ANSWER: usize = 64 << 20;
 
 /// A body that passes. Its tunnel is kept once the whole body has passed.
 pub struct Passing {
-    body: AnswerBody,
-    tunnel: Option<(Arc<str>, Exchange)>,
+    target: Arc<str>,
+    /// None once the body has passed, or has failed.
+    exchange: Option<Exchange>,
     pool: Arc<Pool>,
     deadline: Pin<Box<Sleep>>,
     /// Bytes that may still come.
@@ -35,22 +36,26 @@ pub struct Passing {
 impl Passing {
     /// Passes the body of a target's answer.
     pub fn new(
-        tunnel: (Arc<str>, Exchange), body: AnswerBody, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
+        target: Arc<str>, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
         place: OwnedSemaphorePermit,
     ) -> Self {
         let deadline = Box::pin(sleep_until(deadline.at));
-        let (tunnel, left, failure) = (Some(tunnel), MAX_ANSWER, None);
-        let mut passing = Passing { body, tunnel, pool, deadline, left, scrape, failure, _place: place };
-        if passing.is_end_stream() {
-            passing.end();
-        }
+        let (exchange, left, failure) = (Some(exchange), MAX_ANSWER, None);
+        let mut passing = Passing { target, exchange, pool, deadline, left, scrape, failure, _place: place };
+        passing.end_if_passed();
         passing
+    }
+
+    fn end_if_passed(&mut self) {
+        if self.exchange.as_ref().is_some_and(Body::is_end_stream) {
+            self.end();
+        }
     }
 
     fn end(&mut self) {
         self.scrape.outcome = Outcome::Passed;
-        if let Some((target, exchange)) = self.tunnel.take() {
-            let pool = self.pool.clone();
+        if let Some(exchange) = self.exchange.take() {
+            let (pool, target) = (self.pool.clone(), self.target.clone());
             tokio::spawn(async move {
                 if let Some(tunnel) = exchange.end().await {
                     pool.keep(target, tunnel);
@@ -62,7 +67,7 @@ impl Passing {
     /// Fails at the next poll: before that, the server sends what has passed so far.
     fn fail(&mut self, refused: Refused, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         self.scrape.outcome = Outcome::Refused(refused.reason);
-        self.tunnel = None;
+        self.exchange = None;
         self.failure = Some(refused);
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -80,16 +85,15 @@ impl Body for Passing {
         if self.deadline.as_mut().poll(cx).is_ready() {
             return self.fail(Refused::new(Reason::Timeout, "the answer takes too long"), cx);
         }
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
+        match ready!(Pin::new(exchange).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let Some(left) = self.left.checked_sub(length) else {
                     return self.fail(Refused::new(Reason::TooLarge, "the answer is too large"), cx);
                 };
                 self.left = left;
-                if self.is_end_stream() {
-                    self.end();
-                }
+                self.end_if_passed();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.fail(broken(&error), cx),
@@ -101,10 +105,10 @@ impl Body for Passing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.exchange.is_none() && self.failure.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.exchange.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }

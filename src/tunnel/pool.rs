@@ -90,12 +90,13 @@ impl Pool {
         idle.all.insert(number, (target, Instant::now(), kept));
     }
 
-    /// A place for a new tunnel, if necessary that of the tunnel that has waited longest; none if all are in use.
+    /// A place for a new tunnel, if necessary that of the tunnel that was used last; none if all are in use. Targets are scraped in
+    /// turns: this tunnel would be needed last, and the one that has waited longest would be needed next.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         self.places.clone().try_acquire_owned().ok().or_else(|| {
             let mut idle = self.idle();
-            let oldest = *idle.all.first_key_value()?.0;
-            idle.remove(oldest).map(|kept| kept.place)
+            let latest = *idle.all.last_key_value()?.0;
+            idle.remove(latest).map(|kept| kept.place)
         })
     }
 

@@ -153,11 +153,10 @@ impl Proxy {
             self.watch(&target.name, &answered);
             Ok::<_, Refused>((place, answered?))
         };
-        let (place, (exchange, answer)) =
+        let (place, (head, exchange)) =
             answered.await.inspect_err(|refused| scrape.outcome = Outcome::Refused(refused.reason))?;
-        let (head, body) = answer.into_parts();
         let pool = self.tunnels.pool.clone();
-        let passing = Passing::new((target.name.into(), exchange), body, pool, deadline, scrape, place);
+        let passing = Passing::new(target.name.into(), exchange, pool, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(passing));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use http_body_util::Empty;
+use hyper::Request;
 use hyper::body::Bytes;
-use hyper::{Request, Response};
+use hyper::http::response::Parts;
 use prometheus::IntCounter;
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
@@ -13,7 +14,7 @@ use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
 use crate::net::vpn::Vpn;
 use crate::tunnel::allowed_targets::Target;
-use crate::tunnel::exchange::{AnswerBody, Exchange};
+use crate::tunnel::exchange::Exchange;
 use crate::tunnel::offline::Offline;
 use crate::tunnel::pool::{Pool, Tunnel};
 
@@ -35,7 +36,7 @@ pub struct Tunnels {
     handshakes: IntCounter,
 }
 
-type Answered = (Exchange, Response<AnswerBody>);
+type Answered = (Parts, Exchange);
 
 impl Tunnels {
     /// Counts the tunnels that it opens.
@@ -65,10 +66,11 @@ impl Tunnels {
     ) -> Result<Answered, Refused> {
         let mut attempts = JoinSet::new();
         if let Some(kept) = self.pool.take(&target.name) {
-            attempts.spawn(Exchange::start(kept, request.clone()));
-            let first = timeout(deadline.left() / RACE_AFTER, attempts.join_next()).await;
-            if let Ok(Some(Ok(Ok(answered)))) = first {
-                return Ok(answered);
+            let mut attempt = Box::pin(Exchange::start(kept, request.clone()));
+            match timeout(deadline.left() / RACE_AFTER, &mut attempt).await {
+                Ok(Ok(answered)) => return Ok(answered),
+                Ok(Err(_)) => {}
+                Err(_) => drop(attempts.spawn(attempt)),
             }
         }
         let (tunnels, target) = (self.clone(), target.clone());
