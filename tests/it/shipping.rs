@@ -137,3 +137,9 @@ fn a_file_with_another_checksum_is_not_published() {
     let output = shop.publish("registry.example/owner/baletheus", &[]);
     assert_eq!((output.status.code(), shop.calls().as_str()), (Some(1), ""), "{output:?}");
 }
+
+/// Longer ones are wrapped: the first line of the Debian package's description is what `apt list` and the like show.
+#[test]
+fn the_description_fits_in_a_line() {
+    assert!(env!("CARGO_PKG_DESCRIPTION").len() < 80);
+}
