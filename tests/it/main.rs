@@ -29,6 +29,7 @@ mod refresh;
 mod retry_after;
 mod services;
 mod shards;
+mod shipping;
 mod status;
 mod status_prometheus;
 mod status_security;
