@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
@@ -67,8 +68,7 @@ impl Traffic {
     /// Requests for the first page of devices: those of discovery, and those for their state.
     pub fn rounds(&self) -> [usize; 2] {
         let first = self.pages.iter().filter(|page| page.contains("(id%20gt%200)"));
-        let (state, discovery): (Vec<_>, Vec<_>) = first.partition(|page| page.contains(STATE));
-        [discovery.len(), state.len()]
+        ["device_name", STATE].map(|field| first.clone().filter(|page| page.contains(field)).count())
     }
 }
 
@@ -130,8 +130,8 @@ impl Drop for Api {
     }
 }
 
-/// Moment, target, and the headers that matter.
-type Asked = (Moment, String, Option<String>, Option<String>);
+/// Version of the content, target, and the headers that matter.
+type Asked = (u64, String, Option<String>, Option<String>);
 
 /// The file with the certificate of the authority.
 const AUTHORITY: &str = "ca.pem";
@@ -264,27 +264,45 @@ impl Server {
 
     fn answer(&self, seen: &Seen) -> Arc<Vec<u8>> {
         let (moment, header) = (*self.moment.lock().unwrap(), |name| seen.header(name).map(str::to_owned));
-        let asked = |etag| (moment, seen.target.clone(), header("accept-encoding"), etag);
+        let asked = |version, etag| (version, seen.target.clone(), header("accept-encoding"), etag);
+        let version = self.version(&seen.target, moment);
         let mut answers = self.answers.lock().unwrap();
-        let Some(etag) = header("if-none-match") else {
-            return answers.entry(asked(None)).or_insert_with(|| self.make(seen, moment).into()).clone();
-        };
         // An answer that has changed is the same whatever the client knows.
-        let full = answers.entry(asked(None)).or_insert_with(|| {
+        let full = answers.entry(asked(version, None)).or_insert_with(|| {
             let headers = seen.headers.iter().filter(|(name, _)| name != "if-none-match").cloned().collect();
             self.make(&Seen { headers, ..seen.clone() }, moment).into()
         });
         let head = String::from_utf8_lossy(&full[..full.len().min(1024)]);
-        if !head.contains(&format!("ETag: {etag}\r\n")) {
-            return full.clone();
+        match header("if-none-match").filter(|etag| head.contains(&format!("ETag: {etag}\r\n"))) {
+            None => full.clone(),
+            Some(etag) => answers.entry(asked(0, Some(etag))).or_insert_with(|| self.make(seen, moment).into()).clone(),
         }
-        answers.entry(asked(Some(etag))).or_insert_with(|| self.make(seen, moment).into()).clone()
+    }
+
+    /// The devices of a page.
+    fn ids(&self, target: &str) -> RangeInclusive<u64> {
+        let number = |before| target.split_once(before)?.1.split([')', '&']).next()?.parse().ok();
+        let (after, top): (u64, u64) = (number("(id%20gt%20").unwrap_or(0), number("$top=").unwrap_or(0));
+        after + 1..=self.devices.min(after + top)
+    }
+
+    /// Differs where the content does.
+    fn version(&self, target: &str, moment: Moment) -> u64 {
+        let count = |is: &dyn Fn(u64) -> bool| self.ids(target).filter(|id| is(*id)).count() as u64;
+        match moment {
+            Moment::First => u64::MAX,
+            Moment::Other => u64::MAX - 1,
+            Moment::Minute(minute) if target.contains("memory_usage") => minute,
+            Moment::Minute(minute) if target.contains(STATE) => {
+                count(&|id| lost(id).is_some_and(|at| at <= minute)) * 1000
+                    + count(&|id| lost(id).is_some_and(|at| at + OUTAGE <= minute))
+            }
+            Moment::Minute(_) => count(&|id| is_renamed(id, moment)),
+        }
     }
 
     fn make(&self, seen: &Seen, moment: Moment) -> Vec<u8> {
-        let number = |before| seen.target.split_once(before)?.1.split([')', '&']).next()?.parse().ok();
-        let (after, top): (u64, u64) = (number("(id%20gt%20").unwrap_or(0), number("$top=").unwrap_or(0));
-        let page = (after + 1..=self.devices.min(after + top)).map(|id| self.device(id, moment)).collect();
+        let page = self.ids(&seen.target).map(|id| self.device(id, moment)).collect();
         self.cloud.change(|devices| *devices = page);
         self.cloud.answer(seen)
     }
@@ -294,12 +312,7 @@ impl Server {
         let pattern = &self.patterns[usize::try_from(id).expect("an id") % self.patterns.len()];
         let name = pattern["device_name"].as_str().expect("a name");
         let mut device = sibling(pattern, id, &format!("{name} {id}"));
-        let is_renamed = match moment {
-            Moment::First => false,
-            Moment::Other => id % 100 == 50,
-            Moment::Minute(minute) => id % 100 == 50 && chance(id, 1) % 60 <= minute,
-        };
-        if is_renamed {
+        if is_renamed(id, moment) {
             device["device_name"] = json!(format!("{name} {id} B"));
         }
         if let Moment::Minute(minute) = moment {
@@ -309,12 +322,25 @@ impl Server {
     }
 }
 
+fn is_renamed(id: u64, moment: Moment) -> bool {
+    id % 100 == 50
+        && match moment {
+            Moment::First => false,
+            Moment::Other => true,
+            Moment::Minute(minute) => chance(id, 1) % 60 <= minute,
+        }
+}
+
+/// The minute in which a device loses its connection.
+fn lost(id: u64) -> Option<u64> {
+    (id % 100 == 25).then(|| chance(id, 2) % 60)
+}
+
 /// What the API knows of a device's state in a minute.
 fn report(device: &mut Value, id: u64, minute: u64) {
     const WEEK: u64 = 7 * 24 * 3600 * 1000;
-    let lost = if id % 100 == 25 { Some(chance(id, 2) % 60) } else { None };
     let began = |at: u64| NOON + at * 60_000 + chance(id, 3) % 60_000;
-    let (is_online, since) = match lost {
+    let (is_online, since) = match lost(id) {
         Some(lost) if minute >= lost + OUTAGE => (true, began(lost + OUTAGE)),
         Some(lost) if minute >= lost => (false, began(lost)),
         _ => (true, NOON - chance(id, 4) % WEEK),
