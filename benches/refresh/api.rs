@@ -65,10 +65,9 @@ impl Traffic {
         (self.last, self.open) = (later.last.or(self.last), later.open);
     }
 
-    /// Requests for the first page of devices: those of discovery, and those for their state.
-    pub fn rounds(&self) -> [usize; 2] {
-        let first = self.pages.iter().filter(|page| page.contains("(id%20gt%200)"));
-        ["device_name", STATE].map(|field| first.clone().filter(|page| page.contains(field)).count())
+    /// Requests of discovery, and for the state of the devices.
+    pub fn pages_of_each(&self) -> [usize; 2] {
+        ["device_name", STATE].map(|field| self.pages.iter().filter(|page| page.contains(field)).count())
     }
 }
 

@@ -1,6 +1,6 @@
-//! What an hour costs. Nobody waits for it: a minute of the program and of the API takes some seconds, and only a part of the hour
-//! is measured where all of it would take long. Each minute has one or two refreshes, a request for the state of the devices, and
-//! a scrape with gzip.
+//! What an hour costs. Nobody waits for it: a minute ends when what is done in it is done, and only a part of the hour is measured
+//! where all of it would take long. Each minute has one or two refreshes, a request for the state of the devices, and a scrape with
+//! gzip.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
+
+use baletheus::balena::pages::PAGE_SIZE;
 
 use crate::api::{Api, Moment, Traffic};
 use crate::support::sidecar::PATIENCE;
@@ -30,47 +32,36 @@ const TITLES: [(&str, f64); 7] = [
 
 type Samples = BTreeMap<&'static str, Vec<[f64; TITLES.len()]>>;
 
-/// How an hour is measured with so many devices.
-#[derive(Clone, Copy)]
-struct Plan {
-    /// How long a minute takes.
-    minute: Duration,
-    minutes: u32,
-    /// Whether all programs run at once.
-    at_once: bool,
-}
+/// The API closes idle connections so many times as fast as the real one, and there is a longer pause after each refresh.
+const TIMES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(300);
+/// With so few devices, all programs run at once.
+const FEW: u64 = 1000;
 
-impl Plan {
-    fn of(devices: u64) -> Self {
-        let (minute, minutes) = match devices {
-            0..=1000 => (2, 60),
-            1001..=20_000 => (3, 15),
-            _ => (10, 5),
-        };
-        Plan { minute: Duration::from_secs(minute), minutes, at_once: devices <= 1000 }
-    }
-
-    fn api(self, devices: u64) -> Api {
-        Api::fast(devices, (60.0 / self.minute.as_secs_f64()) as u32)
+/// How many minutes are measured, with so many devices. The reports of the devices repeat every five minutes.
+fn minutes(devices: u64) -> u64 {
+    match devices {
+        0..=FEW => 60,
+        1001..=20_000 => 15,
+        _ => 5,
     }
 }
 
 pub fn run(sizes: &[u64], rounds: usize) {
     println!("Medians of {rounds}.");
-    for refreshes in [2, 1] {
+    for refreshes in [2_u64, 1] {
         println!(
             "\n| refresh every {} s | as shipped | discovery alone | Go, as shipped | of alone | of Go |",
             60 / refreshes
         );
         println!("| --- | ---: | ---: | ---: | ---: | ---: |");
         for devices in sizes {
-            let plan = Plan::of(*devices);
             let mut samples = Samples::new();
-            let mut shared = (!plan.at_once).then(|| plan.api(*devices));
+            let mut shared = (*devices > FEW).then(|| Api::fast(*devices, TIMES));
             for _ in 0..rounds {
                 let measured = match &mut shared {
-                    Some(api) => contenders().map(|is| hour(is, api, plan, refreshes)),
-                    None => at_once(*devices, plan, refreshes),
+                    Some(api) => contenders().map(|is| hour(is, api, *devices, refreshes)),
+                    None => at_once(*devices, refreshes),
                 };
                 let series: Vec<_> = measured.iter().filter(|(_, _, series)| *series > 0).collect();
                 assert!(series.iter().all(|one| one.2 == series[0].2), "the series differ: {series:?}");
@@ -93,48 +84,45 @@ fn contenders() -> [(&'static str, Vec<String>); 3] {
 
 type Measured = (&'static str, [f64; TITLES.len()], usize);
 
-fn at_once(devices: u64, plan: Plan, refreshes: u32) -> [Measured; 3] {
+fn at_once(devices: u64, refreshes: u64) -> [Measured; 3] {
     thread::scope(|scope| {
-        let running = contenders().map(|is| scope.spawn(move || hour(is, &mut plan.api(devices), plan, refreshes)));
-        running.map(|one| one.join().expect("an hour"))
+        let one = |is| scope.spawn(move || hour(is, &mut Api::fast(devices, TIMES), devices, refreshes));
+        contenders().map(one).map(|one| one.join().expect("an hour"))
     })
 }
 
 /// What one program takes for an hour, and how many series of devices it shows.
-fn hour(is: (&'static str, Vec<String>), api: &mut Api, plan: Plan, refreshes: u32) -> Measured {
-    let refresh = plan.minute / refreshes;
-    let mut racer = Racer::new(is, api, [&format!("{}ms", refresh.as_millis()), "1s"]);
+fn hour(is: (&'static str, Vec<String>), api: &mut Api, devices: u64, refreshes: u64) -> Measured {
+    let minutes = minutes(devices);
+    let mut racer = Racer::new(is, api, ["1h", "1s"]);
     let is_shipped = racer.name != OWN;
     api.set(Moment::Minute(0));
-    let start = Instant::now();
     racer.start();
     let series = if is_shipped { wait_for_states(&racer) } else { 0 };
-    // Minutes begin between two refreshes.
-    let begun = start.elapsed().as_secs_f64() / plan.minute.as_secs_f64();
-    let start = start + plan.minute * (begun as u32 + 1) + refresh.mul_f64(0.4);
-    sleep_until(start);
-    let updates = |racer: &Racer| racer.running().log().iter().filter(|line| line.contains("updated")).count();
-    let (cpu, written) = (racer.cpu(), updates(&racer));
+    let cpu = racer.settled();
     let (mut traffic, mut scraped) = (Traffic::default(), 0);
+    let updates = updates(&racer);
     api.set(Moment::Minute(0));
-    for minute in 1..=plan.minutes {
-        traffic.add(api.set(Moment::Minute(minute.into())));
-        let end = start + plan.minute * minute;
-        sleep_until(end - plan.minute / 2);
+    for minute in 1..=minutes {
+        let moment = Moment::Minute(minute);
+        traffic.add(api.set(moment));
+        for refresh in 0..refreshes {
+            racer.running().signal("HUP");
+            let states = if is_shipped { minute } else { 0 };
+            wait_for(api, moment, &mut traffic, devices, [(minute - 1) * refreshes + refresh + 1, states]);
+        }
         if is_shipped {
             scraped += racer.scrape().len();
         }
-        sleep_until(end);
     }
-    let hours = f64::from(60 / plan.minutes);
-    let cpu = (racer.cpu() - cpu).as_secs_f64();
-    let written = (updates(&racer) - written) as u64 * racer.file().1;
+    let hours = 60 / minutes;
+    let cpu = (racer.settled() - cpu).as_secs_f64();
+    let written = (self::updates(&racer) - updates) as u64 * racer.file().1;
     let peak = racer.memory("VmHWM") << 10;
     racer.running = None;
     traffic.add(api.set(Moment::First)); // lets go of a request that was held, too
-    let expected = [plan.minutes * refreshes, if is_shipped { plan.minutes } else { 0 }];
     let Traffic { wire, opened, .. } = traffic;
-    let of_hour = |count: f64| count * hours;
+    let of_hour = |count: f64| count * hours as f64;
     let sample = [
         of_hour(cpu),
         of_hour(wire[0] as f64),
@@ -144,7 +132,6 @@ fn hour(is: (&'static str, Vec<String>), api: &mut Api, plan: Plan, refreshes: u
         of_hour(scraped as f64),
         peak as f64,
     ];
-    eprintln!("{}: {:?} rounds of {expected:?}, {sample:?}", racer.name, traffic.rounds());
     (racer.name, sample, series)
 }
 
@@ -162,8 +149,23 @@ fn wait_for_states(racer: &Racer) -> usize {
     }
 }
 
-fn sleep_until(until: Instant) {
-    thread::sleep(until.saturating_duration_since(Instant::now()));
+/// How many refreshes wrote the file, as its log tells.
+fn updates(racer: &Racer) -> usize {
+    racer.running().log().iter().filter(|line| line.contains("updated")).count()
+}
+
+/// Waits until all pages of so many refreshes and requests for the state of the devices were asked for, and then until connections
+/// that are idle have been closed.
+fn wait_for(api: &mut Api, moment: Moment, traffic: &mut Traffic, devices: u64, rounds: [u64; 2]) {
+    let pages = devices / PAGE_SIZE as u64 + 1;
+    let deadline = Instant::now() + PATIENCE;
+    while traffic.pages_of_each().into_iter().zip(rounds).any(|(asked, rounds)| (asked as u64) < rounds * pages) {
+        assert!(Instant::now() < deadline, "{:?} pages of {rounds:?} rounds", traffic.pages_of_each());
+        thread::sleep(Duration::from_millis(20));
+        traffic.add(api.set(moment));
+    }
+    thread::sleep(PAUSE);
+    traffic.add(api.set(moment));
 }
 
 fn print(devices: u64, samples: &Samples) {
