@@ -113,7 +113,7 @@ fn instructions(configuration: Configuration, devices: u64, refreshes: &[Refresh
     let running = sidecar.start();
     running.wait_for("updated");
     if has_status {
-        cloud.wait_for_requests(REQUESTS + 1, PATIENCE);
+        cloud.wait_for_requests(REQUESTS + 2, PATIENCE); // for the state of the devices and for their reports
     }
     for (round, refresh) in refreshes.iter().enumerate() {
         gate.wait_for(round + 2);

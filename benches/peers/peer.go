@@ -4,6 +4,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"os"
@@ -37,10 +38,10 @@ type fleet struct {
 type device struct {
 	ID                uint64
 	UUID              string
-	DeviceName        string `json:"device_name"`
-	OSVersion         string `json:"os_version"`
-	OSVariant         string `json:"os_variant"`
-	SupervisorVersion string `json:"supervisor_version"`
+	DeviceName        string                  `json:"device_name"`
+	OSVersion         string                  `json:"os_version"`
+	OSVariant         string                  `json:"os_variant"`
+	SupervisorVersion string                  `json:"supervisor_version"`
 	DeviceType        []struct{ Slug string } `json:"is_of__device_type"`
 	Fleet             []fleet                 `json:"belongs_to__application"`
 	Release           []struct {
@@ -56,25 +57,47 @@ type group struct {
 
 var illegal = regexp.MustCompile("[^a-zA-Z0-9_]")
 
-func devices(after uint64) (devices []device, err error) {
-	url := fmt.Sprintf("%s/v7/device?$select=%s&$expand=%s&$filter=(id%%20gt%%20%d)&$orderby=id%%20asc&$top=%d",
-		os.Getenv("BALENA_API_URL"), fields, expand, after, page)
-	request, err := http.NewRequest("GET", url, nil)
-	if err != nil {
-		return nil, err
+// Set by shipped.go.
+var publish = func([]device) {}
+
+// All records of devices with these fields, page by page.
+func fetch[T any](fields, expand string, id func(*T) uint64) (all []T, err error) {
+	for after := uint64(0); ; {
+		url := fmt.Sprintf("%s/v7/device?$select=%s&$expand=%s&$filter=(id%%20gt%%20%d)&$orderby=id%%20asc&$top=%d",
+			os.Getenv("BALENA_API_URL"), fields, expand, after, page)
+		request, err := http.NewRequest("GET", url, nil)
+		if err != nil {
+			return nil, err
+		}
+		request.Header.Set("Authorization", "Bearer "+os.Getenv("API_KEY"))
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return nil, err
+		}
+		var body struct{ D []T }
+		if answer.StatusCode == 200 {
+			err = json.NewDecoder(answer.Body).Decode(&body)
+		} else {
+			err = fmt.Errorf("the API answers %s", answer.Status)
+		}
+		io.Copy(io.Discard, answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, body.D...)
+		if len(body.D) < page {
+			return all, nil
+		}
+		after = id(&body.D[page-1])
 	}
-	request.Header.Set("Authorization", "Bearer "+os.Getenv("API_KEY"))
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, err
+}
+
+func interval(name string, unset time.Duration) time.Duration {
+	if interval, err := time.ParseDuration(os.Getenv(name)); err == nil {
+		return interval
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != 200 {
-		return nil, fmt.Errorf("the API answers %s", answer.Status)
-	}
-	var body struct{ D []device }
-	err = json.NewDecoder(answer.Body).Decode(&body)
-	return body.D, err
+	return unset
 }
 
 func (d *device) group() group {
@@ -118,20 +141,15 @@ func (d *device) group() group {
 }
 
 func refresh(path string) error {
-	groups, after := []group{}, uint64(0)
-	for {
-		devices, err := devices(after)
-		if err != nil {
-			return err
-		}
-		for i := range devices {
-			groups = append(groups, devices[i].group())
-		}
-		if len(devices) < page {
-			break
-		}
-		after = devices[page-1].ID
+	devices, err := fetch[device](fields, expand, func(d *device) uint64 { return d.ID })
+	if err != nil {
+		return err
 	}
+	groups := []group{}
+	for i := range devices {
+		groups = append(groups, devices[i].group())
+	}
+	publish(devices)
 	text, err := json.Marshal(groups)
 	if err != nil {
 		return err
@@ -154,6 +172,7 @@ func refresh(path string) error {
 func main() {
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGHUP)
+	ticker := time.NewTicker(interval("REFRESH_RATE", time.Hour))
 	for {
 		if err := refresh(os.Getenv("SD_FILE_PATH")); err != nil {
 			log.Fatal(err)
@@ -163,7 +182,7 @@ func main() {
 		}
 		select {
 		case <-again:
-		case <-time.After(time.Hour):
+		case <-ticker.C:
 		}
 	}
 }

@@ -1,26 +1,44 @@
 //! A fleet of any size behind the simulated API, in a process of its own, so that what it costs is not counted. Each
 //! answer is that of the strict simulation, made the first time that it is asked for and then kept.
 //!
-//! It is told by lines on standard input: `0` and `1` are the two states of the fleet, which differ in a device of each
-//! hundred. Each line is answered by one: what was asked since the last one.
+//! Each line on its standard input is a moment of the fleet, and is answered by what was asked since the last one.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
-use std::{env, thread};
+use std::{env, fs, thread};
 
+use rustls::{ServerConnection, StreamOwned};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::support::cloud::{Cloud, Seen, read_request, recorded_devices};
+use crate::support::cloud::{Cloud, IDLE, Seen, read_request, recorded_devices};
 use crate::support::fleet::sibling;
+use crate::support::tls::Authority;
 
-/// The server closes idle connections after that, as the real one does.
-const IDLE: Duration = Duration::from_secs(5);
+/// Minutes between two reports of a device's supervisor.
+const REPORTS: u64 = 5;
+/// Minutes that a device without a connection stays so.
+const OUTAGE: u64 = 5;
+/// A state of the heartbeat is asked for with the state of the devices only.
+const STATE: &str = "api_heartbeat_state";
+
+/// A state of the fleet.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub enum Moment {
+    /// As at first.
+    #[default]
+    First,
+    /// One device in a hundred, on every page, has another name.
+    Other,
+    /// A minute of an hour. In an hour, 1% of the devices get another name, 1% lose their connection for some minutes, and all
+    /// report their memory, storage, CPU and temperature every few minutes.
+    Minute(u64),
+}
 
 /// What was asked of the API, and what it sent, heads included.
 #[derive(Default, Deserialize, Serialize)]
@@ -32,6 +50,25 @@ pub struct Traffic {
     pub last: Option<SystemTime>,
     /// Connections that are open now.
     pub open: usize,
+    /// Connections that were opened.
+    pub opened: usize,
+    /// Bytes that came in and went out, TLS included.
+    pub wire: [usize; 2],
+}
+
+impl Traffic {
+    /// Adds what came later.
+    pub fn add(&mut self, later: Traffic) {
+        self.pages.extend(later.pages);
+        (self.sent, self.opened) = (self.sent + later.sent, self.opened + later.opened);
+        self.wire = [self.wire[0] + later.wire[0], self.wire[1] + later.wire[1]];
+        (self.last, self.open) = (later.last.or(self.last), later.open);
+    }
+
+    /// Requests of discovery, and for the state of the devices.
+    pub fn pages_of_each(&self) -> [usize; 2] {
+        ["device_name", STATE].map(|field| self.pages.iter().filter(|page| page.contains(field)).count())
+    }
 }
 
 /// The API as whoever measures sees it; it ends with its standard input.
@@ -40,22 +77,41 @@ pub struct Api {
     tell: ChildStdin,
     told: BufReader<ChildStdout>,
     pub url: String,
+    /// For the certificate of its authority.
+    folder: tempfile::TempDir,
 }
 
 impl Api {
+    /// Over plain HTTP.
     pub fn start(devices: u64) -> Self {
+        Self::with(devices, IDLE, "http")
+    }
+
+    /// Over TLS. Its clock goes so many times as fast as ours: idle connections are closed the sooner, and the state of the
+    /// devices is answered once in a moment.
+    pub fn fast(devices: u64, times: u32) -> Self {
+        Self::with(devices, IDLE / times, "https")
+    }
+
+    fn with(devices: u64, idle: Duration, scheme: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let mut command = Command::new(env::current_exe().expect("the path of this program"));
-        command.args(["api", &devices.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("this program runs");
+        command.args(["api", &devices.to_string(), &idle.as_millis().to_string(), scheme]).current_dir(&folder);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("this program runs");
         let (tell, told) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
-        let mut api = Api { child, tell, told: BufReader::new(told), url: String::new() };
-        api.url = api.read();
+        let mut api = Api { child, tell, told: BufReader::new(told), url: String::new(), folder };
+        api.url = format!("{scheme}://{}", api.read());
         api
     }
 
+    /// The certificate of its authority, if it speaks TLS.
+    pub fn authority(&self) -> std::path::PathBuf {
+        self.folder.path().join(AUTHORITY)
+    }
+
     /// Sets the state of the fleet, and tells what was asked since it was set last.
-    pub fn set(&mut self, state: u8) -> Traffic {
-        writeln!(self.tell, "{state}").expect("the API lives");
+    pub fn set(&mut self, moment: Moment) -> Traffic {
+        writeln!(self.tell, "{}", serde_json::to_string(&moment).expect("JSON")).expect("the API lives");
         serde_json::from_str(&self.read()).expect("JSON")
     }
 
@@ -73,57 +129,117 @@ impl Drop for Api {
     }
 }
 
-/// State, target, and the headers that matter.
-type Asked = (u8, String, Option<String>, Option<String>);
+/// Version of the content, target, and the headers that matter.
+type Asked = (u64, String, Option<String>, Option<String>);
+
+/// The file with the certificate of the authority.
+const AUTHORITY: &str = "ca.pem";
 
 struct Server {
     devices: u64,
+    idle: Duration,
+    tls: Option<Arc<rustls::ServerConfig>>,
     patterns: Vec<Value>,
     cloud: Cloud,
-    state: AtomicU8,
+    moment: Mutex<Moment>,
+    /// A moment has begun.
+    begun: Condvar,
+    /// The last moment whose state of the devices was asked for.
+    stated: Mutex<Option<Moment>>,
     traffic: Mutex<Traffic>,
     answers: Mutex<HashMap<Asked, Arc<Vec<u8>>>>,
 }
 
 /// The other side: serves until standard input ends.
-pub fn serve(devices: u64) {
+pub fn serve(args: &[String]) {
+    let number = |at: usize| args[at].parse().expect("a number");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    println!("http://{}", listener.local_addr().expect("an address"));
+    let tls = (args[2] == "https").then(|| {
+        let authority = Authority::generate();
+        fs::write(AUTHORITY, authority.pem()).expect("it can be written");
+        let mut config = (*authority.server(&["127.0.0.1"])).clone();
+        config.alpn_protocols = vec![b"http/1.1".into()];
+        Arc::new(config)
+    });
     let server = Arc::new(Server {
-        devices,
+        devices: number(0),
+        idle: Duration::from_millis(number(1)),
+        tls,
         patterns: recorded_devices(),
         cloud: Cloud::start(Vec::new()),
-        state: AtomicU8::new(0),
+        moment: Mutex::default(),
+        begun: Condvar::new(),
+        stated: Mutex::default(),
         traffic: Mutex::default(),
         answers: Mutex::default(),
     });
+    println!("{}", listener.local_addr().expect("an address"));
     let accepting = server.clone();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let server = accepting.clone();
             thread::spawn(move || {
-                server.traffic.lock().unwrap().open += 1;
-                let _ = server.talk(stream); // an error is the end of a connection
+                let mut traffic = server.traffic.lock().unwrap();
+                (traffic.open, traffic.opened) = (traffic.open + 1, traffic.opened + 1);
+                drop(traffic);
+                let _ = server.open(stream); // an error is the end of a connection
                 server.traffic.lock().unwrap().open -= 1;
             });
         }
     });
     for line in io::stdin().lines().map_while(Result::ok) {
-        server.state.store(line.parse().expect("a state"), SeqCst);
+        *server.moment.lock().unwrap() = serde_json::from_str(&line).expect("a moment");
+        server.begun.notify_all();
         let mut traffic = server.traffic.lock().unwrap();
         println!("{}", serde_json::to_string(&*traffic).expect("JSON"));
         *traffic = Traffic { open: traffic.open, ..Traffic::default() };
     }
 }
 
+/// A socket whose bytes count.
+struct Counted(TcpStream, Arc<Server>);
+
+impl Read for Counted {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(into)?;
+        self.1.traffic.lock().unwrap().wire[0] += count;
+        Ok(count)
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.0.write(bytes)?;
+        self.1.traffic.lock().unwrap().wire[1] += count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 impl Server {
-    fn talk(&self, mut stream: TcpStream) -> io::Result<()> {
+    fn open(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(IDLE))?;
+        stream.set_read_timeout(Some(self.idle))?;
+        let stream = Counted(stream, self.clone());
+        match &self.tls {
+            None => self.talk(stream),
+            Some(tls) => {
+                let session = ServerConnection::new(tls.clone()).map_err(io::Error::other)?;
+                self.talk(StreamOwned::new(session, stream))
+            }
+        }
+    }
+
+    fn talk(&self, mut stream: impl Read + Write) -> io::Result<()> {
         let mut unread = Vec::new();
         while let Some(seen) = read_request(&mut stream, &mut unread)? {
+            self.hold(&seen);
             let answer = self.answer(&seen);
             stream.write_all(&answer)?;
+            stream.flush()?;
             let mut traffic = self.traffic.lock().unwrap();
             traffic.sent += answer.len();
             traffic.last = Some(SystemTime::now());
@@ -134,29 +250,126 @@ impl Server {
         Ok(())
     }
 
-    fn answer(&self, seen: &Seen) -> Arc<Vec<u8>> {
-        let (state, header) = (self.state.load(SeqCst), |name| seen.header(name).map(str::to_owned));
-        let asked = (state, seen.target.clone(), header("accept-encoding"), header("if-none-match"));
-        let mut answers = self.answers.lock().unwrap();
-        let answer = answers.entry(asked).or_insert_with(|| {
-            let number = |before| seen.target.split_once(before)?.1.split([')', '&']).next()?.parse().ok();
-            let (after, top): (u64, u64) = (number("(id%20gt%20").unwrap_or(0), number("$top=").unwrap_or(0));
-            let page = (after + 1..=self.devices.min(after + top)).map(|id| self.device(id, state)).collect();
-            self.cloud.change(|devices| *devices = page);
-            self.cloud.answer(seen).into()
-        });
-        answer.clone()
+    /// Waits, so that the state of the devices is answered once a minute.
+    fn hold(&self, seen: &Seen) {
+        if !seen.target.contains(STATE) || !seen.target.contains("(id%20gt%200)") {
+            return;
+        }
+        let mut stated = self.stated.lock().unwrap();
+        let known = |moment: &mut Moment| matches!(*moment, Moment::Minute(_)) && Some(*moment) == *stated;
+        let moment = *self.begun.wait_while(self.moment.lock().unwrap(), known).unwrap();
+        *stated = Some(moment);
     }
 
-    /// Like one of the recorded devices but for its identity. The names differ, and in each state that of one in a
-    /// hundred is another one.
-    fn device(&self, id: u64, state: u8) -> Value {
+    fn answer(&self, seen: &Seen) -> Arc<Vec<u8>> {
+        let (moment, header) = (*self.moment.lock().unwrap(), |name| seen.header(name).map(str::to_owned));
+        let asked = |version, etag| (version, seen.target.clone(), header("accept-encoding"), etag);
+        let version = self.version(&seen.target, moment);
+        let mut answers = self.answers.lock().unwrap();
+        // An answer that has changed is the same whatever the client knows.
+        let full = answers.entry(asked(version, None)).or_insert_with(|| {
+            let headers = seen.headers.iter().filter(|(name, _)| name != "if-none-match").cloned().collect();
+            self.make(&Seen { headers, ..seen.clone() }, moment).into()
+        });
+        let head = String::from_utf8_lossy(&full[..full.len().min(1024)]);
+        match header("if-none-match").filter(|etag| head.contains(&format!("ETag: {etag}\r\n"))) {
+            None => full.clone(),
+            Some(etag) => answers.entry(asked(0, Some(etag))).or_insert_with(|| self.make(seen, moment).into()).clone(),
+        }
+    }
+
+    /// The devices of a page.
+    fn ids(&self, target: &str) -> RangeInclusive<u64> {
+        let number = |before| target.split_once(before)?.1.split([')', '&']).next()?.parse().ok();
+        let (after, top): (u64, u64) = (number("(id%20gt%20").unwrap_or(0), number("$top=").unwrap_or(0));
+        after + 1..=self.devices.min(after + top)
+    }
+
+    /// Differs where the content does.
+    fn version(&self, target: &str, moment: Moment) -> u64 {
+        let count = |is: &dyn Fn(u64) -> bool| self.ids(target).filter(|id| is(*id)).count() as u64;
+        match moment {
+            Moment::First => u64::MAX,
+            Moment::Other => u64::MAX - 1,
+            Moment::Minute(minute) if target.contains("memory_usage") => minute,
+            Moment::Minute(minute) if target.contains(STATE) => {
+                count(&|id| lost(id).is_some_and(|at| at <= minute)) * 1000
+                    + count(&|id| lost(id).is_some_and(|at| at + OUTAGE <= minute))
+            }
+            Moment::Minute(_) => count(&|id| is_renamed(id, moment)),
+        }
+    }
+
+    fn make(&self, seen: &Seen, moment: Moment) -> Vec<u8> {
+        let page = self.ids(&seen.target).map(|id| self.device(id, moment)).collect();
+        self.cloud.change(|devices| *devices = page);
+        self.cloud.answer(seen)
+    }
+
+    /// Like one of the recorded devices but for its identity, its name and what it reports.
+    fn device(&self, id: u64, moment: Moment) -> Value {
         let pattern = &self.patterns[usize::try_from(id).expect("an id") % self.patterns.len()];
         let name = pattern["device_name"].as_str().expect("a name");
         let mut device = sibling(pattern, id, &format!("{name} {id}"));
-        if id % 100 == 50 && state == 1 {
+        if is_renamed(id, moment) {
             device["device_name"] = json!(format!("{name} {id} B"));
+        }
+        if let Moment::Minute(minute) = moment {
+            report(&mut device, id, minute);
         }
         device
     }
+}
+
+fn is_renamed(id: u64, moment: Moment) -> bool {
+    id % 100 == 50
+        && match moment {
+            Moment::First => false,
+            Moment::Other => true,
+            Moment::Minute(minute) => chance(id, 1) % 60 <= minute,
+        }
+}
+
+/// The minute in which a device loses its connection.
+fn lost(id: u64) -> Option<u64> {
+    (id % 100 == 25).then(|| chance(id, 2) % 60)
+}
+
+/// What the API knows of a device's state in a minute.
+fn report(device: &mut Value, id: u64, minute: u64) {
+    const WEEK: u64 = 7 * 24 * 3600 * 1000;
+    let began = |at: u64| NOON + at * 60_000 + chance(id, 3) % 60_000;
+    let (is_online, since) = match lost(id) {
+        Some(lost) if minute >= lost + OUTAGE => (true, began(lost + OUTAGE)),
+        Some(lost) if minute >= lost => (false, began(lost)),
+        _ => (true, NOON - chance(id, 4) % WEEK),
+    };
+    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since);
+    device["is_online"] = json!(is_online);
+    device["api_heartbeat_state"] = json!(if is_online { "online" } else { "offline" });
+    device["last_connectivity_event"] = json!(humantime::format_rfc3339_millis(since).to_string());
+    // The report that is the last one in this minute.
+    let report = (minute + REPORTS - id % REPORTS) / REPORTS;
+    let (memory, storage) = ([923, 1848, 3792, 7830], [13_568, 28_100, 116_200]);
+    let pick = |of: &[u64], salt| of[usize::try_from(chance(id, salt)).expect("small") % of.len()];
+    let (memory, storage) = (pick(&memory, 5), pick(&storage, 6));
+    device["memory_total"] = json!(memory);
+    device["memory_usage"] = json!(memory / 5 + chance(id, 7) % (memory / 2) + chance(id, 100 + report) % 40);
+    device["storage_total"] = json!(storage);
+    device["storage_usage"] = json!(storage / 10 + chance(id, 8) % (storage / 2) + report % 3);
+    device["cpu_usage"] = json!(chance(id, 200 + report) % 40);
+    device["cpu_temp"] = json!(42 + chance(id, 9) % 15 + chance(id, 300 + report) % 5);
+    device["is_undervolted"] = json!(chance(id, 10).is_multiple_of(50));
+}
+
+/// 2026-11-22 12:00 UTC, in milliseconds since 1970.
+const NOON: u64 = 1_795_348_800_000;
+
+/// A number that depends on these two only, and looks like chance.
+fn chance(id: u64, salt: u64) -> u64 {
+    // SplitMix64
+    let mut mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(salt.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)) >> 16
 }

@@ -1,6 +1,7 @@
-//! What a refresh costs, beside what one would write instead and the floor. `scripts/bench` runs it.
+//! What an hour costs, and what a refresh costs, beside what one would write instead and the floor. `scripts/bench` runs it.
 
 mod api;
+mod hour;
 #[path = "../../tests/support"]
 pub mod support {
     pub mod cloud;
@@ -8,12 +9,13 @@ pub mod support {
     pub mod odata;
     pub mod recording;
     pub mod sidecar;
+    pub mod tls;
 }
 mod table;
 
 use std::hint::black_box;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs, thread};
@@ -26,29 +28,40 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::Value;
 
-use api::Api;
+use api::{Api, Moment};
 use support::cloud::KEY;
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
-use table::{CURL, GO, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
+use table::{CURL, GO, GO_SHIPPED, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
 
 /// Refreshes and starts of which the median is told.
 const ROUNDS: usize = 7;
+/// The numbers of devices that are measured unless others are named.
+const SIZES: [u64; 5] = [100, 1000, 10_000, 20_000, 100_000];
 /// How long an idle program is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
 fn main() {
     let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let numbers =
-        |args: &[String]| args.iter().map(|arg| arg.parse().expect("a number of devices")).collect::<Vec<_>>();
+    let sizes = |args: &[String]| -> Vec<u64> {
+        if args.is_empty() {
+            SIZES.into()
+        } else {
+            args.iter().map(|arg| arg.parse().expect("a number of devices")).collect()
+        }
+    };
+    let rounds = |usual| env::var("ROUNDS").map_or(usual, |rounds| rounds.parse().expect("ROUNDS is a number"));
     match args.split_first() {
-        Some((first, devices)) if first == "api" => api::serve(numbers(devices)[0]),
-        Some(_) => run(&numbers(&args)),
-        None => run(&[100, 1000, 10_000, 20_000, 100_000]),
+        Some((first, rest)) if first == "api" => api::serve(rest),
+        Some((first, rest)) if first == "hour" => hour::run(&sizes(rest), rounds(hour::ROUNDS)),
+        Some((first, rest)) if first == "refresh" => run(&sizes(rest), rounds(ROUNDS)),
+        _ => {
+            hour::run(&sizes(&args), rounds(hour::ROUNDS));
+            run(&sizes(&args), rounds(ROUNDS));
+        }
     }
 }
 
-fn run(sizes: &[u64]) {
-    let rounds = env::var("ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("ROUNDS is a number"));
+fn run(sizes: &[u64], rounds: usize) {
     let binary = fs::metadata(path_of("BALETHEUS")).expect("it is built").len();
     let tables: Vec<Table> = sizes.iter().map(|devices| measure(*devices, rounds)).collect();
     println!("Medians of {rounds}.");
@@ -84,17 +97,25 @@ struct Racer {
 }
 
 impl Racer {
-    fn new((name, program): (&'static str, Vec<String>), api: &Api) -> Self {
+    /// It refreshes, and asks for the state of the devices, this often.
+    fn new((name, program): (&'static str, Vec<String>), api: &Api, [refresh, state]: [&str; 2]) -> Self {
         let sidecar = Sidecar::new(&program[0]).args(program[1..].iter().map(String::as_str));
         let list = sidecar.path("balena.json").display().to_string();
-        let env = [("BALENA_API_URL", &*api.url), ("SD_FILE_PATH", &list), ("EXPORTERS", "node:9100")];
-        let sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
-        let mut sidecar = sidecar.env("API_KEY", KEY).env("REFRESH_RATE", "1h");
-        if name == SHIPPED {
-            // The state of the devices is asked for once, so that its requests are not counted as those of a refresh.
-            let env = [("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", "1h")];
-            sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
+        let authority = api.authority();
+        let authority = if authority.exists() { authority.display().to_string() } else { String::new() };
+        let mut env = vec![
+            ("BALENA_API_URL", &*api.url),
+            ("API_KEY", KEY),
+            ("CA_FILE", &authority),
+            ("SSL_CERT_FILE", &authority),
+            ("SD_FILE_PATH", &list),
+            ("EXPORTERS", "node:9100"),
+            ("REFRESH_RATE", refresh),
+        ];
+        if name == SHIPPED || name == GO_SHIPPED {
+            env.extend([("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", state)]);
         }
+        let sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
         Racer { name, sidecar, running: None, updates: 0 }
     }
 
@@ -156,7 +177,7 @@ impl Racer {
 
     /// CPU and wall time of a refresh that does not, and what was sent for it. Ours says nothing then: its wall time is
     /// that to the last of so many answers.
-    fn unchanged(&mut self, api: &mut Api, state: u8, pages: usize) -> (Duration, Duration, usize) {
+    fn unchanged(&mut self, api: &mut Api, moment: Moment, pages: usize) -> (Duration, Duration, usize) {
         let (before, start) = (self.cpu(), SystemTime::now());
         self.running().signal("HUP");
         let end = (self.name != OWN && self.name != SHIPPED).then(|| {
@@ -167,7 +188,7 @@ impl Racer {
         while asked < pages {
             assert!(Instant::now() < deadline, "{} asks for {asked} of {pages} pages", self.name);
             thread::sleep(Duration::from_millis(5));
-            let traffic = api.set(state);
+            let traffic = api.set(moment);
             (asked, sent, last) = (asked + traffic.pages.len(), sent + traffic.sent, traffic.last.unwrap_or(last));
         }
         (self.settled() - before, end.unwrap_or(last).duration_since(start).unwrap_or_default(), sent)
@@ -175,27 +196,27 @@ impl Racer {
 
     /// CPU and wall time of one of two scrapes at once, and its size, as Prometheus asks for it.
     fn scraped(&self) -> (Duration, Duration, u64) {
-        let url = self.running().wait_for("status on http://");
-        let (_, url) = url.rsplit_once("status on ").expect("a URL");
         let (before, start) = (self.settled(), Instant::now());
-        let scrape = || {
-            let mut curl = Command::new("curl");
-            curl.args(["--silent", "--show-error", "--fail", "--header", "Accept-Encoding: gzip"]);
-            let output = finish({
-                curl.arg(format!("{url}/metrics"));
-                curl
-            });
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            output.stdout.len() as u64
-        };
         let size = thread::scope(|scope| {
-            let other = scope.spawn(scrape);
-            scrape().max(other.join().expect("a scrape"))
+            let other = scope.spawn(|| self.scrape().len());
+            self.scrape().len().max(other.join().expect("a scrape"))
         });
-        ((self.settled() - before) / 2, start.elapsed(), size)
+        ((self.settled() - before) / 2, start.elapsed(), size as u64)
     }
 
-    fn list(&self) -> std::path::PathBuf {
+    /// `/metrics` with gzip.
+    fn scrape(&self) -> Vec<u8> {
+        let url = self.running().wait_for("status on http://");
+        let (_, url) = url.rsplit_once("status on ").expect("a URL");
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--header", "Accept-Encoding: gzip"]);
+        curl.arg(format!("{url}/metrics"));
+        let output = finish(curl);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn list(&self) -> PathBuf {
         self.sidecar.path("balena.json")
     }
 
@@ -289,17 +310,17 @@ fn parse(bodies: &[Vec<u8>]) -> (Duration, Duration) {
 fn measure(devices: u64, rounds: usize) -> Table {
     use Measure::*;
     let (mut table, mut api) = (Table::new(devices), Api::start(devices));
-    let mut racers = contenders().map(|is| Racer::new(is, &api));
-    let mut starters = contenders().map(|is| Racer::new(is, &api));
+    let mut racers = contenders().map(|is| Racer::new(is, &api, ["1h", "1h"]));
+    let mut starters = contenders().map(|is| Racer::new(is, &api, ["1h", "1h"]));
     // Once for nothing, so that all answers are there, and what happens only once has happened.
     let mut pages = Vec::new();
     for racer in &mut racers {
         racer.start();
-        for state in [1, 0] {
-            api.set(state);
+        for moment in [Moment::Other, Moment::First] {
+            api.set(moment);
             racer.changed();
-            pages = api.set(state).pages;
-            racer.unchanged(&mut api, state, pages.len());
+            pages = api.set(moment).pages;
+            racer.unchanged(&mut api, moment, pages.len());
         }
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -308,17 +329,17 @@ fn measure(devices: u64, rounds: usize) -> Table {
     let bodies: Vec<_> = (0..pages.len()).map(body).collect();
 
     for round in 0..rounds {
-        let state = u8::from(round % 2 == 0);
-        api.set(state);
+        let moment = if round % 2 == 0 { Moment::Other } else { Moment::First };
+        api.set(moment);
         for racer in &mut racers {
             let before = racer.file();
             table.times([ChangedCpu, ChangedWall], racer.name, racer.changed());
-            table.bytes(ChangedReceived, racer.name, api.set(state).sent as u64);
+            table.bytes(ChangedReceived, racer.name, api.set(moment).sent as u64);
             table.bytes(ChangedWritten, racer.name, written(before, racer.file()));
         }
         for racer in &mut racers {
             let before = racer.file();
-            let (cpu, wall, sent) = racer.unchanged(&mut api, state, pages.len());
+            let (cpu, wall, sent) = racer.unchanged(&mut api, moment, pages.len());
             table.times([UnchangedCpu, UnchangedWall], racer.name, (cpu, wall));
             table.bytes(UnchangedReceived, racer.name, sent as u64);
             table.bytes(UnchangedWritten, racer.name, written(before, racer.file()));
@@ -340,7 +361,7 @@ fn measure(devices: u64, rounds: usize) -> Table {
     }
 
     let deadline = Instant::now() + PATIENCE;
-    while api.set(0).open > 0 {
+    while api.set(Moment::First).open > 0 {
         assert!(Instant::now() < deadline, "connections stay open");
         thread::sleep(Duration::from_millis(100));
     }

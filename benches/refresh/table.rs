@@ -9,6 +9,8 @@ pub const SHIPPED: &str = "as shipped";
 /// Discovery alone.
 pub const OWN: &str = "discovery alone";
 pub const GO: &str = "Go";
+/// The same in Go, with Prometheus' client library.
+pub const GO_SHIPPED: &str = "Go, as shipped";
 pub const PYTHON: &str = "Python";
 pub const CURL: &str = "curl";
 pub const SERDE: &str = "serde_json";
@@ -114,7 +116,7 @@ impl Display for Table {
 }
 
 /// Three digits that count.
-fn shown(value: f64) -> String {
+pub fn shown(value: f64) -> String {
     let digits = if value >= 100.0 || value == 0.0 {
         0
     } else if value >= 10.0 {

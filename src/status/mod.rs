@@ -10,6 +10,7 @@ mod page;
 mod routes;
 mod series;
 pub mod stream;
+mod watching;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,12 +25,12 @@ use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{Observer, Published};
 use crate::net::server;
-use device_metrics::States;
 use guard::Guard;
 use list::List;
 use liveness::Liveness;
 use metrics::Metrics;
 use stream::Packing;
+use watching::Watched;
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -63,7 +64,8 @@ struct Shown {
     list: Option<Arc<List>>,
     /// Until there is one: the list that the target file had at the start.
     stored: Option<StoredList>,
-    states: Vec<Arc<States>>,
+    /// What is known of the devices.
+    watched: Watched,
     /// When the state of the devices was known last.
     states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
@@ -115,10 +117,10 @@ impl Status {
         };
         serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
         let shown = status.clone();
-        device_metrics::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |states| {
+        watching::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |watched| {
             shown.metrics.states_known();
             let mut shown = shown.shown();
-            (shown.states, shown.states_read) = (states, Some(SystemTime::now()));
+            (shown.watched, shown.states_read) = (watched, Some(SystemTime::now()));
         })?;
         Ok(status)
     }

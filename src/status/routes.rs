@@ -63,7 +63,7 @@ impl Status {
             "/metrics" => {
                 let own = self.metrics.text(&self.requests);
                 let list = shown.list.unwrap_or_default();
-                stream::answer(headers, &self.packing, METRICS, Series::new(own, list, shown.states))
+                stream::answer(headers, &self.packing, METRICS, Series::new(own, list, shown.watched))
             }
             "/-/healthy" => match self.liveness.overdue() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
@@ -134,6 +134,6 @@ impl Status {
             problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
         }
         let (refreshed, list) = (shown.refreshed, shown.list.unwrap_or_default());
-        View { state, problems, refreshed, list, states: shown.states, wanted, now }
+        View { state, problems, refreshed, list, states: shown.watched.states, wanted, now }
     }
 }

@@ -1,14 +1,16 @@
 //! `/metrics` and `/targets`, made from what is kept, part by part.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::mem;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
 
-use super::device_metrics::{HEARTBEAT, METRICS, States, find};
+use super::device_metrics::{HEARTBEAT, Known, METRICS, Value, find};
 use super::list::List;
 use super::stream::Source;
+use super::watching::Watched;
 use crate::discovery::labels::escape;
 
 /// The size of a part of a text, in bytes.
@@ -20,11 +22,11 @@ pub const INFO: (&str, &str) = ("balena_device_info", "What the device is, for j
 pub struct Series {
     own: String,
     list: Arc<List>,
-    states: Vec<Arc<States>>,
+    watched: Watched,
     family: Family,
     /// Whether the family has its header.
     begun: bool,
-    /// The next device of the list, and the place in the states.
+    /// The next device of the list, and the place in what is known of the devices.
     at: [(usize, usize); 2],
 }
 
@@ -38,8 +40,8 @@ enum Family {
 
 impl Series {
     /// The text of the program's own metrics comes first.
-    pub fn new(own: String, list: Arc<List>, states: Vec<Arc<States>>) -> Self {
-        Series { own, list, states, family: Family::Info, begun: false, at: <_>::default() }
+    pub fn new(own: String, list: Arc<List>, watched: Watched) -> Self {
+        Series { own, list, watched, family: Family::Info, begun: false, at: <_>::default() }
     }
 }
 
@@ -66,26 +68,33 @@ impl Source for Series {
         if !self.begun {
             let _ = write!(out, "# HELP {name} {about}.\n# TYPE {name} gauge\n"); // into memory: cannot fail
         }
-        let state = match self.family {
-            Family::Info => None,
-            Family::Number(_) | Family::Heartbeat => find(&self.states, &mut self.at[1], entry.id),
-        };
-        let is_there = match (self.family, state) {
-            (Family::Info, _) => {
-                put(out, [name, "{", &entry.info, "} 1\n"]);
+        let (watched, at) = (&self.watched, &mut self.at[1]);
+        let is_there = match self.family {
+            Family::Info => {
+                let common = entry.common_info.as_deref().unwrap_or_default();
+                put(out, [name, "{", &entry.info, common, "} 1\n"]);
                 true
             }
-            (Family::Number(number), Some(state)) => {
+            Family::Number(number) => {
                 put(out, [name, "{", uuid, "} "]);
-                let is_there = state.append(number, out);
+                let is_there = match METRICS[number].value {
+                    Value::State(of) => {
+                        put_number(out, find(&watched.states, at, entry.id).and_then(|it| it.value(of)))
+                    }
+                    Value::Report(of) => {
+                        put_number(out, find(&watched.reports, at, entry.id).and_then(|it| it.value(of)))
+                    }
+                };
                 out.push(b'\n');
                 is_there
             }
-            (Family::Heartbeat, Some(state)) => state.heartbeat().is_some_and(|state| {
-                put(out, [name, "{", uuid, ",state=\"", &escape(state), "\"} 1\n"]);
-                true
-            }),
-            (_, None) => false,
+            Family::Heartbeat => {
+                let heartbeat = find(&watched.states, at, entry.id).and_then(Known::heartbeat);
+                heartbeat.is_some_and(|state| {
+                    put(out, [name, "{", uuid, ",state=\"", &escape(state), "\"} 1\n"]);
+                    true
+                })
+            }
         };
         if is_there {
             self.begun = true;
@@ -94,6 +103,20 @@ impl Source for Series {
         }
         true
     }
+}
+
+/// Appends a value, and tells whether there is one. Most are whole numbers, which are written several times as fast. An f32 shows
+/// as few digits as tell it from its neighbours.
+fn put_number<N: Copy + Display + Into<f64>>(out: &mut Vec<u8>, value: Option<N>) -> bool {
+    let Some(value) = value else { return false };
+    let number = value.into();
+    #[allow(clippy::cast_possible_truncation)] // it is whole, and small enough
+    let written = if number.fract() == 0.0 && number.abs() < 1e18 {
+        write!(out, "{}", number as i64)
+    } else {
+        write!(out, "{value}")
+    };
+    written.is_ok() // into memory: cannot fail
 }
 
 /// Appends text, at less cost than `write!`.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::binary;
-use crate::support::cloud::{Cloud, Reply, Step, recorded_devices};
+use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
 use crate::support::fleet::{demo_fleet, find, many, set_tag};
 use crate::support::sidecar::{PATIENCE, finish};
 use crate::support::status::{Status, sidecar};
@@ -176,6 +176,36 @@ fn nothing_of_it_is_asked_for_without_a_listener_and_discovery_stays_304() {
     assert!(vitals.len() >= 2 && !vitals[0].target.contains("memory_usage"), "{vitals:#?}");
     let discovery: Vec<_> = requests.iter().filter(|seen| seen.target.contains("is_of__device_type")).collect();
     assert!(discovery.len() >= 2 && discovery[1..].iter().all(|seen| seen.status == 304), "{discovery:#?}");
+}
+
+/// Supervisors report every five minutes at most, so that their reports need not be asked for as often as the state.
+#[test]
+fn reports_are_asked_for_with_every_fifth_request_and_do_not_change_the_state() {
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true").env("REFRESH_RATE", "1h");
+    let report = |mib: u32| {
+        cloud.change(|devices| devices.iter_mut().for_each(|device| device["memory_usage"] = json!(mib)));
+    };
+    report(100);
+    let status = Status::start(&sidecar);
+    let reported = |mib: f64| {
+        status.wait_until("a report", |metrics| {
+            let used = metrics.iter().filter(|(name, _)| name.starts_with("balena_device_memory_used_bytes{"));
+            used.clone().count() == 25 && used.map(|(_, value)| *value).all(|value| value == mib * 1_048_576.0)
+        })
+    };
+    reported(100.0);
+    report(200);
+    let metrics = reported(200.0);
+    assert!(metrics.keys().any(|name| name.starts_with("balena_device_online{")));
+    let requests = cloud.requests();
+    let asks = |seen: &Seen, field: &str| seen.target.contains(field);
+    let reports: Vec<_> = (0..requests.len()).filter(|at| asks(&requests[*at], "memory_usage")).collect();
+    let states: Vec<_> = requests.iter().filter(|seen| asks(seen, "heartbeat")).collect();
+    assert!(states.iter().all(|seen| !asks(seen, "memory_usage")), "{states:#?}");
+    assert!(states.iter().skip(1).all(|seen| seen.status == 304), "{states:#?}");
+    let between = |pair: &[usize]| requests[pair[0]..pair[1]].iter().filter(|seen| asks(seen, "heartbeat")).count();
+    assert!(reports.len() > 1 && reports.windows(2).all(|pair| between(pair) == 5), "{requests:#?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::wanted::Wanted;
-use crate::status::device_metrics::States;
+use crate::status::device_metrics::{Devices, State};
 use crate::status::list::List;
 
 /// What the page shows.
@@ -18,7 +18,7 @@ pub struct View {
     /// The last good list.
     pub list: Arc<List>,
     /// The state of the devices, as far as it is known.
-    pub states: Vec<Arc<States>>,
+    pub states: Vec<Arc<Devices<State>>>,
     /// What is asked for.
     pub wanted: Wanted,
     /// The present.
