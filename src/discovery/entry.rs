@@ -27,8 +27,11 @@ pub struct Entry {
     pub record: u64,
     /// Its fleet.
     pub fleet: Option<Arc<Fleet>>,
-    /// The labels of its `balena_device_info`, `uuid="…"` first; empty unless it is kept and the device has an id and a uuid.
+    /// The labels of its `balena_device_info` that it has for itself, `uuid="…"` first; empty unless they are kept and the device
+    /// has an id and a uuid.
     pub info: Box<str>,
+    /// The others, which many devices have in common.
+    pub common_info: Option<Arc<str>>,
     /// Whether balenaCloud sees it online, if that is asked for.
     pub online: Option<bool>,
     /// Where its exporters come from.
@@ -83,6 +86,12 @@ impl Page {
         let fleet = Fleet { id: fleet.id, name: text(&fleet.app_name), slug: text(&fleet.slug) };
         let mut known = self.entries.iter().rev().filter_map(|entry| entry.fleet.as_ref());
         Some(known.find(|known| ***known == fleet).cloned().unwrap_or_else(|| fleet.into()))
+    }
+
+    /// These labels, shared with its neighbours that have the same.
+    pub fn common_info(&self, info: &str) -> Arc<str> {
+        let mut known = self.entries.iter().rev().filter_map(|entry| entry.common_info.as_ref());
+        known.find(|known| ***known == *info).cloned().unwrap_or_else(|| info.into())
     }
 }
 

@@ -38,7 +38,7 @@ use Kind::{Meta, Plain};
 #[rustfmt::skip] // a table
 /// The labels of a device. The tables in the documentation are checked against it.
 pub const LABELS: &[Label] = &[
-    Label { name: "device_name", about: "name of the device; not unique", kind: Plain, field: Some("device_name"), info: Some("device_name"), value: |d| text(&d.device_name) },
+    Label { name: DEVICE_NAME, about: "name of the device; not unique", kind: Plain, field: Some(DEVICE_NAME), info: Some(DEVICE_NAME), value: |d| text(&d.device_name) },
     Label { name: UUID, about: "uuid of the device; always there", kind: Plain, field: None, info: Some(UUID), value: |d| d.uuid().map(Cow::Borrowed) },
     Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", kind: Plain, field: None, info: Some("device_type"), value: |d| text(&one(&d.device_type)?.slug) },
     Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", kind: Plain, field: None, info: Some("fleet"), value: |d| text(&one(&d.fleet)?.slug) },
@@ -73,6 +73,8 @@ pub const STEERED: [(&str, &str); 9] = [
 pub const ALERT: (&str, &str) =
     ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
 
+/// The label with the name of the device.
+const DEVICE_NAME: &str = "device_name";
 /// The label that every target has.
 pub const UUID: &str = "uuid";
 /// The label by which the target file is read again after a restart.
@@ -155,19 +157,20 @@ impl LabelSet {
         labels
     }
 
-    /// The labels of `balena_device_info` in the text format 0.0.4, `uuid="…"` first, and absent and too long ones empty. A device
-    /// that is not muted has no label [`ALERT`].
-    pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> String {
-        let mut info = format!("{UUID}=\"{uuid}\"");
+    /// The labels of `balena_device_info` in the text format 0.0.4, absent and too long ones empty: `uuid="…"` and the name, and
+    /// then those that many devices have in common. A device that is not muted has no label [`ALERT`].
+    pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> [String; 2] {
+        let (mut own, mut common) = (format!("{UUID}=\"{uuid}\""), String::new());
         for label in self.table.iter().filter(|label| label.name != UUID) {
             let Some(name) = label.info else { continue };
             let value = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE).unwrap_or_default();
-            let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
+            let part = if name == DEVICE_NAME { &mut own } else { &mut common };
+            let _ = write!(part, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
         if is_muted {
-            let _ = write!(info, ",{}=\"false\"", ALERT.0);
+            let _ = write!(common, ",{}=\"false\"", ALERT.0);
         }
-        info
+        [own, common]
     }
 }
 

@@ -176,9 +176,10 @@ impl Mapper<'_> {
             Err(left_out) => (Mapped::default(), Some(left_out.into())),
         };
         let info = match (device.id, device.uuid()) {
-            (Some(_), Some(uuid)) if self.keeps_info => self.rules.info(uuid, device),
-            _ => String::new(),
+            (Some(_), Some(uuid)) if self.keeps_info => Some(self.rules.info(uuid, device)),
+            _ => None,
         };
+        let common_info = info.as_ref().map(|[_, common]| page.common_info(common));
         Entry {
             id: device.id.unwrap_or_default(),
             name: device.display_name().into(),
@@ -191,7 +192,8 @@ impl Mapper<'_> {
             // Warnings belong to the page, so a device with one is mapped again with each new page.
             record: if page.warnings.len() > warned { 0 } else { record },
             fleet: page.fleet(device),
-            info: info.into(),
+            info: info.map(|[own, _]| own.into()).unwrap_or_default(),
+            common_info,
             online: device.is_online,
         }
     }

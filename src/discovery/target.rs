@@ -90,8 +90,8 @@ impl Rules {
         self.labels.fields().chain(online).chain(self.address.field())
     }
 
-    /// The labels of a device's `balena_device_info`.
-    pub fn info(&self, uuid: &str, device: &Device) -> String {
+    /// The labels of a device's `balena_device_info`: its own, and those that others have, too.
+    pub fn info(&self, uuid: &str, device: &Device) -> [String; 2] {
         self.labels.info(uuid, device, steering::is_muted(device, self.own_tags))
     }
 }

@@ -71,7 +71,8 @@ impl Source for Series {
         let (watched, at) = (&self.watched, &mut self.at[1]);
         let is_there = match self.family {
             Family::Info => {
-                put(out, [name, "{", &entry.info, "} 1\n"]);
+                let common = entry.common_info.as_deref().unwrap_or_default();
+                put(out, [name, "{", &entry.info, common, "} 1\n"]);
                 true
             }
             Family::Number(number) => {
