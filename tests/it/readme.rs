@@ -85,7 +85,7 @@ fn a_label_is_one_line_of_the_table() {
     target::map(device, None, &rules, &mut file, &mut warnings).unwrap();
     let group: Value = serde_json::from_slice(&file).unwrap();
     assert_eq!(group["labels"]["addresses"], "10.0.0.7");
-    assert!(rules.info("0000000", device).ends_with(",addresses=\"10.0.0.7\""));
+    assert!(rules.info("0000000", device)[1].ends_with(",addresses=\"10.0.0.7\""));
 
     let documented = label_tables(table);
     assert_eq!(documented[0], label_tables(LABELS)[0].clone() + "| `addresses` | its addresses |\n");
