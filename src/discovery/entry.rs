@@ -97,12 +97,6 @@ impl Page {
         let mut known = self.entries.iter().rev().filter_map(|entry| entry.common_info.as_ref());
         known.find(|known| ***known == *info).cloned().unwrap_or_else(|| info.into())
     }
-
-    /// These labels, shared with its neighbours that have the same.
-    pub fn common_info(&self, info: &str) -> Arc<str> {
-        let mut known = self.entries.iter().rev().filter_map(|entry| entry.common_info.as_ref());
-        known.find(|known| ***known == *info).cloned().unwrap_or_else(|| info.into())
-    }
 }
 
 /// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the fingerprint
