@@ -10,7 +10,7 @@ use super::labels::{self, LabelSet, Pair};
 use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
-use super::steering::{self, Origin};
+use super::steering::{self, Origin, Scraped};
 use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
@@ -133,16 +133,8 @@ pub fn map(
     let host = host(device, uuid, rules)?;
     let labels = rules.labels.of(device, warnings);
     let mut written: Vec<(Option<&str>, String)> = Vec::new();
-    let mut unreachable = Vec::new();
-    for scraped in &steering.exporters {
+    for scraped in steering.exporters.iter().filter(|scraped| unreachable(scraped, rules).is_none()) {
         let exporter = &*scraped.exporter;
-        if rules.address == Address::Public
-            && exporter.port != 80
-            && let Some(service) = scraped.service
-        {
-            unreachable.push(format!("{service} at {}", exporter.port));
-            continue;
-        }
         let port = if rules.address == Address::Public { 443 } else { exporter.port };
         let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
         if written.contains(&identity) {
@@ -162,6 +154,7 @@ pub fn map(
         let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
         written.push(identity);
     }
+    let unreachable: Vec<_> = steering.exporters.iter().filter_map(|scraped| unreachable(scraped, rules)).collect();
     if !unreachable.is_empty() {
         let (what, only) = (unreachable.join(", "), "a public device URL leads to port 80 only");
         if written.is_empty() {
@@ -174,6 +167,13 @@ pub fn map(
         return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(Mapped { targets: written.len(), origin: steering.origin })
+}
+
+/// The service and port of an exporter that no public device URL leads to.
+fn unreachable(scraped: &Scraped, rules: &Rules) -> Option<String> {
+    let port = scraped.exporter.port;
+    let service = scraped.service.filter(|_| rules.address == Address::Public && port != 80)?;
+    Some(format!("{service} at {port}"))
 }
 
 /// The host of every target of a device.
