@@ -222,24 +222,26 @@ impl Write for Counted {
 impl Server {
     fn open(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(self.idle))?;
+        stream.set_read_timeout(Some(IDLE))?;
+        let socket = stream.try_clone()?;
         let stream = Counted(stream, self.clone());
         match &self.tls {
-            None => self.talk(stream),
+            None => self.talk(stream, &socket),
             Some(tls) => {
                 let session = ServerConnection::new(tls.clone()).map_err(io::Error::other)?;
-                self.talk(StreamOwned::new(session, stream))
+                self.talk(StreamOwned::new(session, stream), &socket)
             }
         }
     }
 
-    fn talk(&self, mut stream: impl Read + Write) -> io::Result<()> {
+    fn talk(&self, mut stream: impl Read + Write, socket: &TcpStream) -> io::Result<()> {
         let mut unread = Vec::new();
         while let Some(seen) = read_request(&mut stream, &mut unread)? {
             self.hold(&seen);
             let answer = self.answer(&seen);
             stream.write_all(&answer)?;
             stream.flush()?;
+            socket.set_read_timeout(Some(self.idle))?; // from now on it is idle
             let mut traffic = self.traffic.lock().unwrap();
             traffic.sent += answer.len();
             traffic.last = Some(SystemTime::now());

@@ -33,8 +33,8 @@ const TITLES: [(&str, f64); 7] = [
 type Samples = BTreeMap<&'static str, Vec<[f64; TITLES.len()]>>;
 
 /// The API closes idle connections so many times as fast as the real one, and there is a longer pause after each refresh.
-const TIMES: u32 = 30;
-const PAUSE: Duration = Duration::from_millis(300);
+const TIMES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(400);
 /// With so few devices, all programs run at once.
 const FEW: u64 = 1000;
 
