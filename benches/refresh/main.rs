@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs, thread};
 
 use baletheus::balena::device::Device;
+use baletheus::balena::pages::PAGE_SIZE;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
@@ -28,7 +29,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::Value;
 
-use api::{Api, Moment};
+use api::{Api, Moment, Traffic};
 use support::cloud::KEY;
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use table::{CURL, GO, GO_SHIPPED, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
@@ -102,16 +103,18 @@ impl Racer {
         let sidecar = Sidecar::new(&program[0]).args(program[1..].iter().map(String::as_str));
         let list = sidecar.path("balena.json").display().to_string();
         let authority = api.authority();
-        let authority = if authority.exists() { authority.display().to_string() } else { String::new() };
+        let has_tls = authority.exists();
+        let authority = authority.display().to_string();
         let mut env = vec![
             ("BALENA_API_URL", &*api.url),
             ("API_KEY", KEY),
-            ("CA_FILE", &authority),
-            ("SSL_CERT_FILE", &authority),
             ("SD_FILE_PATH", &list),
             ("EXPORTERS", "node:9100"),
             ("REFRESH_RATE", refresh),
         ];
+        if has_tls {
+            env.extend([("CA_FILE", &*authority), ("SSL_CERT_FILE", &*authority)]); // the second one is for Go
+        }
         if name == SHIPPED || name == GO_SHIPPED {
             env.extend([("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", state)]);
         }
@@ -307,6 +310,17 @@ fn parse(bodies: &[Vec<u8>]) -> (Duration, Duration) {
     (cpu() - before, start.elapsed())
 }
 
+/// Waits until the state of the devices and the reports have been asked for, which happens once: these requests are none of a refresh.
+fn wait_for_state(api: &mut Api, devices: u64) {
+    let (mut traffic, deadline) = (Traffic::default(), Instant::now() + PATIENCE);
+    let wanted = 2 * (devices / PAGE_SIZE as u64 + 1);
+    while (traffic.pages.len() - traffic.pages_of_each()[0]) as u64 != wanted {
+        assert!(Instant::now() < deadline, "the state is not asked for: {:?}", traffic.pages);
+        thread::sleep(Duration::from_millis(20));
+        traffic.add(api.set(Moment::First));
+    }
+}
+
 fn measure(devices: u64, rounds: usize) -> Table {
     use Measure::*;
     let (mut table, mut api) = (Table::new(devices), Api::start(devices));
@@ -316,6 +330,9 @@ fn measure(devices: u64, rounds: usize) -> Table {
     let mut pages = Vec::new();
     for racer in &mut racers {
         racer.start();
+        if racer.name == SHIPPED {
+            wait_for_state(&mut api, devices);
+        }
         for moment in [Moment::Other, Moment::First] {
             api.set(moment);
             racer.changed();
