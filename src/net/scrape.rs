@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -16,6 +16,7 @@ use hyper::ext::on_informational;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use hyper::{Request, Response};
 use tokio::sync::Notify;
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, timeout_at};
 
 use crate::net::refused::{Reason, Refused};
@@ -83,6 +84,10 @@ pub async fn send(
     let (too_many, seen) = (Arc::new(Notify::new()), AtomicUsize::new(0));
     let notify = too_many.clone();
     on_informational(&mut request, move |_| {
+        // hyper goes on to the next one, as long as bytes come. Each counts like a read, so that other scrapes have their turn soon.
+        if let Poll::Ready(proceeds) = poll_proceed(&mut Context::from_waker(Waker::noop())) {
+            proceeds.made_progress();
+        }
         if seen.fetch_add(1, Ordering::Relaxed) == MAX_INFORMATIONAL {
             notify.notify_one();
         }

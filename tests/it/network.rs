@@ -409,10 +409,11 @@ fn an_answer_that_can_be_read_in_two_ways_is_refused() {
         let said = setup.scrape(0);
         assert!(said.starts_with(&format!("HTTP/1.1 502 not HTTP: {why}")), "{answer:?}: {said}");
     }
-    // informational answers without an end
+    // informational answers without an end, as fast as they can come
+    let flood = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(25_000);
     let setup = Setup::start(
-        exporter(|_, stream| {
-            while stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").is_ok() {}
+        exporter(move |_, stream| {
+            while stream.write_all(&flood).is_ok() {}
             false
         }),
         1,
@@ -420,7 +421,7 @@ fn an_answer_that_can_be_read_in_two_ways_is_refused() {
     let before = Instant::now();
     let said = setup.scrape(0);
     assert!(said.starts_with("HTTP/1.1 502 not HTTP: more than 5 informational answers\r\n"), "{said}");
-    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
 }
 
 /// As after a device got another address in the VPN: its kept tunnel swallows what is sent.
