@@ -126,7 +126,8 @@ impl Sender {
             .redirect(Policy::none())
             // The server closes idle connections after 5 s.
             .pool_idle_timeout(Duration::from_secs(4))
-            .pool_max_idle_per_host(1)
+            // One for discovery and one for the state of the devices, which ask at the same time.
+            .pool_max_idle_per_host(2)
             // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last address
             // still has its time.
             .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
