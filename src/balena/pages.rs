@@ -5,6 +5,9 @@ use super::request::Answer;
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;
+/// A page that has so few records and is large all the same has a few large records. It becomes smaller only if it has to: each page is
+/// a request, and a few hostile devices must not make many.
+const SMALL_PAGE: usize = PAGE_SIZE / 16;
 /// Pages that a server can make us keep: a million records.
 const MAX_PAGES: usize = 1000;
 /// Bytes that a server can make us keep.
@@ -137,19 +140,16 @@ impl<T> Pages<T> {
                 Answer::TooLarge { .. } if limit > 1 => (limit, etag) = (limit / 2, None),
                 Answer::TooLarge { etag } => {
                     let read = reader.too_large(after)?;
-                    return Ok(Some(Page { after, limit, next_limit: 2, etag, read }));
+                    return Ok(Some(Page { after, limit, next_limit: SMALL_PAGE, etag, read }));
                 }
             }
         }
     }
 }
 
-/// How many records a page of so many asks for the next time, and a new page behind it. A page becomes smaller before it outgrows an
-/// answer, which would be read in vain. Behind a small page the size grows again step by step: its neighbours may be large as well.
+/// How many records a page of so many asks for the next time, and a new page behind it: as many as take half of an answer. A page
+/// becomes smaller before it outgrows an answer, which would be read in vain.
 fn limits(limit: usize, room: usize) -> (usize, usize) {
-    match room {
-        0 | 1 => (1.max(limit / 2), 1.max(limit / 2)),
-        2 | 3 => (limit, limit),
-        _ => (limit, PAGE_SIZE.min(2 * limit)),
-    }
+    let fitting = (limit.saturating_mul(room) / 2).clamp(SMALL_PAGE, PAGE_SIZE);
+    (limit.min(fitting), fitting)
 }

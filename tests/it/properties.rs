@@ -404,17 +404,17 @@ fn pages_of_any_size_give_equal_bytes() {
 
 #[test]
 fn a_page_is_made_smaller_before_it_outgrows_an_answer() {
-    let rows: Vec<Row> = (1..40).map(|id| (id, json!({ "id": id, "uuid": format!("{id:032x}") }))).collect();
+    let rows: Vec<Row> = (1..400).map(|id| (id, json!({ "id": id, "uuid": format!("{id:032x}") }))).collect();
     let mut inventory = Inventory::default();
     let mut bodies = |most: usize| {
         let mut source = Rows::new(&rows, most);
         inventory.refresh(&mut source, &fakes::rules()).unwrap();
         source.bodies
     };
-    let (first, second, third) = (bodies(20), bodies(20), bodies(20));
+    let (first, second, third) = (bodies(200), bodies(200), bodies(200));
     assert!(first > 1 && second > 0, "{first} and {second} pages");
     assert_eq!(third, 0, "pages of at most half of an answer stay as they are");
-    assert_eq!(bodies(10), 0, "no page is too large when the devices have grown to twice their size");
+    assert_eq!(bodies(100), 0, "no page is too large when the devices have grown to twice their size");
 }
 
 #[test]
