@@ -12,6 +12,7 @@ use std::process::Command;
 
 use crate::support::binary;
 use crate::support::cloud::Cloud;
+use crate::support::executable;
 use crate::support::fleet::many;
 use crate::support::moments::{Moments, unfinished};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish, pid};
@@ -179,7 +180,7 @@ pub fn as_user(sidecar: &Sidecar) -> Command {
     }
     // Where cargo built it there may be no way for this user.
     let (binary, user) = (sidecar.path("baletheus"), USER);
-    fs::copy(binary::path(), &binary).unwrap();
+    executable::copy(binary::path().as_ref(), &binary);
     for path in [sidecar.dir.path(), &sidecar.path("disk")] {
         chown(path, Some(user), Some(user)).unwrap();
     }

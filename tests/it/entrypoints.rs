@@ -5,7 +5,7 @@ use crate::support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
-use support::tools;
+use support::{executable, tools};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,8 +48,7 @@ impl Image {
         }
         // A stand-in for the program: its environment and its arguments, each ended by a zero byte.
         let program = folder.path().join("program");
-        fs::write(&program, "#!/bin/sh\nenv -0\nprintf '%s\\0' -- \"$@\"\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        executable::write(&program, "#!/bin/sh\nenv -0\nprintf '%s\\0' -- \"$@\"\n");
         Self { folder, service }
     }
 
@@ -313,6 +312,7 @@ fn grafana_gets_a_password_as_it_was_typed() {
         let image = Image::new("grafana");
         let output = image.run(&[("GF_SECURITY_ADMIN_PASSWORD", value)], &[]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
         assert_eq!(said.contains("everybody tries first"), value == "admin", "{said}");
         let text = String::from_utf8(output.stdout).unwrap();
         let environment: Vec<_> = text.split('\0').map(str::to_owned).collect();
@@ -571,8 +571,7 @@ fn alertmanager(image: &Image) -> PathBuf {
         }
     }
     let copy = image.path("alertmanager");
-    fs::write(&copy, program).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    executable::write(&copy, program);
     copy
 }
 

@@ -1,12 +1,13 @@
 //! How the program reaches devices, as far as that needs neither root nor a network: what the Dockerfile does by the free memory, and
 //! what `scripts/publish` publishes.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use regex::Regex;
+
+use crate::support::executable;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
@@ -62,14 +63,13 @@ impl Shop {
             fs::create_dir_all(path(name)).unwrap();
         }
         for name in ["publish", "need"] {
-            fs::copy(Path::new(ROOT).join("scripts").join(name), path("scripts").join(name)).unwrap();
+            executable::copy(&Path::new(ROOT).join("scripts").join(name), &path("scripts").join(name));
         }
         fs::write(path("CHANGELOG.md"), "# Changelog\n\n## [1.2.3] - today\n\nNews.\n\n## [1.2.2] - before\n\nOld.\n")
             .unwrap();
         for name in ["skopeo", "docker", "gh"] {
             let program = path("programs").join(name);
-            fs::write(&program, "#!/bin/sh\n{ echo \"${0##*/}\" \"$@\"; [ -t 0 ] || cat; } >>calls\n").unwrap();
-            fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+            executable::write(&program, "#!/bin/sh\n{ echo \"${0##*/}\" \"$@\"; [ -t 0 ] || cat; } >>calls\n");
         }
         let made = "for a in amd64 arm64 armv7; do echo $a | gzip >baletheus-1.2.3-docker-$a.tar.gz; done; sha256sum -- * >SHA256SUMS";
         let status = Command::new("sh").args(["-c", made]).current_dir(path("target/releases/1.2.3")).status().unwrap();

@@ -7,6 +7,7 @@ pub mod alerts;
 pub mod binary;
 pub mod cloud;
 pub mod doc;
+pub mod executable;
 pub mod exporter;
 pub mod fakes;
 pub mod fleet;

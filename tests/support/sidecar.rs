@@ -114,7 +114,7 @@ impl Sidecar {
 
 /// Runs it to its end, which must come by itself.
 pub fn finish(mut command: Command) -> Output {
-    let child = start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
     let (id, (sender, receiver)) = (child.id().to_string(), channel());
     thread::spawn(move || sender.send(child.wait_with_output()));
     let ended = receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {
@@ -142,19 +142,6 @@ pub fn pid(id: u32) -> Pid {
     Pid::from_raw(id.try_into().expect("the id of a process")).expect("the id of a process")
 }
 
-/// A copy of a program cannot be run while a process that another thread just forked still holds it open for writing.
-fn start(command: &mut Command) -> Child {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match command.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            child => return child.expect("it runs"),
-        }
-    }
-}
-
 /// The binary while it runs; killed when dropped.
 pub struct Running {
     child: Child,
@@ -167,7 +154,7 @@ impl Running {
     pub fn spawn(mut command: Command) -> Self {
         let (said, says) = io::pipe().expect("a pipe");
         command.stdout(says.try_clone().expect("a pipe")).stderr(says);
-        let child = start(&mut command);
+        let child = command.spawn().expect("it runs");
         drop(command); // with its ends of the pipe
         let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
         let reader = thread::spawn({
