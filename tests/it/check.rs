@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::binary::sidecar;
 use crate::support::cloud::{self, Cloud, KEY, Reply, Step};
 use crate::support::fleet::{demo_fleet, find, set_tag, sibling};
+use crate::support::port::Reserved;
 use crate::support::sidecar::{Sidecar, finish};
 use crate::support::tls::Authority;
 use crate::support::vpn::Vpn;
@@ -444,7 +445,8 @@ fn lan_addresses() {
     let backend = Cloud::start_at((IpAddr::from(Ipv4Addr::UNSPECIFIED), 0).into(), Vec::new());
     exporters(&backend);
     let port = backend.addr().port();
-    let closed = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let reserved = Reserved::any();
+    let closed = reserved.number();
     let mut fleet = devices(&[
         ("well", &format!("{port}")),
         ("path", &format!("app:{port}/gzip")),
@@ -496,7 +498,7 @@ fn what_hangs_holds_up_nobody_for_long() {
     let hung = rows.iter().filter(|row| row["reason"] == "timeout").count();
     let answered = rows.iter().filter(|row| row["result"] == "answers").count();
     assert_eq!((hung, answered), (30, 70), "{rows:#?}");
-    assert!((Duration::from_secs(9)..Duration::from_secs(25)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(9)..Duration::from_secs(60)).contains(&took), "{took:?}");
 }
 
 #[test]

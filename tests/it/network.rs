@@ -418,10 +418,8 @@ fn an_answer_that_can_be_read_in_two_ways_is_refused() {
         }),
         1,
     );
-    let before = Instant::now();
     let said = setup.scrape(0);
     assert!(said.starts_with("HTTP/1.1 502 not HTTP: more than 5 informational answers\r\n"), "{said}");
-    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
 }
 
 /// As after a device got another address in the VPN: its kept tunnel swallows what is sent.
@@ -438,7 +436,7 @@ fn a_new_tunnel_races_a_kept_one_that_does_not_answer() {
     let answer = scrape(&setup.url, &target(0), "X-Prometheus-Scrape-Timeout-Seconds: 10\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     let took = before.elapsed();
-    assert!((Duration::from_secs(3)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(3)..Duration::from_secs(9)).contains(&took), "{took:?}");
     assert_eq!(setup.vpn.requests().len(), 2);
     // the new one is kept
     assert!(setup.scrape(0).starts_with("HTTP/1.1 200 OK\r\n"));
@@ -448,17 +446,20 @@ fn a_new_tunnel_races_a_kept_one_that_does_not_answer() {
 #[test]
 fn a_slow_exporter_answers_in_its_kept_tunnel() {
     let asked = AtomicUsize::new(0);
-    let addr = exporter(move |_, stream| {
-        let wait = if asked.fetch_add(1, Ordering::Relaxed) == 0 { 0 } else { 1_500 };
-        thread::sleep(Duration::from_millis(wait));
+    let addr = exporter(move |connection, stream| {
+        // Slow in its first connection, and silent in another one.
+        match (connection, asked.fetch_add(1, Ordering::Relaxed)) {
+            (0, 0) => {}
+            (0, _) => thread::sleep(Duration::from_millis(1_500)),
+            _ => thread::sleep(PATIENCE),
+        }
         stream.write_all(OK.as_bytes()).is_ok()
     });
     let setup = Setup::start(addr, 1);
     assert!(setup.scrape(0).starts_with("HTTP/1.1 200 OK\r\n"));
-    let before = Instant::now();
     let answer = scrape(&setup.url, &target(0), "X-Prometheus-Scrape-Timeout-Seconds: 3\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(before.elapsed() < Duration::from_millis(2_300), "the first answer wins: {:?}", before.elapsed());
+    assert_eq!(setup.vpn.requests().len(), 2, "a new tunnel raced it");
 }
 
 #[test]

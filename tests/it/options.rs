@@ -152,13 +152,13 @@ fn start(cloud: &Cloud, words: &[&str]) -> (Sidecar, Running) {
     (sidecar, running)
 }
 
-/// Ends it by a signal, which must not take longer than a second (and half of one for this busy machine).
+/// Ends it by a signal, sooner than any time-out of its own.
 fn stop(running: Running, signal: &str) -> Run {
     let asked = Instant::now();
     running.signal(signal);
     let (status, log) = running.wait();
     let (took, err) = (asked.elapsed(), log.join("\n"));
-    assert!(took < Duration::from_millis(1500), "{took:?} after SIG{signal}:\n{err}");
+    assert!(took < Duration::from_secs(5), "{took:?} after SIG{signal}:\n{err}");
     assert!(!err.contains(KEY), "the key is shown:\n{err}");
     Run { code: status.code(), out: String::new(), err }
 }
@@ -545,7 +545,7 @@ fn a_timeout_is_for_the_whole_answer() {
             let took = started.elapsed();
             assert_eq!(run.code, Some(1), "{words:?}\n{}", run.err);
             assert!(run.err.contains(&format!("no whole answer from {} within 1s", cloud.url())), "{}", run.err);
-            assert!((1000..5000).contains(&took.as_millis()), "{words:?} {took:?}");
+            assert!((1000..20_000).contains(&took.as_millis()), "{words:?} {took:?}");
         }
     }
 }

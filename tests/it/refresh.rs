@@ -277,7 +277,7 @@ fn a_database_that_hangs_costs_a_first_refresh_its_timeout_once() {
         let took = start.elapsed();
         assert_eq!(status.code(), Some(1), "{log:#?}");
         assert!(log.iter().any(|line| line.contains("no whole answer from") && line.contains("within 4s")), "{log:#?}");
-        assert!((3.9..6.0).contains(&took.as_secs_f64()), "{command:?}: {took:?}");
+        assert!((3.9..7.9).contains(&took.as_secs_f64()), "{command:?}: {took:?}");
     }
     // whose key it is, and the first page, of each of the two
     assert_eq!(cloud.requests().len(), 4);

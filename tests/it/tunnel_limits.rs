@@ -194,11 +194,11 @@ fn a_target_file_that_hangs_stops_nothing() {
     BufReader::new(hang.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "mounted\n", "this test needs /dev/fuse");
     let before = Instant::now();
-    for number in [0, 1, 0, 1] {
+    for number in [0, 1, 0, 1, 0, 1, 0, 1] {
         assert!(scrape(&url, number).starts_with("HTTP/1.1 200 OK\r\n"), "{:?}", running.log());
         is_healthy(&url);
     }
-    assert!(before.elapsed() < Duration::from_secs(4), "a second for the first, none for the others: {before:?}");
+    assert!(before.elapsed() < Duration::from_secs(8), "a second for the first, none for the others: {before:?}");
 }
 
 /// As where a user or a pids cgroup has no room for a moment.

@@ -16,6 +16,7 @@ pub mod moments;
 pub mod node_exporter;
 pub mod odata;
 pub mod page;
+pub mod port;
 pub mod prometheus;
 pub mod recording;
 pub mod rules;
