@@ -1,9 +1,9 @@
-# One stage for each service of docker-compose.yml. Those without a compiler come first: builders without BuildKit, such as
-# balena's, run every stage up to the one that is asked for.
+# One stage for each service of docker-compose.yml. Stages without a compiler come first: builders without BuildKit, such as
+# balena's, run every stage up to the requested one.
 
 FROM prom/prometheus:v3.5.3 AS prometheus
 USER root
-# A fresh volume takes its owner from here: the sidecar alone may write targets. /tmp is a tmpfs with this mode.
+# A new volume gets its owner from here, so that only the sidecar may write targets. /tmp is a tmpfs and gets its mode from here.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
 COPY scripts/entrypoints/common scripts/entrypoints/prometheus /entrypoints/
 COPY prometheus.yml /etc/prometheus/prometheus.yml
@@ -21,10 +21,11 @@ USER 65534:65534
 ENTRYPOINT ["/bin/sh", "/entrypoints/alertmanager"]
 CMD []
 
-# 12.x: since 13.2 the Prometheus data source is a plugin that updates itself at the start.
+# 12.x, because since 13.2 the Prometheus data source is a plugin that updates itself at the start.
 FROM grafana/grafana:12.4.11 AS grafana
 USER root
-# The database is on a tmpfs with this mode. A fresh volume takes its owner from here: the password is Grafana's alone.
+# The database is on a tmpfs, which gets its mode from here. A new volume gets its owner from here, so that only Grafana can read
+# the password.
 RUN mkdir -p /password && chown 472:0 /password && chmod 700 /password && chmod 1777 /var/lib/grafana
 COPY scripts/entrypoints/common scripts/entrypoints/grafana /entrypoints/
 COPY grafana/grafana.ini /etc/grafana/grafana.ini
@@ -44,14 +45,14 @@ RUN mkdir .cargo && free=$(awk '/^(MemAvailable|SwapFree):/ { sum += $2 } END { 
         echo "$free MiB of memory and swap are free: compiling takes longer, and the program is 0.3 MB larger"; \
         printf '[build]\njobs = 1\n[profile.release]\nlto = "thin"\n' >.cargo/config.toml; \
     fi
-# First the dependencies by themselves: they change less often than the program, and take longer.
+# The dependencies are compiled first, in their own layer: they change less often than the program, and take longer.
 COPY Cargo.toml Cargo.lock ./
-# Only because Cargo.toml names them.
+# Not compiled, but Cargo.toml names them.
 COPY benches benches
 RUN mkdir src && echo 'fn main() {}' >src/main.rs && touch src/lib.rs && cargo build --release --locked
 COPY src src
 RUN touch src/*.rs && cargo build --release --locked
-# All that the image holds: the program, the parts of glibc that it needs, and the roots of TLS.
+# The whole content of the image: the program, the libraries that it needs, and the root certificates.
 RUN mkdir -p /image/etc/ssl/certs /targets \
     && cp target/release/baletheus /image/baletheus \
     && ldd target/release/baletheus | grep -o '/[^ ]*' | xargs cp -L --parents -t /image \
