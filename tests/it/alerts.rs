@@ -13,7 +13,7 @@ use support::alerts::{Rule, Tests, read, rule_files, rules, test_files};
 use support::tools;
 
 const RUNBOOK: &str = include_str!("../../docs/alerts.md");
-const RUNBOOK_URL: &str = "https://github.com/balena-io-playground/baletheus/blob/master/docs/alerts.md";
+const RUNBOOK_URL: &str = "https://github.com/balena-io-playground/baletheus/blob/main/docs/alerts.md";
 
 fn promtool(major: u8) {
     for (verb, files) in [("check", rule_files()), ("test", test_files())] {

@@ -251,7 +251,7 @@ fn alerts_of_prometheus_have_each_as_text() {
         expected += &format!(
             "          - exp_labels: {{severity: warning, scope: device, uuid: \"{}\", device_name: {}, fleet: acme/lamps}}\n            \
              exp_annotations: {{summary: {}, description: One of its exporters has label values that change all the time. They fill the \
-             memory of Prometheus., runbook_url: 'https://github.com/balena-io-playground/baletheus/blob/master/docs/alerts.md#serieschurn'}}\n",
+             memory of Prometheus., runbook_url: 'https://github.com/balena-io-playground/baletheus/blob/main/docs/alerts.md#serieschurn'}}\n",
             uuid(id),
             quoted(name),
             quoted(&summary.replace("60k", "120k")),
