@@ -41,7 +41,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),
         _ => config::discovery(&matches, &var).map(discover),
     };
-    let code = code.unwrap_or_else(|errors| misconfigured(&errors));
+    let code = code.unwrap_or_else(|errors| match matches.subcommand_name() {
+        Some(name) => misconfigured(&format!("baletheus {name}"), &errors),
+        None => misconfigured("baletheus", &errors),
+    });
     log::logger().flush();
     code
 }

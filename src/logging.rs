@@ -131,10 +131,10 @@ pub fn print(text: &str) {
     let _ = writeln!(io::stderr(), "baletheus: {text}");
 }
 
-/// Ends with all configuration errors in one message; the log has not started yet.
-pub fn misconfigured(errors: &[String]) -> ExitCode {
+/// Ends with all configuration errors of this command line in one message; the log has not started yet.
+pub fn misconfigured(command: &str, errors: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    print(&format!("{what}\n  {}\nbaletheus --help lists all options", errors.join("\n  ")));
+    print(&format!("{what}\n  {}\n{command} --help lists all options", errors.join("\n  ")));
     ExitCode::from(2)
 }
 

@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 
 use crate::balena::Failure;
 use crate::discovery::inventory::Inventory;
-use crate::discovery::{Observer, Published};
+use crate::discovery::{HELD_BACK, Observer, Published};
 use crate::status::liveness::Liveness;
 
 /// The program has started: its settings are valid and its sockets are open.
@@ -84,9 +84,7 @@ impl Observer for Notifier<'_> {
     fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         let status = match outcome {
             Ok(Published::Written | Published::Unchanged) => "the last refresh succeeded".to_owned(),
-            Ok(Published::Refused) => {
-                "the API lists no device that makes a target; the list stays as it was".to_owned()
-            }
+            Ok(Published::Refused) => HELD_BACK.to_owned(),
             // A line break would end the text, and what follows would be another assignment.
             Err(failure) => format!("the last refresh failed: {}", failure.to_string().replace(['\n', '\r'], " ")),
         };

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable, printable_json};
-use crate::net::connector::trust_hint;
 use crate::net::refused::{Reason, Refused};
+use crate::net::vpn::unreachable_hint;
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;
@@ -124,8 +124,7 @@ fn hint(refused: &Refused) -> &'static str {
     // rustls says so of each certificate that it does not trust
     let is_certificate = refused.message.contains("invalid peer certificate");
     match refused.reason {
-        Reason::NoTunnel if is_certificate => trust_hint(&refused.message),
-        Reason::NoTunnel | Reason::BadTunnel => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
+        Reason::NoTunnel | Reason::BadTunnel => unreachable_hint(refused),
         Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
         Reason::NotConnected => "restart it, or wait: it has lost balena's VPN",
         Reason::PortClosed | Reason::ConnectionRefused => {

@@ -120,7 +120,7 @@ pub(super) fn exporters(from: &mut Sources) -> Vec<Exporter> {
     }
     from.list("exporter", |text| {
         if is_none(text) {
-            Err("stands for no exporter, and others are named".into())
+            Err("it means no exporter, but others are named as well".into())
         } else {
             exporter::parse_list(text)
         }
@@ -213,7 +213,7 @@ pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, String> {
 pub(super) fn file_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
-    is_file.then_some(path).ok_or("names a directory".into())
+    is_file.then_some(path).ok_or("it is a directory".into())
 }
 
 pub(super) fn mode(text: &str) -> Result<u32, String> {

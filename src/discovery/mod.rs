@@ -65,6 +65,10 @@ pub trait Sink {
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }
 
+/// Why a list was not published, and what to do if it should be.
+pub const HELD_BACK: &str = "the API lists no device that makes a target, so the list before stays; if there are to be none, set \
+    --write-empty (WRITE_EMPTY=true)";
+
 /// What became of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {

@@ -22,6 +22,8 @@ const MAX_IDS: usize = 500;
 /// Characters of a value that a warning shows.
 const SHOWN_VALUE: usize = 80;
 
+const WITHOUT_LABELS: &str = "; --service-labels=false (SERVICE_LABELS=false) turns this request off";
+
 /// What the services of a release declare.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Declared {
@@ -173,10 +175,19 @@ fn invalid(api: &str, why: &str) -> Failure {
     explained(Failure::new(Reason::BadAnswer, message))
 }
 
-/// Says what the request was for, and how to do without it.
+/// Says what the request was for, and how to go on without it where that may help.
 fn explained(failure: Failure) -> Failure {
-    let hint = "a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
-    Failure { message: format!("cannot read the labels of services: {}; {hint}", failure.message), ..failure }
+    let mut message = format!("cannot read the labels of services: {}", failure.message);
+    match failure.reason {
+        Reason::Unauthorized | Reason::Forbidden => {
+            message += "; a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
+        }
+        Reason::NotFound | Reason::BadRequest | Reason::BadAnswer => message += WITHOUT_LABELS,
+        // An API that is too old for a field answers 500.
+        _ if failure.status == Some(500) => message += WITHOUT_LABELS,
+        _ => {}
+    }
+    Failure { message, ..failure }
 }
 
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
@@ -243,7 +254,7 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
     let job = labels.get("job").copied().unwrap_or(&service.name);
     let ports: Vec<&str> = items(ports).collect();
     if ports.is_empty() {
-        return Err(wrong("port", "", "names no port"));
+        return Err(wrong("port", "", "it names no port"));
     }
     ports
         .into_iter()

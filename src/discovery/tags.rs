@@ -164,7 +164,7 @@ impl<'a> Tags<'a, '_> {
         let list = self.of(tags, is_own, EXPORTERS, &|text| {
             let list = exporter::parse_list(text)?;
             let is_short = list.len() <= MAX_EXPORTERS;
-            is_short.then_some(list).ok_or_else(|| format!("names more than {MAX_EXPORTERS} exporters"))
+            is_short.then_some(list).ok_or_else(|| format!("it names more than {MAX_EXPORTERS} exporters"))
         });
         if let Some(list) = list {
             return Some((EXPORTERS, list));

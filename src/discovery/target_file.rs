@@ -96,15 +96,17 @@ impl TargetFile {
 
     /// The failure for an error with the file.
     pub fn failure(&self, error: &io::Error) -> Failure {
-        let (path, scratch) = (self.path.display(), self.scratch.display());
-        let hint = if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
-            "a file that is mounted cannot be replaced: mount its directory instead, or set another --sd-file \
-             (SD_FILE_PATH)"
-                .to_owned()
+        let path = self.path.display();
+        let what_to_do = if error.kind() == io::ErrorKind::WouldBlock {
+            "stop the other one".to_owned()
+        } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
+            "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
         } else {
-            format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)")
+            let (directory, scratch) = (directory(&self.path).display(), self.scratch.display());
+            format!("check the permissions and the free space of {directory} and {scratch}")
         };
-        Failure::new(Reason::Write, format!("cannot write {path}: {error}; {hint}"))
+        let message = format!("cannot write {path}: {error}; {what_to_do}, or set another --sd-file (SD_FILE_PATH)");
+        Failure::new(Reason::Write, message)
     }
 
     /// Opens the file, if it is a regular one: a pipe would block.

@@ -26,7 +26,7 @@ use super::connections::{Answering, Closable, RETRY, Tracked, Waiting};
 #[cfg(target_os = "linux")]
 const SEND_TIMEOUT: u32 = 60_000;
 /// The most headers of a request. Memory for all of them is reserved while a head is parsed.
-const MAX_HEADERS: usize = 1024;
+pub const MAX_HEADERS: usize = 1024;
 /// Connections that wait to be accepted. The system has its own limit as well.
 const BACKLOG: i32 = 4096;
 /// The content type of text for people.
@@ -36,13 +36,17 @@ pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Reads `host:port`, or `:port` for all interfaces, as the addresses to try in this order.
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
-    // the second one is for hosts without IPv6
-    let all = text.strip_prefix(':').map(|port| ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}")));
-    let found: Result<Vec<_>, _> = match &all {
-        Some(all) => all.iter().map(|text| text.parse()).collect(),
-        None => return text.to_socket_addrs().map(Iterator::collect).map_err(|_| "not host:port or :port".into()),
-    };
-    found.map_err(|_| "not host:port or :port".into())
+    const BAD_FORM: &str = "not host:port or :port";
+    if let Some(port) = text.strip_prefix(':') {
+        // The second one is for hosts without IPv6.
+        let all = ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}").parse());
+        return all.into_iter().collect::<Result<_, _>>().map_err(|_| BAD_FORM.into());
+    }
+    let found = text.to_socket_addrs().map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => BAD_FORM.into(),
+        _ => format!("the host's name cannot be resolved: {error}"),
+    });
+    found.map(Iterator::collect)
 }
 
 /// Listens on the first of these addresses that is free, for use with tokio; the error is for the user.

@@ -14,7 +14,7 @@ use super::page::wanted::Wanted;
 use super::page::{self, Page};
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Answer, whole};
-use super::{Shown, Status, guard};
+use super::{Shown, Status, Trouble, guard};
 use crate::net::server::{self, Full, Limits, METRICS, TEXT};
 
 /// Further connections close the oldest one, which is idle or slow.
@@ -104,7 +104,7 @@ impl Status {
     fn view(&self, shown: Shown, wanted: Wanted) -> View {
         let now = SystemTime::now();
         let since = |time: SystemTime| view::about(now.duration_since(time).unwrap_or_default());
-        let state = match (&shown.failure, self.liveness.overdue(), &shown.list) {
+        let state = match (&shown.trouble, self.liveness.overdue(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
@@ -115,14 +115,18 @@ impl Status {
             problems
                 .push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", view::about(late)));
         }
-        if let Some(failure) = &shown.failure {
-            problems.push(format!("The last refresh failed: {failure}"));
+        if let Some(trouble) = &shown.trouble {
+            let what = match trouble {
+                Trouble::Failed(_) => "The last refresh failed",
+                Trouble::HeldBack => "The new list is held back",
+            };
+            problems.push(format!("{what}: {}", trouble.why()));
         }
         match &shown.list {
             None if shown.stored.is_some() => problems.push(
-                "No refresh has succeeded since the start: /targets has the list that the target file had then.".into(),
+                "There is no new list since the start: /targets has the list that the target file had then.".into(),
             ),
-            None => problems.push("There is no list yet: no refresh has succeeded since the start.".into()),
+            None => problems.push("There is no list yet, and /targets answers 503.".into()),
             Some(list) if list.entries().next().is_none() => {
                 problems.push("The API lists no device for this key and these options.".into());
             }

@@ -153,11 +153,11 @@ impl AllowedTargets {
         if let Err(why) = &read
             && is_new
         {
-            let left = match state.targets.len() {
-                0 => "Until then all is refused".to_owned(),
-                targets => format!("The {} of before stay", count(targets, "target")),
+            let until = match state.targets.len() {
+                0 => "Every scrape is refused until it has targets".to_owned(),
+                targets => format!("The {} that were read before stay", count(targets, "target")),
             };
-            log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {left}");
+            log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {until}");
         }
         (state.seen, state.read) = (identity, Some((read, Instant::now())));
     }

@@ -8,6 +8,7 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use crate::net::refused::{Reason, Refused};
+use crate::net::vpn::unreachable_hint;
 
 /// So many different targets stand for all.
 const MANY_TARGETS: usize = 100;
@@ -78,7 +79,7 @@ impl State {
         }
         self.warned = Some(refused.reason);
         match refused.reason {
-            Reason::NoTunnel => log::warn!("{refused}"),
+            Reason::NoTunnel => log::warn!("{refused}; {}", unreachable_hint(refused)),
             Reason::NoAccess => log::warn!(
                 "every scrape fails: {refused}; is the API key (API_KEY) valid, and may it reach these devices?"
             ),

@@ -23,7 +23,7 @@ use tokio::time::interval;
 
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
-use crate::net::server::{Full as WhenFull, Limits, METRICS, TEXT, reply, serve};
+use crate::net::server::{Full as WhenFull, Limits, MAX_HEADERS, METRICS, TEXT, reply, serve};
 use crate::tunnel::allowed_targets::{AllowedTargets, Target};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
@@ -88,10 +88,14 @@ impl Proxy {
             return; // the client went away
         }
         self.metrics.count(Outcome::Refused(Reason::BadRequest));
-        let bound = format!("the bound is {} KiB", MAX_HEAD >> 10);
-        let why = if error.is_parse_too_large() { format!("{error}: {bound}") } else { error.to_string() };
+        let why = if error.is_parse_too_large() {
+            let bound = format!("the bound is {} KiB and {MAX_HEADERS} headers", MAX_HEAD >> 10);
+            format!("{error}: {bound}; are there too many http_headers in the scrape config?")
+        } else {
+            format!("{error}; does proxy_url in the scrape config begin with http://?")
+        };
         let level = if self.warned.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
-        log::log!(level, "refused a request: {why}; are there too many http_headers in the scrape config?");
+        log::log!(level, "refused a request: {why}");
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {

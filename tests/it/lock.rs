@@ -26,7 +26,7 @@ fn the_second_on_a_file_says_so_and_ends() {
         let output = finish(second);
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}: {log}");
-        assert!(log.contains("balena.json: another baletheus writes it; "), "{words:?}: {log}");
+        assert!(log.contains("balena.json: another baletheus writes it; stop the other one, or"), "{words:?}: {log}");
         assert_eq!(fs::read(&unfinished).unwrap(), b"[", "the second cleaned up under the first's hands");
     }
     cloud.change(|devices| drop(devices.pop()));
@@ -91,7 +91,7 @@ fn a_folder_that_was_removed_does_not_let_two_of_them_write() {
     fs::remove_file(sidecar.path("balena.json")).unwrap();
     first.signal("HUP");
     let line = first.wait_for_lines("refresh failed", told + 1);
-    assert!(line.contains("balena.json: another baletheus writes it; "), "{line}");
+    assert!(line.contains("balena.json: another baletheus writes it; stop the other one, or"), "{line}");
     assert!(!sidecar.path("balena.json").exists());
     second.signal("CONT");
     second.wait_for_lines("updated balena.json: 18 targets", 2);

@@ -677,7 +677,7 @@ fn a_lan_address_is_chosen() {
 #[test]
 fn each_bad_tag_is_warned_of_once() {
     let bad = [
-        tagged(1, "gw-1", &[(INTERVAL, "4s")]),
+        tagged(1, "gw-1", &[(INTERVAL, "4s"), ("prometheus.io/port", "http")]),
         tagged(2, "gw-2", &[(EXPORTERS, "http://evil"), (SCHEME, "gopher")]),
         tagged(3, "gw-3", &[(SCRAPE, "\u{202e}\"no\"\n")]),
         tagged(4, "gw-4", &[("a.b", "1"), ("a-b", "2")]),
@@ -699,15 +699,16 @@ fn each_bad_tag_is_warned_of_once() {
     running.signal("TERM");
     let log = running.wait().1.join("\n");
     for texts in [
-        [INTERVAL, " gw-1 (0000000) ", r#" "4s""#],
+        [INTERVAL, " gw-1 (0000000) ", r#" "4s": it is shorter than 5s"#],
+        ["prometheus.io/port", " gw-1 (0000000) ", r#" "http": "http" has no port"#],
         [EXPORTERS, " gw-2 (0000000) ", r#" "http://evil""#],
-        [SCHEME, " gw-2 (0000000) ", r#" "gopher""#],
+        [SCHEME, " gw-2 (0000000) ", r#" "gopher": not one of http, https;"#],
         [SCRAPE, " gw-3 (0000000) ", r#" "\u{202e}\"no\"\n""#],
         ["__meta_balena_tag_a_b", " gw-4 (0000000) ", "a.b"],
     ] {
         expect_line(&log, &[&texts[..], &[" WARN "]].concat());
     }
-    assert_eq!(log.matches(" WARN ").count(), 5, "{log}");
+    assert_eq!(log.matches(" WARN ").count(), 6, "{log}");
     let left_out: Vec<_> = log.lines().filter(|line| line.contains("left out gw-")).collect();
     assert!(left_out.len() == 1 && left_out[0].contains(" gw-5 (0000000): "), "{log}");
     let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
