@@ -38,13 +38,14 @@ pub fn duration(text: &str, longest: u64) -> Result<Duration, String> {
 
 /// An interval of up to 30 days: a duration, or a bare number of milliseconds.
 pub fn interval(text: &str) -> Result<Duration, String> {
-    let (text, longest) = (text.trim(), 30 * 86400);
+    const LONGEST: u64 = 30 * 86400;
+    let text = text.trim();
     let is_bare = text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
         // The first baletheus took milliseconds without a unit.
         Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
-        _ if is_bare => duration(&format!("{text}ms"), longest),
-        _ => duration(text, longest),
+        _ if is_bare => duration(&format!("{text}ms"), LONGEST),
+        _ => duration(text, LONGEST),
     }
 }
 

@@ -141,7 +141,10 @@ fn url(group: &ReadGroup) -> String {
 fn probe_all(rows: &mut [Row], prober: Prober) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let urls: Vec<_> = rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?))).collect();
-    let (all, mut done, mut waiting, prober) = (urls.len(), 0, urls.into_iter(), Arc::new(prober));
+    let all = urls.len();
+    let mut done = 0;
+    let mut waiting = urls.into_iter();
+    let prober = Arc::new(prober);
     let terminal = io::stderr().is_terminal();
     runtime.block_on(async {
         let mut running = JoinSet::new();

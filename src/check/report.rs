@@ -110,7 +110,7 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
         }
         LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
         LeftOutReason::LanAddressRefused => {
-            "if its network is one of devices, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
+            "if devices are in that network, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
         }
         LeftOutReason::NoExporter => NO_EXPORTER_HINT,
         LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
@@ -121,7 +121,7 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
 
 /// What to do about a target that does not answer.
 fn hint(refused: &Refused) -> &'static str {
-    // rustls says so of each certificate that it does not trust
+    // rustls begins with this for each certificate that it does not trust
     let is_certificate = refused.message.contains("invalid peer certificate");
     match refused.reason {
         Reason::NoTunnel | Reason::BadTunnel => unreachable_hint(refused),

@@ -197,7 +197,7 @@ fn declared(release: &Release) -> Declared {
         let place = format!("service {} of release {} of fleet {}", service.name, release.version, release.fleet);
         let labels = labels(service);
         for name in labels.keys().filter(|name| !KNOWN.contains(name)) {
-            declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which means nothing here"));
+            declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which baletheus does not know"));
         }
         match exporters(service, &labels) {
             Ok(exporters) => declared.exporters.extend(exporters),
@@ -232,8 +232,8 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
         return Ok(Vec::new());
     }
     let Some(ports) = labels.get("port") else {
-        let others = labels.keys().any(|name| KNOWN.contains(name));
-        return if others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
+        let has_others = labels.keys().any(|name| KNOWN.contains(name));
+        return if has_others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
     };
     let scheme = match labels.get("scheme") {
         Some(text) => {

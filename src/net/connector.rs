@@ -48,7 +48,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Trusts the platform's root certificates and these.
+    /// Trusts the platform's root certificates and `roots`.
     pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, rustls::Error> {
         let provider = Arc::new(ring::default_provider());
         let verifier = Arc::new(Verifier::new_with_extra_roots(roots, provider.clone())?);

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Answering, Closable, RETRY, Tracked, Waiting};
+use super::connections::{Answering, Closable, RETRY_INTERVAL, Tracked, Waiting};
 
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
@@ -80,19 +80,19 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Limits {
     /// The most connections at once.
     pub connections: usize,
-    /// Which connection makes room for one more.
-    pub full: Full,
+    /// Which connection closes to make room for one more.
+    pub when_full: WhenFull,
     /// From the start of a connection, or the end of an answer, to the end of the next request's head.
     pub head_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
-    /// For a request and its answer, after which the connection closes. Without it, a connection takes several requests.
+    /// If set, a connection closes after one request, and this is the limit for the request and its answer.
     pub single: Option<Duration>,
 }
 
 /// Which connection closes when all are in use.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub enum WhenFull {
     /// The oldest one, for answers that are made at once: an old connection is an idle or slow one.
     CloseOldest,
     /// The one that has waited longest for a request. If all of them are being answered, the new one waits.
@@ -114,7 +114,7 @@ where
         let Ok((stream, _)) = listener.accept().await else {
             // most likely the process has no file descriptor left
             closable.close_first();
-            sleep(RETRY).await;
+            sleep(RETRY_INTERVAL).await;
             continue;
         };
         let place = closable.place(&places).await?;
@@ -142,7 +142,7 @@ where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
 {
     let answer = service_fn(move |request| {
-        let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
+        let answering = (limits.when_full == WhenFull::CloseIdle).then(|| Answering::start(waiting.clone()));
         // in a box, since the connection reserves room for it while it waits
         let answer = Box::pin(handler(request));
         async { Ok::<_, Infallible>(answer.await.map(|body| Tracked::new(body, answering))) }

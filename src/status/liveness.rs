@@ -19,16 +19,16 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that the message shows.
 const EXCERPT_SIZE: u64 = 200;
 
-/// When the loop moves next, at the latest.
+/// The deadline that the loop has announced.
 pub struct Liveness(Mutex<Instant>);
 
 impl Liveness {
-    /// The loop moves now.
+    /// The deadline is now.
     pub fn start() -> Self {
         Liveness(Mutex::new(Instant::now()))
     }
 
-    /// The loop moves at this moment at the latest.
+    /// Announces the next deadline.
     pub fn expect(&self, next: Instant) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }

@@ -70,7 +70,7 @@ struct Shown {
     states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
-    /// When the list was last found to be that of the API.
+    /// When the list was last equal to that of the API.
     confirmed: Option<SystemTime>,
     /// Why the last refresh has not published its list, if it has not.
     trouble: Option<Trouble>,
@@ -184,7 +184,7 @@ impl Observer for Status {
 }
 
 impl Shown {
-    /// Whether there is a list to scrape, and how old it is where that matters: `http_sd` is to have it all the same.
+    /// What `/-/ready` says. An old list is ready as well, with its age in the text: `http_sd` needs it.
     ///
     /// # Errors
     /// Why there is none.

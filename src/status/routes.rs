@@ -15,25 +15,25 @@ use super::page::{self, Page};
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Answer, whole};
 use super::{Shown, Status, Trouble, guard};
-use crate::net::server::{self, Full, Limits, METRICS, TEXT};
+use crate::net::server::{self, Limits, METRICS, TEXT, WhenFull};
 
-/// Further connections close the oldest one, which is idle or slow.
+/// The most connections. One more closes the oldest, which is idle or slow.
 const MAX_CONNECTIONS: usize = 32;
-/// For the head of a request.
+/// The limit for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a whole request and its answer.
+/// The limit for a whole request and its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request, in bytes.
 const MAX_HEAD_SIZE: usize = 16 << 10;
 
-/// The state of the devices is late after three intervals, or three times this.
+/// The state of the devices is old after three intervals, each of which counts as at least this long.
 const MIN_STATE_AGE: Duration = Duration::from_secs(20);
 
 /// Answers until the process ends.
 pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infallible> {
     let limits = Limits {
         connections: MAX_CONNECTIONS,
-        full: Full::CloseOldest,
+        when_full: WhenFull::CloseOldest,
         head_timeout: HEAD_TIMEOUT,
         max_head: MAX_HEAD_SIZE,
         single: Some(ANSWER_TIMEOUT),
@@ -68,7 +68,8 @@ impl Status {
             "/-/healthy" => match self.liveness.overdue() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
                 Some(late) => {
-                    let text = format!("the loop should have moved {} s ago\n", late.as_secs());
+                    let text =
+                        format!("discovery hangs: it is {} s late; restart it and look at its log\n", late.as_secs());
                     whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
                 }
             },

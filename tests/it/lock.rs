@@ -69,7 +69,7 @@ fn a_dry_run_beside_it_and_two_files_in_one_directory_are_no_mistake() {
     assert_eq!(other.list(), fs::read_to_string(other.path("other.json")).unwrap());
 }
 
-/// Whose folder was taken away holds no lock that others see; two of them must not write by turns.
+/// A sidecar whose folder was removed has a lock that others do not see. Two of them must not write by turns.
 #[test]
 fn a_folder_that_was_removed_does_not_let_two_of_them_write() {
     let cloud = Cloud::start(many(20));

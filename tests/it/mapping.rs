@@ -73,7 +73,7 @@ fn expect_golden(name: &str, list: &str) {
     assert!(list == golden, "{name}.json is not what was written:\n{different}");
 }
 
-/// That the log has one line with all these texts.
+/// Asserts that the log has one line with all these texts.
 #[track_caller]
 fn expect_line(log: &str, texts: &[&str]) {
     let lines = log.lines().filter(|line| texts.iter().all(|text| line.contains(text))).count();
@@ -103,7 +103,7 @@ fn recorded_devices_on_the_lan() {
     assert!(log.contains("updated balena.json: 36 targets of 18 devices (+18 -0 ~0), 12 devices left out"), "{log}");
 }
 
-/// A device that tells everything.
+/// A device with a value in every field.
 fn complete(id: u64) -> Value {
     let more = json!({
         "uuid": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd",
@@ -285,7 +285,7 @@ fn a_broken_device_costs_itself_alone_and_is_named() {
     assert!(log.contains(&counts), "{counts}:\n{log}");
 }
 
-/// Text that is no Unicode, a number beyond all, and devices that nothing tells apart.
+/// Text that is no Unicode, a number that is too large, and devices without anything to tell them apart.
 #[test]
 fn a_record_that_cannot_even_be_read_is_named_and_counted() {
     let body = br#"{"d":[
@@ -379,7 +379,7 @@ fn tags_become_labels() {
     assert!(!log.contains("like labels (0000000) has"), "{log}");
 }
 
-/// Tags of devices steer as those of fleets do. What they may without it is in own_tags.rs.
+/// Here the tags of devices may do all that the tags of fleets may. What they may do by default is in own_tags.rs.
 const ALL: (&str, &str) = ("OWN_TAGS", "all");
 const SCRAPE: &str = "prometheus.io/scrape";
 const EXPORTERS: &str = "prometheus.io/exporters";

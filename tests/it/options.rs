@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// Nobody listens here.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
-/// The table: flag, variables, default; and `RUST_LOG`, which its last row names.
+/// The table of options, written down a second time: flag, variables, default.
 const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["API_KEY"], ""),
     ("api-key-file", &["API_KEY_FILE"], ""),
@@ -152,7 +152,7 @@ fn start(cloud: &Cloud, words: &[&str]) -> (Sidecar, Running) {
     (sidecar, running)
 }
 
-/// Ends it by a signal, sooner than any time-out of its own.
+/// Ends it by a signal, sooner than its own time-outs would.
 fn stop(running: Running, signal: &str) -> Run {
     let asked = Instant::now();
     running.signal(signal);

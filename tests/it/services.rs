@@ -187,7 +187,7 @@ fn a_service_that_cannot_be_understood_is_named_once_and_does_not_affect_the_oth
         (&[("port", "80"), ("interval", "10s"), ("timeout", "11s")], "longer than the interval"),
         (&[("port", "80"), ("scrape", "")], "its label prometheus.io.scrape is \"\": not a boolean"),
         (&[("path", "/metrics")], "it has no label prometheus.io.port"),
-        (&[("port", "80"), ("prot", "x")], "has the label prometheus.io.prot, which means nothing here"),
+        (&[("port", "80"), ("prot", "x")], "has the label prometheus.io.prot, which baletheus does not know"),
     ];
     let mut devices = with_releases(cases.len() as u64 + 1);
     run(devices.last_mut().unwrap(), 1); // a neighbour with the same release: the warning is not repeated

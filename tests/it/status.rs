@@ -1,4 +1,4 @@
-//! What the sidecar tells over HTTP, of itself and of each device.
+//! What the sidecar shows over HTTP, of itself and of each device.
 
 use std::collections::BTreeMap;
 use std::fs;

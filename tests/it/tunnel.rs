@@ -33,7 +33,7 @@ fn target(letter: char) -> String {
 struct Seen {
     line: String,
     headers: BTreeMap<String, String>,
-    /// The how-manieth connection it came in.
+    /// The number of the connection that it came in.
     connection: usize,
 }
 
@@ -169,7 +169,7 @@ impl Setup {
     }
 }
 
-/// So long a target may still be scraped that is in the target file no more.
+/// How long a target may still be scraped after it is gone from the target file.
 const CHECK_HOLDS: Duration = Duration::from_millis(100);
 
 /// Replaces the target file.
@@ -400,7 +400,7 @@ fn a_list_above_the_limit_is_not_read() {
     assert!(line.ends_with("read before stay"), "{line}");
 }
 
-/// As when Prometheus ends the scrapes of what has changed just when the list did.
+/// Prometheus ends scrapes of changed targets just when the list changes.
 #[test]
 fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
     let setup = Setup::start(Vpn::start(KEY, None));
@@ -587,7 +587,7 @@ fn what_hangs_holds_up_nothing_else() {
     setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"ok\"}", HANG as f64);
 }
 
-/// As many tunnels at once as a third of the files that the process may open, but for 64.
+/// The tunnels at once are a third of the files that the process may open, less 64.
 #[test]
 fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     const PLACES: usize = 32;

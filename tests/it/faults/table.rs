@@ -26,7 +26,7 @@ pub struct Fault {
     pub memory: u64,
     pub env: Vec<(&'static str, &'static str)>,
     pub https: bool,
-    /// How the API answers while all is well, if not as ever.
+    /// How the API answers while all is well, if not as in the other rows.
     pub before: Option<Interceptor>,
 }
 
@@ -43,7 +43,7 @@ pub enum Then {
     Fails(&'static [&'static str], Next),
     /// The list has the devices with these ids, and the log has this.
     Lists(&'static [u64], &'static str),
-    /// Nothing new is seen, and nothing said of it.
+    /// The list stays, and the log has nothing new.
     Quiet,
 }
 
@@ -53,7 +53,7 @@ pub enum Next {
     BacksOff,
     /// After as many seconds as the API says.
     After(u64),
-    /// After an hour: the API says longer than is good for anybody.
+    /// After an hour, the longest wait, since the API asks for more.
     Hour,
     /// After the back-off, but one try takes so long that another is not waited for.
     Once,
