@@ -19,7 +19,7 @@ use super::failure::{Failure, Reason};
 use crate::backoff;
 use crate::key::{ApiKey, KeySource};
 use crate::memory;
-use crate::net::connector::trust_hint;
+use crate::net::connector::{no_tls, trust_hint};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::threads::{NoThread, Resolver};
 
@@ -134,10 +134,7 @@ impl Sender {
             .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| {
-                let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
-                NoThread::in_start(&error).unwrap_or_else(tls)
-            })?;
+            .map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&chain(&error).join(": "))))?;
         let max_answer = memory::limit()
             .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
         Ok(Sender { http, api, requests: Requests::default(), max_answer })

@@ -84,8 +84,7 @@ pub fn run(settings: Settings) -> ExitCode {
 }
 
 fn start(settings: Settings) -> Result<(Client, Prober), String> {
-    let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())
-        .map_err(|error| format!("TLS: {error}"))?;
+    let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())?;
     let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
     if settings.rules.address == Address::Public
         && let Some(proxy) = public.ok().as_ref().and_then(|url| connector.proxy_for(url))

@@ -11,6 +11,8 @@ use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 
 use crate::logging;
+use crate::net::connector::no_tls;
+use crate::net::threads::NoThread;
 
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -68,12 +70,10 @@ fn base(listen: &str) -> String {
 fn healthy(url: &str) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
     let client = Client::builder().no_proxy().redirect(Policy::none()).build();
+    let client = client.map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&last_cause(&error))))?;
     // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
-    let answer = client.and_then(|client| client.get(url).timeout(HEALTH_TIMEOUT).send());
-    let answer = answer.map_err(|error| {
-        let no_answer = error.without_url();
-        let causes = iter::successors(Some(&no_answer as &dyn Error), |error| (*error).source());
-        let cause = causes.last().unwrap_or(&no_answer);
+    let answer = client.get(url).timeout(HEALTH_TIMEOUT).send().map_err(|error| {
+        let cause = last_cause(&error.without_url());
         format!("{url} does not answer: {cause}; does baletheus run, and listen there (--listen, LISTEN_ADDRESS)?")
     })?;
     let status = answer.status();
@@ -84,4 +84,9 @@ fn healthy(url: &str) -> Result<(), String> {
     let _ = answer.take(EXCERPT_SIZE).read_to_end(&mut excerpt); // the status says enough without it
     let excerpt = String::from_utf8_lossy(&excerpt);
     Err(format!("{url} answers {status}: {}", logging::printable(excerpt.trim())))
+}
+
+fn last_cause(error: &dyn Error) -> String {
+    let causes = iter::successors(Some(error), |error| (*error).source());
+    causes.last().unwrap_or(error).to_string()
 }

@@ -306,6 +306,23 @@ fn an_engine_that_refuses_clone3_is_named() {
 }
 
 #[test]
+fn a_machine_without_root_certificates_is_told_what_to_install() {
+    let cloud = Cloud::start(gateways(3));
+    let sidecar = sidecar(&cloud).env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = sidecar.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    for (args, code) in
+        [(&["--oneshot"][..], 2), (&["check"], 2), (&["tunnel"], 2), (&["health", "http://127.0.0.1:1"], 1)]
+    {
+        let mut command = sidecar.command();
+        command.args(args);
+        let output = finish(command);
+        let log = String::from_utf8(output.stderr).unwrap();
+        let said = "No CA certificates were loaded from the system; is the package ca-certificates installed?";
+        assert!(output.status.code() == Some(code) && log.contains(said), "{args:?}: {log}");
+    }
+}
+
+#[test]
 fn check_and_health_end_at_a_signal_as_the_first_process_of_a_container() {
     installed("unshare", "util-linux");
     let cloud = Cloud::start(gateways(3));
