@@ -73,7 +73,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("oneshot", &["ONESHOT"], "", "false", RUN, LIST, "true or false: one refresh, then exit"),
     opt("dry-run", &["DRY_RUN"], "", "false", RUN, LIST, "true or false: one refresh, the list to standard output, no file touched"),
     opt("log-level", &["LOG_LEVEL"], "LEVEL", "info", RUN, ALL, "off, error, warn, info, debug or trace"),
-    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
+    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "a filter that wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
     opt("log-format", &["LOG_FORMAT"], "FORMAT", "text", RUN, ALL, "text, or json: one object a line"),
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, LIST, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
     opt("status-host", &["STATUS_HOSTS"], "HOST,…", "", STATUS, LIST, "names with a dot by which browsers and Prometheus ask --listen, with commas, such as status.example.org; * for any; addresses and names without a dot always work"),

@@ -177,6 +177,10 @@ fn invalid(api: &str, why: &str) -> Failure {
 
 /// Says what the request was for, and how to go on without it where that may help.
 fn explained(failure: Failure) -> Failure {
+    // An API that cannot be reached answers no other request either.
+    if matches!(failure.reason, Reason::Connect | Reason::Tls) {
+        return failure;
+    }
     let mut message = format!("cannot read the labels of services: {}", failure.message);
     match failure.reason {
         Reason::Unauthorized | Reason::Forbidden => {

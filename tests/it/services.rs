@@ -332,6 +332,15 @@ fn a_server_without_releases_has_no_labels_and_says_so_once() {
     assert_eq!(targets(&sidecar.list()), ["gw-1 app app 80 -", "gw-2 - - 9100 -"]);
 }
 
+#[test]
+fn an_api_that_cannot_be_reached_is_not_a_matter_of_labels() {
+    let cloud = Cloud::start(with_releases(1));
+    let sidecar = sidecar(&cloud).env("BALENA_API_URL", "http://127.0.0.1:1");
+    let running = sidecar.start();
+    let line = running.wait_for("refresh failed: ");
+    assert!(line.contains("refresh failed: cannot reach http://127.0.0.1:1: ") && !line.contains("labels"), "{line}");
+}
+
 /// A load balancer may answer 404 for a moment. What was known a moment ago is not gone for that.
 #[test]
 fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {
