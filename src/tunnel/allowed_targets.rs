@@ -108,9 +108,14 @@ impl AllowedTargets {
 
     /// The target with this `host:port`. If the file cannot be read or holds no target, the list that was read before decides.
     pub async fn find(&self, target: &str) -> Option<Target> {
+        let asked = Instant::now();
         let mut state = self.state.lock().await;
-        let holds = state.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL);
-        if let Some(found) = state.find(target).filter(|_| holds) {
+        // While this waited for the lock, another scrape may have checked the file for all that wait.
+        if state.checked.is_some_and(|checked| checked >= asked) {
+            return state.find(target);
+        }
+        let is_recent = state.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL);
+        if let Some(found) = state.find(target).filter(|_| is_recent) {
             return Some(found);
         }
         // A scrape that ended may have left a check behind, which may be older than the file.

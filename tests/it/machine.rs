@@ -34,7 +34,7 @@ fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
 }
 
 /// Runs a program that has to be installed.
-fn installed(program: &str, package: &str) {
+pub fn installed(program: &str, package: &str) {
     let found = Command::new(program).arg("-V").output();
     assert!(found.is_ok_and(|output| output.status.success()), "no `{program}`: install the package {package}");
 }
