@@ -92,7 +92,7 @@ impl Resolver {
         Box::pin(async move {
             let permit = permits.acquire_owned().await?;
             let looked_up = blocking("look-up", move || {
-                let _permit = permit; // until the look-up ends, whoever waits for it
+                let _permit = permit; // until the look-up ends, even if nobody waits for it any more
                 (&*name, 0).to_socket_addrs()
             });
             Ok(looked_up.await??)
