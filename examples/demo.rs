@@ -35,9 +35,10 @@ use support::tools;
 
 /// The time between two events in the fleet.
 const PACE: Duration = Duration::from_secs(10);
-/// For the first list, on a busy machine. The log is calm once nothing came for this part of it.
-const PATIENCE: Duration = Duration::from_secs(30);
-const CALM: Duration = Duration::from_millis(300);
+/// The limit for the first list, on a busy machine.
+const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Without a new line for this time, the log of the start is complete.
+const LOG_PAUSE: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     let seconds = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -60,7 +61,8 @@ fn main() -> ExitCode {
 }
 
 fn run(length: Duration) -> ExitCode {
-    let (start, signals) = (Instant::now(), signals());
+    let start = Instant::now();
+    let signals = signals();
     let cloud = Arc::new(Cloud::start(demo_fleet()));
     declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
@@ -77,7 +79,7 @@ fn run(length: Duration) -> ExitCode {
     fs::write(&config, loopback_config(&proxy, &status)).expect("a configuration for Prometheus");
     let prometheus = [3, 2].into_iter().find(|major| tools::find_prometheus(*major).is_some());
     let prometheus = prometheus.map(|major| (major, Prometheus::start(major, &config)));
-    while log.recv_timeout(CALM).is_ok() {}
+    while log.recv_timeout(LOG_PAUSE).is_ok() {}
     let list = sidecar.path("balena.json");
     println!("demo: open {status}/ for the devices, their states and targets");
     if let Some((major, prometheus)) = &prometheus {
@@ -120,9 +122,10 @@ fn run(length: Duration) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Waits for the first list in the log of baletheus. Gives the URL of its status endpoint.
+/// Waits for the first list in the log of baletheus, and returns the URL of its status endpoint.
 fn first_list(log: &Receiver<String>) -> Option<String> {
-    let (deadline, mut status) = (Instant::now() + PATIENCE, None);
+    let deadline = Instant::now() + FIRST_LIST_TIMEOUT;
+    let mut status = None;
     loop {
         let line = log.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         if let Some((_, url)) = line.split_once("status on ") {

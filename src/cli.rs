@@ -41,7 +41,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),
         _ => config::discovery(&matches, &var).map(discover),
     };
-    let code = code.unwrap_or_else(|errors| misconfigured(&errors));
+    let code = code.unwrap_or_else(|errors| match matches.subcommand_name() {
+        Some(name) => misconfigured(&format!("baletheus {name}"), &errors),
+        None => misconfigured("baletheus", &errors),
+    });
     log::logger().flush();
     code
 }
@@ -59,7 +62,7 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
 
 fn discover(config: config::Discovery) -> ExitCode {
     logging::init(&config.log);
-    let mut file = TargetFile::new(config.sd_file, config.sd_file_mode, config.write_empty);
+    let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     if !config.dry_run
         && let Err(error) = file.lock()
         // Other errors may pass. Each refresh reports them.
@@ -68,15 +71,8 @@ fn discover(config: config::Discovery) -> ExitCode {
         log::error!("{}", file.failure(&error));
         return ExitCode::from(2);
     }
+    log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
     let interval = config.refresh;
-    let name = if config.dry_run { StandardOutput.name() } else { file.name() };
-    let (version, api) = (env!("CARGO_PKG_VERSION"), &config.api.url);
-    let address = config.rules.address.as_str();
-    let how = interval.map_or("once".into(), |interval| format!("every {}", humantime::format_duration(interval)));
-    log::info!("baletheus {version}: devices of {api} to {name}, address {address}, {how}");
-    for warning in &config.warnings {
-        log::warn!("{warning}");
-    }
     let query = Query::new(config.rules.fields(), &config.selection);
     let client = match Client::new(config.api, query) {
         Ok(client) => client,
@@ -86,9 +82,12 @@ fn discover(config: config::Discovery) -> ExitCode {
     let stored = has_status.then(|| file.stored()).flatten();
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
     let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose();
-    let started = status.and_then(|status| Ok((status, Wakeups::start(interval.is_none())?)));
-    let (status, mut clock) = match started {
-        Ok(started) => started,
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return cannot_start(&error),
+    };
+    let mut clock = match Wakeups::start(interval.is_none()) {
+        Ok(clock) => clock,
         Err(error) => return cannot_start(&error),
     };
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
@@ -96,7 +95,7 @@ fn discover(config: config::Discovery) -> ExitCode {
         Ok(notifier) => notifier,
         Err(error) => return cannot_start(&error),
     };
-    // Not after the first refresh: an API that is down is no failed start. The targets of the last time are in the file.
+    // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
     let mut source = Api::start(&client, &observer);
     let inventory = Inventory::new(config.service_labels, has_status);
@@ -104,11 +103,27 @@ fn discover(config: config::Discovery) -> ExitCode {
     if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// One line about what is going to happen, and the warnings about the options.
+fn log_start(config: &config::Discovery, list: &str) {
+    let version = env!("CARGO_PKG_VERSION");
+    let api = &config.api.url;
+    let address = config.rules.address.as_str();
+    let how_often = match config.refresh {
+        Some(interval) => format!("every {}", humantime::format_duration(interval)),
+        None => "once".into(),
+    };
+    log::info!("baletheus {version}: devices of {api} to {list}, address {address}, {how_often}");
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+}
+
 /// Time that passes, and signals that cut a wait short.
 struct Wakeups(Receiver<Event>);
 
 impl Wakeups {
-    /// A signal to stop lets a refresh finish for a moment. The target file is whole at every moment.
+    /// Handles signals from now on. After a signal to stop, a refresh has [`STOP_GRACE`] to finish; the target file is whole at
+    /// every moment. A single refresh (`once`) that is stopped ends with exit code 1.
     fn start(once: bool) -> Result<Self, String> {
         let (sender, receiver) = channel();
         signals::handle(STOP_GRACE, i32::from(once), move |event| {

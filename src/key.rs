@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What to do about a key that does not serve.
+/// What to do about a key of the wrong kind.
 pub const CREATE_KEY: &str =
     "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
 /// The largest key file, in bytes.
@@ -68,7 +68,7 @@ pub struct KeySource {
 }
 
 impl KeySource {
-    /// A key, and the file that it was read from, if it was one.
+    /// A key, and the file that it was read from, if any.
     pub fn new(key: ApiKey, file: Option<PathBuf>) -> Self {
         KeySource { key: Arc::new(Mutex::new(key)), file }
     }
@@ -78,12 +78,12 @@ impl KeySource {
         self.lock().clone()
     }
 
-    /// Whether another key than the refused one is there to try. Reads the file again, unless somebody else renewed the key in
-    /// the meantime. Blocks on the file system.
+    /// Whether there is another key to try than the refused one. Reads the file again, unless another thread has renewed the key
+    /// in the meantime. Blocks on the file system.
     pub fn renew(&self, refused: &ApiKey) -> bool {
         if self.current() == *refused
             && let Some(file) = &self.file
-            // Nobody may ever write into a pipe.
+            // Reading a pipe would block until somebody writes into it.
             && fs::metadata(file).is_ok_and(|file| file.is_file())
             && let Ok(key) = ApiKey::read(file)
         {

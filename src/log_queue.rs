@@ -10,11 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes of lines that wait at most.
+/// The most bytes that wait.
 const CAPACITY: usize = 1 << 20;
-/// A line waits this long for room while the writer is stuck, counted from the write that does not return. A writer that is merely
-/// slow loses nothing.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// While the queue is full, lines wait for room until a single write has taken this long; then they are dropped. A writer that is
+/// merely slow loses nothing.
+const STUCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The queue. Its clones share it.
 #[derive(Clone)]
@@ -22,9 +22,9 @@ pub struct Queue(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// Lines have come.
+    /// Notified when a line comes.
     filled: Condvar,
-    /// Lines have gone.
+    /// Notified when lines are written.
     drained: Condvar,
 }
 
@@ -33,7 +33,7 @@ struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     dropped: u64,
-    /// When the write began that goes on now.
+    /// When the current write began; none while there is nothing to write.
     writing: Option<Instant>,
 }
 
@@ -64,7 +64,7 @@ impl Queue {
         let mut state = self.state();
         while state.bytes + line.len() > CAPACITY && !state.lines.is_empty() {
             let stuck = state.writing.map_or(Duration::ZERO, |since| since.elapsed());
-            let Some(left) = PATIENCE.checked_sub(stuck).filter(|left| !left.is_zero()) else {
+            let Some(left) = STUCK_TIMEOUT.checked_sub(stuck).filter(|left| !left.is_zero()) else {
                 state.dropped += 1;
                 return;
             };
@@ -148,7 +148,7 @@ mod tests {
         for _ in 0..50 {
             queue.push(&line);
         }
-        assert!(start.elapsed() < PATIENCE * 20, "{:?}", start.elapsed());
+        assert!(start.elapsed() < STUCK_TIMEOUT * 20, "{:?}", start.elapsed());
         queue.flush(Duration::from_millis(10));
         let mut read = Vec::new();
         while read.last().is_none_or(|last: &Vec<u8>| !last.ends_with(b" dropped")) {

@@ -24,11 +24,11 @@ pub struct Settings {
     pub json: bool,
 }
 
-/// Starts the log. Libraries log only with `RUST_LOG`: our own line already says what a library has to say of an error.
+/// Starts the log. Libraries log only with `RUST_LOG`: the program's own line already has the error of the library.
 pub fn init(settings: &Settings) {
     let mut builder = Builder::new();
     match &settings.filter {
-        // A filter for our own module would beat one for every module.
+        // A filter for this program would beat one of `RUST_LOG` for every module.
         Some(filter) => builder.parse_filters(filter),
         None => builder.filter_module(env!("CARGO_PKG_NAME"), settings.level),
     };
@@ -126,19 +126,19 @@ fn count_u64(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// A line on standard error before the log has started, or beside it. Nobody may read it: that is no error.
+/// Prints a line to standard error, before the log has started or beside it. A standard error that is closed is no error.
 pub fn print(text: &str) {
     let _ = writeln!(io::stderr(), "baletheus: {text}");
 }
 
-/// Ends with all configuration errors in one message; the log has not started yet.
-pub fn misconfigured(errors: &[String]) -> ExitCode {
+/// Prints all configuration errors of this command in one message, and gives the exit code. The log has not started yet.
+pub fn misconfigured(command: &str, errors: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    print(&format!("{what}\n  {}\nbaletheus --help lists all options", errors.join("\n  ")));
+    print(&format!("{what}\n  {}\n{command} --help lists all options", errors.join("\n  ")));
     ExitCode::from(2)
 }
 
-/// Ends because the configuration or the system does not let the program start.
+/// Logs why the configuration or the system does not let the program start, and gives the exit code.
 pub fn cannot_start(why: &str) -> ExitCode {
     log::error!("cannot start: {why}");
     ExitCode::from(2)

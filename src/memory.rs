@@ -4,16 +4,16 @@ use std::fs;
 use std::hint::black_box;
 use std::path::Path;
 
-/// Memory that is kept for the next need.
+/// Free memory that the allocator keeps, in bytes.
 const KEPT: usize = if usize::BITS < 64 { 1000 << 10 } else { 2 << 20 };
-/// The largest block that changes what glibc keeps, and room for its head. A larger one would have no effect.
+/// The largest block, with its header, that changes how much glibc keeps, in bytes. A larger one has no effect.
 const LARGEST_BLOCK: usize = if usize::BITS < 64 { 512 << 10 } else { 32 << 20 };
 const _: () = assert!(KEPT / 2 + (4 << 10) <= LARGEST_BLOCK);
 
 /// Lets the allocator keep some free memory. Otherwise each scrape takes memory from the system and gives it back, several times.
 ///
-/// Source: mallopt(3), `M_MMAP_THRESHOLD`. When glibc frees a block that it has mapped, it keeps twice the size of this block from then
-/// on.
+/// Source: mallopt(3), `M_MMAP_THRESHOLD`. Once glibc has freed a block that it had mapped, it keeps free memory of up to twice the size
+/// of that block.
 pub fn keep_some() {
     drop(black_box(Vec::<u8>::with_capacity(KEPT / 2)));
 }

@@ -15,13 +15,12 @@ use crate::net::threads;
 pub enum Event {
     /// SIGTERM or SIGINT: end.
     Stop,
-    /// SIGHUP: do now what is due later.
+    /// SIGHUP: refresh now.
     Reload,
 }
 
-/// Handles signals from now on, on a thread that does nothing else: a signal is handled in the middle of a request too.
-/// `notify` learns of each event and must not block. After a stop the program has `grace` to end by itself; then the process
-/// exits with `code`.
+/// Handles signals from now on, on a separate thread, so that no request delays them. `notify` gets each event and must not block.
+/// After a stop the program has `grace` to end by itself; then the process exits with `code`.
 ///
 /// # Errors
 /// The system refuses the handlers or the thread. The text is for the user.

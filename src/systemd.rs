@@ -1,5 +1,5 @@
-//! What systemd learns where it asks for it (`Type=notify`, `WatchdogSec=`): that the program is ready, reloads, and moves. Elsewhere
-//! there is no `NOTIFY_SOCKET`, and nothing happens.
+//! Notifications to systemd (`Type=notify`, `WatchdogSec=`): the program is ready, it reloads, it is alive. Elsewhere there is no
+//! `NOTIFY_SOCKET`, and nothing is sent.
 
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 
 use crate::balena::Failure;
 use crate::discovery::inventory::Inventory;
-use crate::discovery::{Observer, Published};
+use crate::discovery::{HELD_BACK, Observer, Published};
 use crate::status::liveness::Liveness;
 
 /// The program has started: its settings are valid and its sockets are open.
@@ -26,13 +26,13 @@ pub fn reloading() {
     notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
 }
 
-/// How often the watchdog wants to hear of the program; none if there is no watchdog.
+/// How often to reset the watchdog; none if there is no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
     // systemd recommends half of the time that it waits.
     sd_notify::watchdog_enabled().map(|longest| longest / 2)
 }
 
-/// The program moves.
+/// Resets the watchdog: the program is alive.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
 }
@@ -44,7 +44,8 @@ fn notify(states: &[NotifyState]) {
     }
 }
 
-/// Passes on what an observer hears, and tells systemd the outcome of each refresh and that the loop moves.
+/// Reports the outcome of each refresh to systemd, resets the watchdog while the loop is on time, and passes everything on to the
+/// next observer.
 pub struct Notifier<'a> {
     next: &'a dyn Observer,
     liveness: Arc<Liveness>,
@@ -61,7 +62,7 @@ impl<'a> Notifier<'a> {
             let liveness = liveness.clone();
             let run = move || {
                 loop {
-                    // Without a sign of life, systemd kills the program and starts it again.
+                    // Otherwise systemd kills the program and starts it again.
                     if liveness.overdue().is_none() {
                         alive();
                     }
@@ -84,9 +85,7 @@ impl Observer for Notifier<'_> {
     fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         let status = match outcome {
             Ok(Published::Written | Published::Unchanged) => "the last refresh succeeded".to_owned(),
-            Ok(Published::Refused) => {
-                "the API lists no device that makes a target; the list stays as it was".to_owned()
-            }
+            Ok(Published::Refused) => HELD_BACK.to_owned(),
             // A line break would end the text, and what follows would be another assignment.
             Err(failure) => format!("the last refresh failed: {}", failure.to_string().replace(['\n', '\r'], " ")),
         };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Whether text is in quotes, which a program that is no shell takes for part of it.
+/// Whether text is in quotes. A shell removes them; Docker's `--env-file`, for one, takes them for a part of the value.
 pub fn is_quoted(text: &str) -> bool {
     let text = text.trim();
     let within = |quote| text.strip_prefix(quote).is_some_and(|rest: &str| rest.ends_with(quote));
@@ -25,7 +25,8 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 
 /// One of a few words.
 pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
-    known.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value).ok_or_else(|| "no such choice".into())
+    let found = known.iter().find(|(name, _)| *name == text.trim());
+    found.map(|(_, value)| *value).ok_or_else(|| format!("not one of {}", known.map(|(name, _)| name).join(", ")))
 }
 
 /// A duration with its unit, from one second up to `longest` seconds.
@@ -37,28 +38,29 @@ pub fn duration(text: &str, longest: u64) -> Result<Duration, String> {
 
 /// An interval of up to 30 days: a duration, or a bare number of milliseconds.
 pub fn interval(text: &str) -> Result<Duration, String> {
-    let (text, longest) = (text.trim(), 30 * 86400);
+    const LONGEST: u64 = 30 * 86400;
+    let text = text.trim();
     let is_bare = text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
         // The first baletheus took milliseconds without a unit.
         Ok(0..1000_u32) => Err("a bare number is milliseconds; write a unit, such as 30s".into()),
-        _ if is_bare => duration(&format!("{text}ms"), longest),
-        _ => duration(text, longest),
+        _ if is_bare => duration(&format!("{text}ms"), LONGEST),
+        _ => duration(text, LONGEST),
     }
 }
 
 /// An interval between scrapes: a duration of Prometheus, at least 5 s.
 pub fn scrape_interval(text: &str) -> Result<(&str, u64), String> {
     match prometheus_duration(text)? {
-        (_, ..5000) => Err("is shorter than 5s".into()),
+        (_, ..5000) => Err("it is shorter than 5s".into()),
         interval => Ok(interval),
     }
 }
 
-/// The time-out of a scrape: a duration of Prometheus above 0.
+/// The time-out of a scrape: a duration of Prometheus, longer than 0.
 pub fn scrape_timeout(text: &str) -> Result<(&str, u64), String> {
     match prometheus_duration(text)? {
-        (_, 0) => Err("is no time at all".into()),
+        (_, 0) => Err("it has to be longer than 0s".into()),
         timeout => Ok(timeout),
     }
 }
@@ -71,7 +73,7 @@ pub fn prometheus_duration(text: &str) -> Result<(&str, u64), String> {
         [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     // Leading zeros make a duration of any length.
     const MAX_LENGTH: usize = 64;
-    let bad = || "takes a duration of Prometheus such as 30s or 1m30s".to_owned();
+    let bad = || "it is not a duration of Prometheus, such as 30s or 1m30s".to_owned();
     if text.is_empty() || text.len() > MAX_LENGTH {
         return Err(bad());
     }

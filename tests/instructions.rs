@@ -1,4 +1,4 @@
-//! What a device costs, in instructions: unlike a time, a count of them does not depend on the machine's mood.
+//! What a device costs, in instructions: unlike a time, their number does not depend on what else the machine does.
 //!
 //! The counts are valgrind's, of the debug binary, which is there anyway; they are some ten times those of a release. What
 //! does not depend on the number of devices is subtracted. From run to run they differ by less than one in a thousand, but

@@ -1,6 +1,6 @@
-//! `kill -9` at any moment, while the list changes all the time: who reads the file sees a whole list, always.
+//! `kill -9` at any moment, while the list changes all the time: a reader of the file always sees a whole list.
 //!
-//! `KILLS=500 cargo test --release --test kill` for more than the 25 of every day.
+//! By default it kills 25 times; for more: `KILLS=500 cargo test --release --test kill`.
 
 pub mod support {
     pub mod binary;

@@ -78,7 +78,7 @@ fn a_signal_ends_it_while_it_waits() {
 
 #[test]
 fn a_signal_ends_it_while_it_connects() {
-    // Whose queue is full does not answer any more: the next connections are never made.
+    // A listener whose queue is full does not answer: the next connections are never made.
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     listener.listen(0).unwrap();

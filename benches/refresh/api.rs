@@ -1,7 +1,7 @@
-//! A fleet of any size behind the simulated API, in a process of its own, so that what it costs is not counted. Each
-//! answer is that of the strict simulation, made the first time that it is asked for and then kept.
+//! A fleet of any size behind the simulated API, in a separate process, so that its cost is not counted. Each answer is that of the
+//! strict simulation, made the first time that it is asked for and then kept.
 //!
-//! Each line on its standard input is a moment of the fleet, and is answered by what was asked since the last one.
+//! Each line on its standard input is a moment of the fleet. It answers with the traffic since the line before.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -24,13 +24,13 @@ use crate::support::tls::Authority;
 const REPORTS: u64 = 5;
 /// Minutes that a device without a connection stays so.
 const OUTAGE: u64 = 5;
-/// A state of the heartbeat is asked for with the state of the devices only.
+/// Only requests for the state of the devices ask for this field.
 const STATE: &str = "api_heartbeat_state";
 
 /// A state of the fleet.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum Moment {
-    /// As at first.
+    /// The beginning.
     #[default]
     First,
     /// One device in a hundred, on every page, has another name.
@@ -71,13 +71,13 @@ impl Traffic {
     }
 }
 
-/// The API as whoever measures sees it; it ends with its standard input.
+/// The process of the API. It ends when its standard input closes.
 pub struct Api {
     child: Child,
-    tell: ChildStdin,
-    told: BufReader<ChildStdout>,
+    moments: ChildStdin,
+    answers: BufReader<ChildStdout>,
     pub url: String,
-    /// For the certificate of its authority.
+    /// Holds the certificate of its authority.
     folder: tempfile::TempDir,
 }
 
@@ -87,8 +87,8 @@ impl Api {
         Self::with(devices, IDLE, "http")
     }
 
-    /// Over TLS. Its clock goes so many times as fast as ours: idle connections are closed the sooner, and the state of the
-    /// devices is answered once in a moment.
+    /// Over TLS. It closes idle connections this many times sooner than the real API, and answers requests for the state of the
+    /// devices once in a moment.
     pub fn fast(devices: u64, times: u32) -> Self {
         Self::with(devices, IDLE / times, "https")
     }
@@ -98,8 +98,9 @@ impl Api {
         let mut command = Command::new(env::current_exe().expect("the path of this program"));
         command.args(["api", &devices.to_string(), &idle.as_millis().to_string(), scheme]).current_dir(&folder);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("this program runs");
-        let (tell, told) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
-        let mut api = Api { child, tell, told: BufReader::new(told), url: String::new(), folder };
+        let moments = child.stdin.take().expect("a pipe");
+        let answers = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut api = Api { child, moments, answers, url: String::new(), folder };
         api.url = format!("{scheme}://{}", api.read());
         api
     }
@@ -109,15 +110,15 @@ impl Api {
         self.folder.path().join(AUTHORITY)
     }
 
-    /// Sets the state of the fleet, and tells what was asked since it was set last.
+    /// Sets the state of the fleet, and returns the traffic since it was set last.
     pub fn set(&mut self, moment: Moment) -> Traffic {
-        writeln!(self.tell, "{}", serde_json::to_string(&moment).expect("JSON")).expect("the API lives");
+        writeln!(self.moments, "{}", serde_json::to_string(&moment).expect("JSON")).expect("the API lives");
         serde_json::from_str(&self.read()).expect("JSON")
     }
 
     fn read(&mut self) -> String {
         let mut line = String::new();
-        self.told.read_line(&mut line).expect("the API lives");
+        self.answers.read_line(&mut line).expect("the API lives");
         line.trim_end().to_owned()
     }
 }
@@ -150,7 +151,7 @@ struct Server {
     answers: Mutex<HashMap<Asked, Arc<Vec<u8>>>>,
 }
 
-/// The other side: serves until standard input ends.
+/// The API itself: serves until standard input ends.
 pub fn serve(args: &[String]) {
     let number = |at: usize| args[at].parse().expect("a number");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -252,7 +253,7 @@ impl Server {
         Ok(())
     }
 
-    /// Waits, so that the state of the devices is answered once a minute.
+    /// Lets a request for the state of the devices wait until a minute begins in which it was not answered yet.
     fn hold(&self, seen: &Seen) {
         if !seen.target.contains(STATE) || !seen.target.contains("(id%20gt%200)") {
             return;
@@ -287,7 +288,7 @@ impl Server {
         after + 1..=self.devices.min(after + top)
     }
 
-    /// Differs where the content does.
+    /// A number that differs between moments in which the content of this target differs.
     fn version(&self, target: &str, moment: Moment) -> u64 {
         let count = |is: &dyn Fn(u64) -> bool| self.ids(target).filter(|id| is(*id)).count() as u64;
         match moment {
@@ -367,7 +368,7 @@ fn report(device: &mut Value, id: u64, minute: u64) {
 /// 2026-11-22 12:00 UTC, in milliseconds since 1970.
 const NOON: u64 = 1_795_348_800_000;
 
-/// A number that depends on these two only, and looks like chance.
+/// A number that looks random, and depends on these two only.
 fn chance(id: u64, salt: u64) -> u64 {
     // SplitMix64
     let mut mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(salt.wrapping_mul(0xd1b5_4a32_d192_ed03));

@@ -1,6 +1,5 @@
-//! What an hour costs. Nobody waits for it: a minute ends when what is done in it is done, and only a part of the hour is measured
-//! where all of it would take long. Each minute has one or two refreshes, a request for the state of the devices, and a scrape with
-//! gzip.
+//! What an hour costs. It does not take an hour: a minute ends as soon as its work is done, and for many devices only a part of the
+//! hour is measured. Each minute has one or two refreshes, a request for the state of the devices, and a scrape with gzip.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,7 +15,7 @@ use crate::support::sidecar::PATIENCE;
 use crate::table::{GO_SHIPPED, OWN, SHIPPED, shown};
 use crate::{Racer, path_of};
 
-/// Hours of which the median is told.
+/// Measured hours. The median counts.
 pub const ROUNDS: usize = 3;
 
 /// What is measured, with its unit.
@@ -32,13 +31,14 @@ const TITLES: [(&str, f64); 7] = [
 
 type Samples = BTreeMap<&'static str, Vec<[f64; TITLES.len()]>>;
 
-/// The API closes idle connections so many times as fast as the real one, and there is a longer pause after each refresh.
-const TIMES: u32 = 20;
+/// The API closes idle connections this many times sooner than the real one.
+const SPEED: u32 = 20;
+/// The pause after each refresh, in which idle connections are closed.
 const PAUSE: Duration = Duration::from_millis(400);
-/// With so few devices, all programs run at once.
+/// Up to this many devices, all programs run at once.
 const FEW: u64 = 1000;
 
-/// How many minutes are measured, with so many devices. The reports of the devices repeat every five minutes.
+/// How many minutes are measured with this many devices. The reports of the devices repeat every five minutes.
 fn minutes(devices: u64) -> u64 {
     match devices {
         0..=FEW => 60,
@@ -57,7 +57,7 @@ pub fn run(sizes: &[u64], rounds: usize) {
         println!("| --- | ---: | ---: | ---: | ---: | ---: |");
         for devices in sizes {
             let mut samples = Samples::new();
-            let mut shared = (*devices > FEW).then(|| Api::fast(*devices, TIMES));
+            let mut shared = (*devices > FEW).then(|| Api::fast(*devices, SPEED));
             for _ in 0..rounds {
                 let measured = match &mut shared {
                     Some(api) => contenders().map(|is| hour(is, api, *devices, refreshes)),
@@ -86,7 +86,7 @@ type Measured = (&'static str, [f64; TITLES.len()], usize);
 
 fn at_once(devices: u64, refreshes: u64) -> [Measured; 3] {
     thread::scope(|scope| {
-        let one = |is| scope.spawn(move || hour(is, &mut Api::fast(devices, TIMES), devices, refreshes));
+        let one = |is| scope.spawn(move || hour(is, &mut Api::fast(devices, SPEED), devices, refreshes));
         contenders().map(one).map(|one| one.join().expect("an hour"))
     })
 }
@@ -149,13 +149,13 @@ fn wait_for_states(racer: &Racer) -> usize {
     }
 }
 
-/// How many refreshes wrote the file, as its log tells.
+/// How many refreshes wrote the file, by its log.
 fn updates(racer: &Racer) -> usize {
     racer.running().log().iter().filter(|line| line.contains("updated")).count()
 }
 
-/// Waits until all pages of so many refreshes and requests for the state of the devices were asked for, and then until connections
-/// that are idle have been closed.
+/// Waits until all pages were asked for by this many refreshes and this many requests for the state of the devices, and then until idle
+/// connections have been closed.
 fn wait_for(api: &mut Api, moment: Moment, traffic: &mut Traffic, devices: u64, rounds: [u64; 2]) {
     let pages = devices / PAGE_SIZE as u64 + 1;
     let deadline = Instant::now() + PATIENCE;

@@ -34,7 +34,7 @@ use support::cloud::KEY;
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
 use table::{CURL, GO, GO_SHIPPED, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
 
-/// Refreshes and starts of which the median is told.
+/// Measured refreshes and starts. The median counts.
 const ROUNDS: usize = 7;
 /// The numbers of devices that are measured unless others are named.
 const SIZES: [u64; 5] = [100, 1000, 10_000, 20_000, 100_000];
@@ -72,7 +72,7 @@ fn run(sizes: &[u64], rounds: usize) {
     println!("\n{}", table::marks(&tables, binary));
 }
 
-/// A program's path as `scripts/bench` tells it.
+/// The path of a program, from a variable that `scripts/bench` sets.
 fn path_of(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/bench"))
 }
@@ -88,12 +88,12 @@ fn contenders() -> [(&'static str, Vec<String>); 4] {
     ]
 }
 
-/// A contender in a folder of its own.
+/// A contender in a separate folder.
 struct Racer {
     name: &'static str,
     sidecar: Sidecar,
     running: Option<Running>,
-    /// How many refreshes wrote the file, as its log tells.
+    /// How many refreshes wrote the file, by its log.
     updates: usize,
 }
 
@@ -133,7 +133,7 @@ impl Racer {
         clock_gettime(clock).expect("it lives").into()
     }
 
-    /// Its CPU time once it rests: what a refresh leaves to be done is its own.
+    /// Its CPU time once it rests, so that work after a refresh counts as well.
     fn settled(&self) -> Duration {
         let (deadline, mut last) = (Instant::now() + PATIENCE, self.cpu());
         while Instant::now() < deadline {
@@ -178,8 +178,8 @@ impl Racer {
         (self.settled() - before, wall)
     }
 
-    /// CPU and wall time of a refresh that does not, and what was sent for it. Ours says nothing then: its wall time is
-    /// that to the last of so many answers.
+    /// CPU and wall time of a refresh that does not change the list, and the bytes that were sent for it. baletheus logs nothing then,
+    /// so its wall time ends with the last of its answers.
     fn unchanged(&mut self, api: &mut Api, moment: Moment, pages: usize) -> (Duration, Duration, usize) {
         let (before, start) = (self.cpu(), SystemTime::now());
         self.running().signal("HUP");
@@ -223,7 +223,7 @@ impl Racer {
         self.sidecar.path("balena.json")
     }
 
-    /// Which file it is, and its size.
+    /// The number of the file, which changes when it is replaced, and its size in bytes.
     fn file(&self) -> (u64, u64) {
         fs::metadata(self.list()).map_or((0, 0), |file| (file.ino(), file.size()))
     }
@@ -244,7 +244,7 @@ impl Racer {
         tasks.map(|task| count(&task.expect("a thread").path())).sum()
     }
 
-    /// KiB.
+    /// A size from its `status` in `/proc`, in KiB.
     fn memory(&self, name: &str) -> u64 {
         status(Path::new(&format!("/proc/{}", self.running().id())), name)
     }
@@ -310,7 +310,7 @@ fn parse(bodies: &[Vec<u8>]) -> (Duration, Duration) {
     (cpu() - before, start.elapsed())
 }
 
-/// Waits until the state of the devices and the reports have been asked for, which happens once: these requests are none of a refresh.
+/// Waits for the requests for the state of the devices and for the reports, which come once. They do not belong to a refresh.
 fn wait_for_state(api: &mut Api, devices: u64) {
     let (mut traffic, deadline) = (Traffic::default(), Instant::now() + PATIENCE);
     let wanted = 2 * (devices / PAGE_SIZE as u64 + 1);
@@ -326,7 +326,7 @@ fn measure(devices: u64, rounds: usize) -> Table {
     let (mut table, mut api) = (Table::new(devices), Api::start(devices));
     let mut racers = contenders().map(|is| Racer::new(is, &api, ["1h", "1h"]));
     let mut starters = contenders().map(|is| Racer::new(is, &api, ["1h", "1h"]));
-    // Once for nothing, so that all answers are there, and what happens only once has happened.
+    // A round that does not count: it makes all answers, and everything that happens only once.
     let mut pages = Vec::new();
     for racer in &mut racers {
         racer.start();

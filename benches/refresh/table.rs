@@ -1,4 +1,4 @@
-//! What was measured, as Markdown, and held against the marks.
+//! The measurements as tables in Markdown, and a comparison with the goals.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -65,7 +65,7 @@ const TITLES: [(Measure, &str); 18] = [
     (Wakeups, "wake-ups in 10 s of rest"),
 ];
 
-/// All that was measured with so many devices.
+/// All measurements with one number of devices.
 pub struct Table {
     devices: u64,
     samples: BTreeMap<(Measure, &'static str), Vec<f64>>,
@@ -115,7 +115,7 @@ impl Display for Table {
     }
 }
 
-/// Three digits that count.
+/// Three significant digits.
 pub fn shown(value: f64) -> String {
     let digits = if value >= 100.0 || value == 0.0 {
         0
@@ -127,7 +127,7 @@ pub fn shown(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// What is to be reached, as ratios of medians in this run.
+/// The goals, as ratios of medians in this run.
 pub fn marks(tables: &[Table], binary: u64) -> String {
     let mut text = "| mark | at most | measured |\n| --- | ---: | ---: |\n".to_owned();
     let mut mark = |what: &str, most: f64, measured: Option<f64>| {

@@ -51,7 +51,7 @@ const FLOOR_DEVICES: usize = 6000;
 const ROUNDS: usize = 3;
 /// Prometheus' scrape time-out.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// What a child process is to be.
+/// The variable with the role of a child process.
 const ROLE: &str = "BENCH_ROLE";
 
 fn main() {
@@ -90,7 +90,7 @@ fn main() {
     }
 }
 
-/// So many devices, of which some hang, scraped once in an interval.
+/// Devices, of which some hang, and the interval in which each is scraped once.
 #[derive(Clone, Copy)]
 struct Load {
     devices: usize,
@@ -122,7 +122,7 @@ fn address(running: &Running) -> SocketAddr {
     line.rsplit(' ').next().and_then(|addr| addr.parse().ok()).expect("an address")
 }
 
-/// An exporter with 60 KB, as often as it is asked.
+/// An exporter that answers each request with 60 KB.
 async fn exporter() -> io::Result<()> {
     let body = "node_cpu_seconds_total{cpu=\"0\",mode=\"user\"} 1234.56\n".repeat(60_000 / 51);
     let head =
@@ -147,7 +147,7 @@ fn vpn() {
     fs::write("ca.pem", authority.pem()).expect("written");
     let vpn = Vpn::start(KEY, Some(authority.server(&["localhost"])));
     for number in 0..devices {
-        // those that hang stand among the others
+        // Those that hang are spread among the others.
         let silent = number * hang / devices != (number + 1) * hang / devices;
         vpn.device(&name(number), |device| {
             *device = Device { silent, offline: false, ports: [(9100, exporter)].into() }
@@ -346,7 +346,7 @@ fn length(head: &[u8]) -> usize {
     length.unwrap_or(0)
 }
 
-/// Scrapes all for an interval, each at its moment; gives how long those took that came.
+/// Scrapes all devices in an interval, each at its moment, and returns the durations of the scrapes that succeeded.
 fn scrape(prometheus: &Arc<Prometheus>, Load { devices, interval, .. }: Load) -> Vec<Duration> {
     prometheus.runtime.block_on(async {
         let (start, mut scrapes) = (tokio::time::Instant::now(), JoinSet::new());

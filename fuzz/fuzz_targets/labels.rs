@@ -1,5 +1,5 @@
-//! Any bytes as the API's answer about releases and the labels of their services: an error of the API, or a list that is within the
-//! rules, and the same one when it is made afresh.
+//! Any bytes as the API's answer about releases and the labels of their services: either the refresh fails, or the list keeps the
+//! rules, and is the same when it is made again.
 #![no_main]
 
 use baletheus::balena::{Answer, Failure};

@@ -8,7 +8,7 @@ use baletheus::balena::selection::{FleetRef, TagFilter};
 use baletheus::config::{self, OPTIONS};
 use baletheus::discovery::exporter;
 
-/// These read files or look up names, which a fuzzer must not choose.
+/// These read files or look up names, so a fuzzer must not choose their values.
 const OUTSIDE: [&str; 5] = ["API_KEY_FILE", "CA_FILE", "BALENA_CA_FILE", "LISTEN_ADDRESS", "TUNNEL_LISTEN_ADDRESS"];
 const KEY: &str = "a-key-that-nobody-may-see";
 

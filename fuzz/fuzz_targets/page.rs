@@ -9,7 +9,7 @@ mod page;
 mod rules;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    // Which kind, mutations change as they like.
+    // The length chooses the kind, so that mutations reach every kind.
     let kind = page::KINDS[bytes.len() % page::KINDS.len()];
     if let Err(why) = page::check(bytes, kind) {
         panic!("{why}");

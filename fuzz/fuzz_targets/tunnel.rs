@@ -1,5 +1,5 @@
 //! Any bytes as what comes through balena's VPN proxy: the first line of the input is its answer to `CONNECT`, the rest that of the
-//! device. The real tunnel runs in this process: each scrape has an answer in time, and the process goes on.
+//! device. The real tunnel runs in this process: it answers each scrape in time, and the process does not end.
 #![no_main]
 
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
 }
 
-/// Sends the answer to whoever connects, after its request, and closes.
+/// Answers each connection after its first bytes, and closes it.
 fn vpn() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");

@@ -8,10 +8,10 @@ use super::failure::Failure;
 use super::query::{self, Query};
 use super::request::{Answer, Api, Requests, Sender};
 
-/// `whoami` must not delay the first list for long.
+/// The limit for `whoami`, which must not delay the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
-/// It takes at most this share of the time-out, and the first page has the rest.
-const WHOAMI_SHARE: u32 = 4;
+/// `whoami` takes at most the time-out divided by this. The first page has the rest.
+const WHOAMI_DIVISOR: u32 = 4;
 
 /// Whose key it is, by `GET /actor/v1/whoami`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Actor {
 pub struct Client {
     sender: Sender,
     query: Query,
-    /// For a whole answer: the time-out, unless less is left.
+    /// For a whole answer: the time-out, or what is left of it.
     limit: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Client {
         self.sender.get(&self.query.page(after, limit), etag, self.limit)
     }
 
-    /// Asks for this much of up to `limit` of the same devices with ids above `after`.
+    /// Asks for `what`, a `$select` with or without an `$expand`, of up to `limit` of the same devices with ids above `after`.
     ///
     /// # Errors
     /// There is no usable answer.
@@ -109,8 +109,8 @@ impl Client {
             #[serde(rename = "actorType")]
             kind: String,
         }
-        let answer =
-            self.sender.get("/actor/v1/whoami", None, WHOAMI_TIMEOUT.min(self.sender.api.timeout / WHOAMI_SHARE))?;
+        let limit = WHOAMI_TIMEOUT.min(self.timeout() / WHOAMI_DIVISOR);
+        let answer = self.sender.get("/actor/v1/whoami", None, limit)?;
         let Answer::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
         let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
         Ok(match kind.as_str() {

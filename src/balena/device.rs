@@ -23,10 +23,10 @@ impl Deref for Text<'_> {
     }
 }
 
-/// Characters of a device's name: balena's own limit.
+/// The most characters of a device's name, by balena's own limit.
 const MAX_NAME_LENGTH: usize = 255;
 
-/// Characters of a uuid.
+/// The most characters of a uuid.
 const MAX_UUID_LENGTH: usize = 62;
 
 /// Reads an expanded reference, which is an array of none or one, or null. A field that is read so may be missing as well, by
@@ -234,7 +234,8 @@ fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {
     Device { id, uuid: text("uuid"), device_name: text("device_name"), broken, ..Device::default() }
 }
 
-/// The value of the tag with this key; null counts as empty. If a key occurs twice, the order does not decide.
+/// The value of the tag with this key; null counts as empty. If a key occurs twice, the lesser value counts, since the API's order
+/// may change.
 pub fn tag_value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
     let named = tags.iter().filter(|tag| tag.key.as_deref() == Some(key));
     named.map(|tag| tag.value.as_deref().unwrap_or_default()).min()

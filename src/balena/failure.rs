@@ -56,7 +56,11 @@ impl Reason {
             }
             429 => (Reason::RateLimited, "the API limits requests; a longer --refresh (REFRESH_RATE) helps"),
             500 => (Reason::ServerError, "the API is in trouble, or too old for a field that is asked for"),
-            _ => (Reason::ServerError, "the API is in trouble"),
+            501..=599 => (Reason::ServerError, "the API is in trouble"),
+            _ => (
+                Reason::ServerError,
+                "balena's API has no such answer: is --api-url (API_URL) right, or does a proxy answer?",
+            ),
         }
     }
 }

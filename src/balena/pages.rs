@@ -5,12 +5,12 @@ use super::request::Answer;
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;
-/// A page that has so few records and is large all the same has a few large records. It becomes smaller only if it has to: each page is
-/// a request, and a few hostile devices must not make many.
+/// The smallest limit of a page ahead of need. A page with fewer records has a few large ones, and becomes smaller only once its answer
+/// is too large: each page is a request, and a few hostile devices must not make many.
 const SMALL_PAGE: usize = PAGE_SIZE / 16;
-/// Pages that a server can make us keep: a million records.
+/// The most pages that are kept, whatever the server sends: a million records.
 const MAX_PAGES: usize = 1000;
-/// Bytes that a server can make us keep.
+/// The most bytes that are kept, whatever the server sends.
 const MAX_SIZE: usize = 1 << 30;
 
 /// Asks for pages and reads them.
@@ -32,10 +32,10 @@ pub trait Reader<T> {
     /// The body is not a page.
     fn read(&mut self, body: &[u8], place: Place<'_, T>) -> Result<Read<T>, Failure>;
 
-    /// Stands in for a page with a single record that is larger than an answer can be.
+    /// Makes the page for a single record that is larger than an answer can be.
     ///
     /// # Errors
-    /// There is no way around it.
+    /// The record cannot be skipped.
     fn too_large(&mut self, after: u64) -> Result<Read<T>, Failure>;
 
     /// The failure for an answer that is not what was asked for.
@@ -51,7 +51,7 @@ pub struct Place<'a, T> {
     pub limit: usize,
     /// What was read there before.
     pub old: Option<&'a T>,
-    /// The end of the page so far, which is where the next one began. A page that ends there again leaves the next ones unchanged.
+    /// Where the next page began before. A page that ends there again leaves the next ones unchanged.
     pub next: Option<u64>,
 }
 
@@ -72,9 +72,9 @@ pub struct Pages<T> {
 
 struct Page<T> {
     after: u64,
-    /// Records that are asked for the next time.
+    /// How many records this page asks for the next time.
     limit: usize,
-    /// Records that a new page behind it asks for.
+    /// How many records a new page behind it asks for.
     next_limit: usize,
     etag: Option<String>,
     read: Read<T>,
@@ -95,10 +95,12 @@ impl<T> Pages<T> {
     /// Asks for every page and calls `changed` for each that is new.
     ///
     /// # Errors
-    /// A request or a page fails. Pages of two moments may then follow each other, and must not be used. The ones that came are
-    /// kept, so that the next try is cheaper.
+    /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that the
+    /// next try is cheaper.
     pub fn refresh(&mut self, reader: &mut impl Reader<T>, mut changed: impl FnMut()) -> Result<(), Failure> {
-        let (mut index, mut after, mut size) = (0, 0, 0);
+        let mut index = 0;
+        let mut after = 0;
+        let mut size = 0;
         loop {
             if let Some(page) = self.fetch(index, after, reader)? {
                 // The new page replaces all old ones that begin within it.
@@ -124,9 +126,13 @@ impl<T> Pages<T> {
     fn fetch(&self, index: usize, after: u64, reader: &mut impl Reader<T>) -> Result<Option<Page<T>>, Failure> {
         let old = self.pages.get(index).filter(|old| old.after == after);
         let before = index.checked_sub(1).map(|before| &self.pages[before]);
-        let limit = old.map_or(before.map_or(PAGE_SIZE, |before| before.next_limit), |old| old.limit);
+        let mut limit = match (old, before) {
+            (Some(old), _) => old.limit,
+            (None, Some(before)) => before.next_limit,
+            (None, None) => PAGE_SIZE,
+        };
         let current = old.filter(|old| reader.is_current(&old.read.content));
-        let (mut limit, mut etag) = (limit, current.and_then(|old| old.etag.as_deref()));
+        let mut etag = current.and_then(|old| old.etag.as_deref());
         loop {
             match reader.ask(after, limit, etag)? {
                 Answer::Unchanged => return Ok(None),
@@ -147,8 +153,8 @@ impl<T> Pages<T> {
     }
 }
 
-/// How many records a page of so many asks for the next time, and a new page behind it: as many as take half of an answer. A page
-/// becomes smaller before it outgrows an answer, which would be read in vain.
+/// How many records a page with this limit asks for the next time, and how many a new page behind it: as many as take half of the
+/// largest answer. So a page becomes smaller before its answer is too large, which would be read in vain.
 fn limits(limit: usize, room: usize) -> (usize, usize) {
     let fitting = (limit.saturating_mul(room) / 2).clamp(SMALL_PAGE, PAGE_SIZE);
     (limit.min(fitting), fitting)

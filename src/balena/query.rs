@@ -33,8 +33,8 @@ const EXPAND: &str = "is_of__device_type($select=slug),belongs_to__application($
     device_tag($select=tag_key,value;$orderby=tag_key%20asc)";
 
 impl Query {
-    /// Asks for these fields of the selected devices. A field that changes by itself belongs here only if it is used: pages
-    /// of a quiet fleet then stay the same.
+    /// Asks for these fields of the selected devices. A field that changes by itself belongs here only if it is used: without it,
+    /// the pages of a quiet fleet stay the same.
     pub fn new<'a>(fields: impl IntoIterator<Item = &'a str>, selection: &Selection) -> Self {
         let fields = ["id", "uuid"].into_iter().chain(fields).collect::<Vec<_>>().join(",");
         Query { fields, filter: filter(selection), releases: devices_of(&selection.fleets) }
@@ -50,9 +50,7 @@ impl Query {
     pub fn ask(&self, what: &str, after: u64, limit: usize) -> String {
         format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={limit}", self.filter)
     }
-}
 
-impl Query {
     /// Path and query of up to `limit` releases that some device of the selected fleets runs, with ids above `after`.
     pub fn releases(&self, after: u64, limit: usize) -> String {
         let devices = &self.releases;

@@ -10,11 +10,11 @@ use serde_json::value::RawValue;
 
 use super::device::{Text, one};
 
-/// Services of a release that are read.
+/// The most services of a release that are read.
 const MAX_SERVICES: usize = 200;
-/// Labels of a service that are read, of each of its two kinds.
+/// The most labels of a service that are read, of each of its two kinds.
 const MAX_LABELS: usize = 50;
-/// Bytes of the name or the value of a label: the API allows 300 characters.
+/// The most bytes of the name or the value of a label: the API allows 300 characters.
 const MAX_LABEL_SIZE: usize = 1200;
 
 /// A release with the labels of its services.

@@ -19,7 +19,7 @@ use super::failure::{Failure, Reason};
 use crate::backoff;
 use crate::key::{ApiKey, KeySource};
 use crate::memory;
-use crate::net::connector::trust_hint;
+use crate::net::connector::{no_tls, trust_hint};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::threads::{NoThread, Resolver};
 
@@ -66,9 +66,9 @@ pub enum Answer {
     Body {
         /// The `ETag` for the next request.
         etag: Option<String>,
-        /// `{"d": [ … ]}`, where nothing is wrong.
+        /// `{"d": [ … ]}`, as far as the API keeps to its form.
         body: Vec<u8>,
-        /// How many such bodies would fit into an answer.
+        /// How many times this body would fit into the largest answer.
         room: usize,
     },
     /// The body is larger than an answer may be.
@@ -78,7 +78,7 @@ pub enum Answer {
     },
 }
 
-/// How many requests had which status; none counts those without an answer. Clones share the counts.
+/// The number of requests by the status of their answer, with none for those without an answer. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Requests(Arc<Mutex<BTreeMap<Option<u16>, u64>>>);
 
@@ -116,7 +116,7 @@ impl Sender {
     /// The platform's root certificates cannot be used, or a thread cannot be started. The text is for the user.
     pub fn new(api: Api) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
-        // All requests go to one host, so that its proxy is found once.
+        // All requests go to one host, so its proxy is found once.
         let proxy = api.proxy().map(Proxy::for_reqwest).transpose().map_err(|error| error.without_url().to_string())?;
         let http = proxy
             .into_iter()
@@ -134,10 +134,7 @@ impl Sender {
             .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| {
-                let tls = || format!("TLS: {}; is the package ca-certificates installed?", chain(&error).join(": "));
-                NoThread::in_start(&error).unwrap_or_else(tls)
-            })?;
+            .map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&chain(&error).join(": "))))?;
         let max_answer = memory::limit()
             .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
         Ok(Sender { http, api, requests: Requests::default(), max_answer })
@@ -212,7 +209,7 @@ impl Sender {
         }
     }
 
-    /// A request without an answer, or with half of one.
+    /// The failure of a request that has no answer, or a part of one.
     fn broken(&self, error: reqwest::Error) -> Failure {
         let error = error.without_url();
         let chain = chain(&error);
@@ -249,8 +246,8 @@ impl Sender {
     }
 }
 
-/// The beginning of a text answer or the place that a redirect leads to. It ends before the key if the server echoes that, and
-/// it reads so far that it cannot end within a key.
+/// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before it:
+/// enough of the answer is read that the key is never cut in two.
 fn excerpt(key: &ApiKey, response: Response) -> String {
     let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
     let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));

@@ -41,9 +41,7 @@ impl FleetRef {
             _ => Err(format!("{text:?} is not organization/name")),
         }
     }
-}
 
-impl FleetRef {
     /// Whether it names the fleet with this id, name and slug.
     pub fn names(&self, id: Option<u64>, name: &str, slug: &str) -> bool {
         match self {

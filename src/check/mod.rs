@@ -84,8 +84,7 @@ pub fn run(settings: Settings) -> ExitCode {
 }
 
 fn start(settings: Settings) -> Result<(Client, Prober), String> {
-    let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())
-        .map_err(|error| format!("TLS: {error}"))?;
+    let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())?;
     let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
     if settings.rules.address == Address::Public
         && let Some(proxy) = public.ok().as_ref().and_then(|url| connector.proxy_for(url))
@@ -141,7 +140,10 @@ fn url(group: &ReadGroup) -> String {
 fn probe_all(rows: &mut [Row], prober: Prober) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let urls: Vec<_> = rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?))).collect();
-    let (all, mut done, mut waiting, prober) = (urls.len(), 0, urls.into_iter(), Arc::new(prober));
+    let all = urls.len();
+    let mut done = 0;
+    let mut waiting = urls.into_iter();
+    let prober = Arc::new(prober);
     let terminal = io::stderr().is_terminal();
     runtime.block_on(async {
         let mut running = JoinSet::new();

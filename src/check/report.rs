@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable, printable_json};
-use crate::net::connector::trust_hint;
 use crate::net::refused::{Reason, Refused};
+use crate::net::vpn::unreachable_hint;
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;
@@ -110,7 +110,7 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
         }
         LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
         LeftOutReason::LanAddressRefused => {
-            "if its network is one of devices, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
+            "if devices are in that network, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
         }
         LeftOutReason::NoExporter => NO_EXPORTER_HINT,
         LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
@@ -121,11 +121,10 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
 
 /// What to do about a target that does not answer.
 fn hint(refused: &Refused) -> &'static str {
-    // rustls says so of each certificate that it does not trust
+    // rustls begins with this for each certificate that it does not trust
     let is_certificate = refused.message.contains("invalid peer certificate");
     match refused.reason {
-        Reason::NoTunnel if is_certificate => trust_hint(&refused.message),
-        Reason::NoTunnel | Reason::BadTunnel => "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?",
+        Reason::NoTunnel | Reason::BadTunnel => unreachable_hint(refused),
         Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
         Reason::NotConnected => "restart it, or wait: it has lost balena's VPN",
         Reason::PortClosed | Reason::ConnectionRefused => {

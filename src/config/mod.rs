@@ -150,7 +150,8 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
     };
-    let (once, dry_run) = (from.one("oneshot", boolean), from.one("dry-run", boolean));
+    let once = from.one("oneshot", boolean);
+    let dry_run = from.one("dry-run", boolean);
     Discovery {
         api: Api {
             url: url.as_str().trim_end_matches('/').to_owned(),

@@ -73,7 +73,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("oneshot", &["ONESHOT"], "", "false", RUN, LIST, "true or false: one refresh, then exit"),
     opt("dry-run", &["DRY_RUN"], "", "false", RUN, LIST, "true or false: one refresh, the list to standard output, no file touched"),
     opt("log-level", &["LOG_LEVEL"], "LEVEL", "info", RUN, ALL, "off, error, warn, info, debug or trace"),
-    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
+    opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "a filter that wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
     opt("log-format", &["LOG_FORMAT"], "FORMAT", "text", RUN, ALL, "text, or json: one object a line"),
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, LIST, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
     opt("status-host", &["STATUS_HOSTS"], "HOST,…", "", STATUS, LIST, "names with a dot by which browsers and Prometheus ask --listen, with commas, such as status.example.org; * for any; addresses and names without a dot always work"),
@@ -97,7 +97,7 @@ pub fn command() -> Command {
         .about("Tries each target as Prometheus would and reports why one does not answer")
         .after_help(after_help(
             Verb::Check,
-            "0 every target that should answer does, 1 one does not or the API fails, 2 configuration",
+            "0 every target that should answer does, 1 one does not or the API fails, 2 it cannot start",
         ))
         .next_line_help(true)
         .arg(
@@ -109,19 +109,25 @@ pub fn command() -> Command {
         .args(flags(Verb::Check));
     let tunnel = Command::new("tunnel")
         .about("Proxies Prometheus' scrapes of vpn targets through balena's VPN: its URL is Prometheus' proxy_url")
-        .after_help(after_help(Verb::Tunnel, "0 ended by a signal, 2 configuration"))
+        .after_help(after_help(Verb::Tunnel, "0 ended by a signal, 2 it cannot start"))
         .next_line_help(true)
         .args(flags(Verb::Tunnel));
     let health = Command::new("health")
-        .about("Asks a running sidecar whether it is healthy: exit code 0 if so, for a container's HEALTHCHECK")
-        .arg(Arg::new("url").value_name("URL").help("of its status endpoint [default: from LISTEN_ADDRESS]"));
+        .about("Asks a running sidecar whether it is healthy, for a container's HEALTHCHECK")
+        .after_help("Exit codes: 0 healthy, 1 not healthy or no answer, 2 no URL.\n")
+        .next_line_help(true)
+        .arg(
+            Arg::new("url")
+                .value_name("URL")
+                .help("its status endpoint, such as http://127.0.0.1:9797 [default: from LISTEN_ADDRESS]"),
+        );
     Command::new("baletheus")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Finds every device of a balena fleet and keeps Prometheus' target file up to date")
         .next_line_help(true)
         .after_help(after_help(
             Verb::Discover,
-            "0 ended by a signal or done, 1 a single refresh failed, 2 configuration",
+            "0 ended by a signal or done, 1 a single refresh failed, 2 it cannot start",
         ))
         .args(flags(Verb::Discover))
         .args_conflicts_with_subcommands(true)
@@ -145,7 +151,7 @@ fn after_help(verb: Verb, exit_codes: &str) -> String {
     let variables = OPTIONS.iter().filter(|opt| opt.flag.is_empty() && opt.verbs.contains(&verb));
     let lines: Vec<_> = variables.map(|opt| format!("  {:<16} {}{}", opt.vars[0], opt.help, default(opt))).collect();
     format!(
-        "Variables without a flag:\n{}\n\nA flag beats its variable; an empty one counts as not set.\n\
+        "Variables without a flag:\n{}\n\nA flag beats its variable; an empty variable counts as not set.\n\
          Exit codes: {exit_codes}.\n",
         lines.join("\n")
     )

@@ -33,7 +33,7 @@ pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
 const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
     tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
-/// The host in the address to listen on is a known name, too.
+/// Who may ask the status endpoint. The host in the address to listen on is an allowed name, too.
 pub(super) fn guard(from: &mut Sources) -> Guard {
     let mut hosts = from.list("status-host", |text| items(text).map(status_host).collect());
     let listen = from.given("listen").map(|(_, values)| values).unwrap_or_default();
@@ -93,7 +93,8 @@ pub(super) fn secret_from_file(source: &str, value: &str, what: &str) -> Result<
 
 pub(super) fn address(from: &mut Sources) -> Address {
     let modes = [Address::Vpn, Address::Public, Address::Lan].map(|address| (address.as_str(), address));
-    let (chosen, address) = (from.given("address"), from.one("address", |text| one_of(text, modes)));
+    let chosen = from.given("address");
+    let address = from.one("address", |text| one_of(text, modes));
     if !from.one("USE_PUBLIC_URLS", boolean) {
         return address;
     }
@@ -103,7 +104,7 @@ pub(super) fn address(from: &mut Sources) -> Address {
     Address::Public
 }
 
-/// The machine's own addresses matter where devices are reached in a LAN.
+/// Where the devices of a LAN are. This machine's addresses are read only if devices are reached in a LAN.
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
     let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
     let own = own.map_err(|error| from.errors.push(error)).unwrap_or_default();
@@ -120,14 +121,15 @@ pub(super) fn exporters(from: &mut Sources) -> Vec<Exporter> {
     }
     from.list("exporter", |text| {
         if is_none(text) {
-            Err("stands for no exporter, and others are named".into())
+            Err("it means no exporter, but others are named as well".into())
         } else {
             exporter::parse_list(text)
         }
     })
 }
 
-/// Prometheus tells targets apart by job and address, and all public URLs of a device are one address.
+/// Reports exporters that are the same target to Prometheus, which tells targets apart by job and address. All public URLs of a
+/// device are one address.
 pub(super) fn check_exporters(
     list: &[Exporter], address: Address, errors: &mut Vec<String>, warnings: &mut Vec<String>,
 ) {
@@ -213,7 +215,7 @@ pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, String> {
 pub(super) fn file_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
-    is_file.then_some(path).ok_or("names a directory".into())
+    is_file.then_some(path).ok_or("it is a directory".into())
 }
 
 pub(super) fn mode(text: &str) -> Result<u32, String> {

@@ -25,13 +25,13 @@ const MAX_LINES: usize = 20;
 const NO_EXPORTER: &str = "devices without an exporter are left out: declare it with the label prometheus.io.port of a service \
     in the fleet's docker-compose.yml, or set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
 /// How often the warning is repeated that a list without targets is held back.
-const REPEAT: Duration = Duration::from_secs(3600);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What was announced already.
 pub struct Changes {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
-    /// Whether each of them had devices, and its id then.
+    /// The fleet that each of them named when it last had devices.
     known: Vec<Option<Arc<Fleet>>>,
     /// The devices of the list that is published, as they were announced, in order.
     devices: Option<Vec<Arc<Entry>>>,
@@ -49,7 +49,7 @@ impl Changes {
         Changes { fleets, known, devices: None, version: None, warnings: BTreeSet::new(), held_back: None }
     }
 
-    /// The first time, takes the devices that were listed before as announced.
+    /// The first time, takes the devices of the published list as announced.
     pub fn begin(&mut self, published: impl FnOnce() -> Vec<Arc<Entry>>) {
         if self.devices.is_none() {
             let published = published();
@@ -85,21 +85,22 @@ impl Changes {
             return;
         }
         let before = self.devices.take().unwrap_or_default();
-        let now = in_order(list.entries().cloned().collect());
-        // The first refresh has a line for each device. Lines that nobody sees are not kept.
+        let listed = in_order(list.entries().cloned().collect());
+        // The first refresh has a line for each device. Lines that the log would not show are not kept.
         let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
-        let (mut lines, mut number) = (Vec::new(), 0);
-        let [added, removed, changed] = changes(&before, &now, |change| {
+        let mut lines = Vec::new();
+        let mut number = 0;
+        let [added, removed, changed] = changes(&before, &listed, |change| {
             number += 1;
             if lines.len() < most {
                 lines.push(change);
             }
         });
-        let left_out = now.iter().filter(|entry| entry.targets == 0).count();
+        let left_out = listed.iter().filter(|entry| entry.targets == 0).count();
         let summary = format!(
             "{} of {} (+{added} -{removed} ~{changed}), {} left out",
-            count(now.iter().map(|entry| entry.targets).sum(), "target"),
-            count(now.len() - left_out, "device"),
+            count(listed.iter().map(|entry| entry.targets).sum(), "target"),
+            count(listed.len() - left_out, "device"),
             count(left_out, "device")
         );
         match published {
@@ -110,13 +111,13 @@ impl Changes {
             _ => log::debug!("{name} is up to date: {summary}"),
         }
         write_lines(Level::Info, &lines, number);
-        self.devices = Some(now);
+        self.devices = Some(listed);
         self.warn(list);
     }
 
-    /// Nothing changes in the list that is published. Devices that are gone or left out now are no news while it stays.
+    /// Warns that the published list stays. Devices that are gone or left out are not announced before it changes.
     fn hold_back(&mut self, list: &Inventory, name: &str, now: Instant) {
-        if self.held_back.is_none_or(|last| now.saturating_duration_since(last) >= REPEAT) {
+        if self.held_back.is_none_or(|last| now.saturating_duration_since(last) >= REPEAT_INTERVAL) {
             log::warn!(
                 "{name} keeps its targets, since there would be none left: {}; if that is right, set --write-empty \
                  (WRITE_EMPTY=true)",
@@ -189,7 +190,8 @@ impl Display for Change<'_> {
 
 /// How many devices were added, removed and changed. `note` gets each change.
 fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
-    let ([mut added, mut removed, mut changed], mut gone) = ([0; 3], Vec::new());
+    let [mut added, mut removed, mut changed] = [0; 3];
+    let mut gone = Vec::new();
     let mut before = before.iter().peekable();
     for entry in now {
         gone.extend(iter::from_fn(|| before.next_if(|old| key(old) < key(entry))));
@@ -221,8 +223,8 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
     [added, removed, changed]
 }
 
-/// Problems with devices that are listed all the same, and with the fleets that were asked for: each with what is known of it from
-/// the time when it had devices.
+/// Problems with listed devices, and with the fleets that were asked for. Each of these comes with the fleet that it named when it
+/// last had devices.
 pub fn warnings<'a>(
     list: &Inventory, fleets: impl IntoIterator<Item = (&'a FleetRef, Option<&'a Fleet>)>,
 ) -> BTreeSet<String> {
@@ -254,12 +256,14 @@ fn vanished(fleet: &FleetRef, id: Option<u64>) -> String {
             format!("was it renamed? Its id survives that: --fleet {id} (FLEET={id})")
         }
         (FleetRef::Slug(_) | FleetRef::Name(_), None) => "was it renamed? An id survives that".into(),
-        (FleetRef::Id(_), _) => "were they moved, was the fleet deleted, and may the key still see it?".into(),
+        (FleetRef::Id(_), _) => {
+            "were the devices moved, was the fleet deleted, or may the key no longer see it?".into()
+        }
     };
     format!("fleet {fleet} had devices, and the key sees none in it now: {why}")
 }
 
-/// Writes the first of so many lines at this level, the rest at debug.
+/// Writes the first lines at this level and the rest at debug. `number` also counts lines that were not kept.
 fn write_lines(level: Level, lines: &[impl Display], number: usize) {
     for (index, line) in lines.iter().enumerate() {
         log::log!(if index < MAX_LINES { level } else { Level::Debug }, "{line}");

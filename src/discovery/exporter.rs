@@ -33,15 +33,27 @@ impl fmt::Display for Exporter {
 /// An item cannot be understood, or the list is empty.
 pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
     let list: Vec<_> = items(text).map(parse).collect::<Result<_, _>>()?;
-    if list.is_empty() { Err("names no exporter".into()) } else { Ok(list) }
+    if list.is_empty() { Err("it names no exporter".into()) } else { Ok(list) }
 }
 
-/// An exporter with this name from `PORT[/PATH]`, as a label of a service or a tag has it, and the path of another label, which
-/// counts if the port has none.
+/// An exporter with this name from `PORT[/PATH]`, and the path of another label, which counts if the port has none.
 ///
 /// # Errors
 /// The name, the port or the path cannot be understood.
 pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, String> {
+    parse(&format!("{name}:{}", with_path(port, path)?))
+}
+
+/// An exporter without a name from `PORT[/PATH]`, and the path of another tag, which counts if the port has none.
+///
+/// # Errors
+/// The port or the path cannot be understood.
+pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, String> {
+    parse(&with_path(port, path)?)
+}
+
+/// `PORT/PATH`, where the path is of another label or tag unless the port has one.
+fn with_path(port: &str, path: Option<&str>) -> Result<String, String> {
     if port.contains(':') {
         return Err(format!("{port:?} is not PORT[/PATH]"));
     }
@@ -49,15 +61,7 @@ pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, Str
     if !path.is_empty() && !path.starts_with('/') {
         return Err(format!("the path {path:?} does not begin with /"));
     }
-    parse(&format!("{name}:{port}{path}"))
-}
-
-/// An exporter without a name from `PORT[/PATH]`.
-///
-/// # Errors
-/// The port or the path cannot be understood.
-pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, String> {
-    named("x", port, path).map(|exporter| Exporter { name: None, ..exporter })
+    Ok(format!("{port}{path}"))
 }
 
 fn parse(text: &str) -> Result<Exporter, String> {

@@ -21,11 +21,13 @@ pub struct Inventory {
     /// The version of the services with which all pages were mapped.
     mapped_services: u64,
     version: u64,
+    /// Whether what the status endpoint needs of each device is kept.
     keeps_info: bool,
 }
 
 impl Inventory {
-    /// With labels of services, or without, and with what the status needs of each device, or without.
+    /// An empty inventory. `service_labels` reads the labels of services; `keeps_info` keeps what the status endpoint needs of each
+    /// device.
     pub fn new(service_labels: bool, keeps_info: bool) -> Self {
         Inventory { services: service_labels.then(Services::default), keeps_info, ..Inventory::default() }
     }

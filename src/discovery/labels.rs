@@ -69,7 +69,8 @@ pub const STEERED: [(&str, &str); 9] = [
     ),
 ];
 
-/// The label of `balena_device_info` alone, and what it holds. It is none of a target: no series changes with it.
+/// A label of `balena_device_info` only, and what it holds. No target has it, so that muting a device starts no new series of its
+/// exporters.
 pub const ALERT: (&str, &str) =
     ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
 
@@ -141,7 +142,7 @@ impl LabelSet {
         self.table.iter().filter_map(|label| label.field)
     }
 
-    /// What all exporters of a device have in common, each fact once. Problems go to `warnings`.
+    /// The labels that all exporters of a device have in common. Problems go to `warnings`.
     pub fn of<'a>(&self, device: &'a Device, warnings: &mut Vec<String>) -> Vec<Pair<'a>> {
         let tags = device.tags().len() + device.fleet_tags().len();
         let mut labels: Vec<Pair> = Vec::with_capacity(self.table.len() + tags);
@@ -174,7 +175,7 @@ impl LabelSet {
     }
 }
 
-/// What an exporter of a device has for itself. `scheme` is given where the address decides it.
+/// The labels of one exporter of a device. `scheme` is given where the address decides it.
 pub fn of_exporter<'a>(scraped: &'a Scraped<'a>, scheme: Option<&'a str>) -> Vec<Pair<'a>> {
     let mut labels: Vec<Pair> = Vec::with_capacity(7);
     if let Some(name) = &scraped.exporter.name {
@@ -197,7 +198,7 @@ pub fn escape(value: &str) -> String {
 fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device: &Device, warnings: &mut Vec<String>) {
     let key_and_value = |tag: &'a Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
     let mut tags: Vec<(&str, &str)> = tags.iter().filter_map(key_and_value).collect();
-    // The API answers tags in any order. The same devices always give the same bytes.
+    // The API may return tags in any order. The same tags must give the same bytes.
     tags.sort_unstable();
     if tags.len() > MAX_TAGS {
         let (name, count) = (device.display_name(), tags.len());
@@ -205,7 +206,7 @@ fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device:
         tags.truncate(MAX_TAGS);
     }
     for (key, value) in tags {
-        // The characters that a label name may have in Prometheus 2.
+        // Prometheus 2 takes no other characters in the name of a label.
         let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
         let mut name = String::with_capacity(META_PREFIX.len() + kind.len() + key.len());
         name.push_str(META_PREFIX);
@@ -220,7 +221,7 @@ fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device:
     }
 }
 
-#[allow(clippy::ref_option)] // a field, as it is
+#[allow(clippy::ref_option)] // a reference to a field of a device
 fn text<'d>(text: &'d Option<Text>) -> Option<Cow<'d, str>> {
     text.as_deref().filter(|text| !text.is_empty()).map(Cow::Borrowed)
 }

@@ -35,14 +35,14 @@ impl Reader<Arc<Page>> for Mapper<'_> {
 
     /// A page has to be mapped again when a release that one of its devices runs declares something else.
     fn is_current(&self, page: &Arc<Page>) -> bool {
-        !self.services_changed || page.entries.iter().all(|entry| self.is_declared(entry))
+        !self.services_changed || page.entries.iter().all(|entry| self.has_current_labels(entry))
     }
 
     fn read(&mut self, body: &[u8], place: Place<'_, Arc<Page>>) -> Result<Read<Arc<Page>>, Failure> {
         let records = device::records(body).map_err(|error| self.invalid(&device::describe(&error)))?;
         let mut known = Known::of(place.old.map(|page| &**page));
         let mut found: Vec<_> =
-            records.into_iter().map(|raw| known.find(raw, |entry| self.is_declared(entry))).collect();
+            records.into_iter().map(|raw| known.find(raw, |entry| self.has_current_labels(entry))).collect();
         let ids: Vec<u64> = found.iter().filter_map(Found::id).collect();
         if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
             return Err(self.invalid("the ids do not rise"));
@@ -77,7 +77,7 @@ impl Reader<Arc<Page>> for Mapper<'_> {
     }
 }
 
-/// Where a full page ends: where it ended before, if that is still worth its request. A device that goes would otherwise shift
+/// Where a full page ends: where it ended before, if it is still at least half full. Otherwise each device that goes would shift
 /// every page behind it.
 fn stable_end(ids: &[u64], last: u64, place: &Place<'_, Arc<Page>>) -> u64 {
     let Some(next) = place.next else { return last };
@@ -118,10 +118,10 @@ impl<'a> Known<'a> {
         Known(page.map(|page| &*page.entries).unwrap_or_default().iter().peekable())
     }
 
-    /// The entry of a device whose record has not changed costs no more than a comparison, if it `is_declared` still.
-    fn find<'r>(&mut self, raw: &'r RawValue, is_declared: impl Fn(&Entry) -> bool) -> Found<'r> {
+    /// Parses a record, unless it has not changed and the entry `has_current_labels`: then the entry stays.
+    fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> Found<'r> {
         let record = fingerprint(raw.get().as_bytes());
-        let is_same = |entry: &&Arc<Entry>| entry.record == record && record > 0 && is_declared(entry);
+        let is_same = |entry: &&Arc<Entry>| entry.record == record && record > 0 && has_current_labels(entry);
         if let Some(entry) = self.0.next_if(is_same) {
             return Found::Same(entry.clone());
         }
@@ -132,9 +132,9 @@ impl<'a> Known<'a> {
 }
 
 impl Mapper<'_> {
-    /// Whether the release of a device declares what the device was mapped with. A release that the API does not list any more
-    /// says nothing about it.
-    fn is_declared(&self, entry: &Entry) -> bool {
+    /// Whether a device was mapped with the service labels that its release has now. A release that the API does not list any more
+    /// counts as unchanged.
+    fn has_current_labels(&self, entry: &Entry) -> bool {
         let Some(now) = self.services.as_ref().and_then(|services| services.get(entry.release)) else { return true };
         entry.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
     }
@@ -149,7 +149,7 @@ impl Mapper<'_> {
                 Found::Same(entry) => entry,
                 Found::New(record, mut device) => {
                     if id.is_some() && id == last {
-                        device.broken = Some("it comes twice, and the first one stays".into());
+                        device.broken = Some("it comes twice, and the first record counts".into());
                         device.id = None;
                     }
                     self.entry(&mut page, &device, record, &mut text).into()
@@ -166,7 +166,7 @@ impl Mapper<'_> {
         Read { content: page.into(), end, size }
     }
 
-    /// `text` is room for the target groups, used again from device to device.
+    /// Maps a device. `text` is a buffer for the target groups, reused from device to device.
     fn entry(&self, page: &mut Page, device: &Device, record: u64, text: &mut Vec<u8>) -> Entry {
         text.clear();
         let warned = page.warnings.len();

@@ -27,7 +27,7 @@ use target::Rules;
 
 /// Where pages of devices come from.
 pub trait Source {
-    /// How people know it.
+    /// Its name in messages.
     fn name(&self) -> &str;
     /// Up to `limit` devices with ids above `after`, by ascending id, unless that page still has this `ETag`.
     ///
@@ -54,7 +54,7 @@ pub trait Source {
 
 /// Where the list goes.
 pub trait Sink {
-    /// How people know it.
+    /// Its name in messages.
     fn name(&self) -> String;
     /// The devices of the list that is there; none if it cannot be read.
     fn published(&self) -> Option<Vec<Arc<Entry>>>;
@@ -64,6 +64,10 @@ pub trait Sink {
     /// The list cannot be written.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }
+
+/// Why a list was not published, and what to do if it should be.
+pub const HELD_BACK: &str = "the API lists no device that makes a target, so the old list stays; if it should be empty, set \
+    --write-empty (WRITE_EMPTY=true)";
 
 /// What became of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +96,9 @@ impl Observer for () {
 
 /// The passing of time.
 pub trait Clock {
-    /// The time now, on a clock that nobody sets.
+    /// The time now, on a monotonic clock.
     fn now(&self) -> Instant;
-    /// Waits until then, or until the next refresh is asked for. False ends the loop.
+    /// Waits until then, or until somebody asks for a refresh. False ends the loop.
     fn wait(&mut self, until: Instant) -> bool;
 }
 
@@ -102,13 +106,13 @@ pub trait Clock {
 pub struct Api<'a> {
     client: &'a Client,
     observer: &'a dyn Observer,
-    /// For the first page.
+    /// The client for the first page, which has less time.
     first: Option<Client>,
 }
 
 impl<'a> Api<'a> {
-    /// Asks whose key it is, and warns about one that shows one device or none. The first page has the rest of the time-out: while
-    /// the API's database hangs, a first refresh takes no longer than any other.
+    /// Asks whose key it is, and warns about a key that shows one device or none. The first page has the rest of the time-out: while
+    /// the API's database hangs, the first refresh takes no longer than any other.
     pub fn start(client: &'a Client, observer: &'a dyn Observer) -> Self {
         let start = Instant::now();
         observer.waits(start + client.timeout());
@@ -156,7 +160,7 @@ pub struct Discovery<'a> {
 }
 
 impl<'a> Discovery<'a> {
-    /// Nothing is fetched yet. The inventory is empty. The fleets are those that were asked for.
+    /// Fetches nothing yet. `inventory` has to be empty; `fleets` are those that were asked for.
     pub fn new(
         source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: &'a dyn Observer, rules: Rules,
         inventory: Inventory, fleets: Vec<FleetRef>,
@@ -216,8 +220,8 @@ impl<'a> Discovery<'a> {
     }
 
     /// One line for people, and the causes at debug.
-    fn report(&self, failure: &Failure, and: &str) {
-        log::warn!("refresh failed: {failure}; {} stays as it is{and}", self.sink.name());
+    fn report(&self, failure: &Failure, next_try: &str) {
+        log::warn!("refresh failed: {failure}; {} stays as it is{next_try}", self.sink.name());
         if !failure.causes.is_empty() {
             log::debug!("all causes: {}", failure.causes);
         }

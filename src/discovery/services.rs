@@ -22,6 +22,8 @@ const MAX_IDS: usize = 500;
 /// Characters of a value that a warning shows.
 const SHOWN_VALUE: usize = 80;
 
+const WITHOUT_LABELS: &str = "; --service-labels=false (SERVICE_LABELS=false) turns this request off";
+
 /// What the services of a release declare.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Declared {
@@ -173,10 +175,23 @@ fn invalid(api: &str, why: &str) -> Failure {
     explained(Failure::new(Reason::BadAnswer, message))
 }
 
-/// Says what the request was for, and how to do without it.
+/// Says what the request was for, and how to go on without it where that may help.
 fn explained(failure: Failure) -> Failure {
-    let hint = "a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
-    Failure { message: format!("cannot read the labels of services: {}; {hint}", failure.message), ..failure }
+    // An API that cannot be reached answers no other request either.
+    if matches!(failure.reason, Reason::Connect | Reason::Tls) {
+        return failure;
+    }
+    let mut message = format!("cannot read the labels of services: {}", failure.message);
+    match failure.reason {
+        Reason::Unauthorized | Reason::Forbidden => {
+            message += "; a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
+        }
+        Reason::NotFound | Reason::BadRequest | Reason::BadAnswer => message += WITHOUT_LABELS,
+        // An API that is too old for a field answers 500.
+        _ if failure.status == Some(500) => message += WITHOUT_LABELS,
+        _ => {}
+    }
+    Failure { message, ..failure }
 }
 
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
@@ -186,7 +201,7 @@ fn declared(release: &Release) -> Declared {
         let place = format!("service {} of release {} of fleet {}", service.name, release.version, release.fleet);
         let labels = labels(service);
         for name in labels.keys().filter(|name| !KNOWN.contains(name)) {
-            declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which means nothing here"));
+            declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which baletheus does not know"));
         }
         match exporters(service, &labels) {
             Ok(exporters) => declared.exporters.extend(exporters),
@@ -221,8 +236,8 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
         return Ok(Vec::new());
     }
     let Some(ports) = labels.get("port") else {
-        let others = labels.keys().any(|name| KNOWN.contains(name));
-        return if others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
+        let has_others = labels.keys().any(|name| KNOWN.contains(name));
+        return if has_others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
     };
     let scheme = match labels.get("scheme") {
         Some(text) => {
@@ -243,7 +258,7 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
     let job = labels.get("job").copied().unwrap_or(&service.name);
     let ports: Vec<&str> = items(ports).collect();
     if ports.is_empty() {
-        return Err(wrong("port", "", "names no port"));
+        return Err(wrong("port", "", "it names no port"));
     }
     ports
         .into_iter()

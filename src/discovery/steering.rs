@@ -66,15 +66,15 @@ pub struct Scraped<'a> {
     pub timeout: Option<Millis<'a>>,
 }
 
-/// Reads what steers a device. `options` are the exporters of each device without others. What cannot be understood goes to
-/// `warnings`, with the name of the tag's owner, and so does what the device's own tags may not change.
+/// Reads what steers a device. `options` are the exporters of a device for which nothing else names any. `warnings` gets what cannot
+/// be understood, with the name of the tag's owner, and what the device's own tags may not change.
 pub fn of<'a>(
     device: &'a Device, declared: Option<&'a Declared>, options: &'a [Exporter], own_tags: OwnTags,
     warnings: &mut Vec<String>,
 ) -> Steering<'a> {
     let mut tags = Tags { device, own_tags, warnings };
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
-    tags.read(ALERT, boolean, |_, _| Ok(())); // what is wrong with it is said here; is_muted() gives the value
+    tags.read(ALERT, boolean, |_, _| Ok(())); // for its warning; is_muted() gives the value
     let (origin, mut exporters, ignores_exporters) = exporters(&mut tags, declared, options);
     let scheme = |text: &'a str| one_of(text, [("http", "http"), ("https", "https")]);
     tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);

@@ -57,15 +57,15 @@ impl OwnTags {
     }
 }
 
-/// Why a value of a device's own tag does not narrow what it would replace.
+/// Checks that the value of a device's own tag narrows the value that it would replace. The error says why it does not.
 pub type Narrows<T> = fn(T, Option<T>) -> Result<(), &'static str>;
 
-/// `false` may replace anything.
+/// `false` narrows everything; `true` does not replace the `false` of a fleet.
 pub fn is_narrower_scrape(own: bool, fleet: Option<bool>) -> Result<(), &'static str> {
     if own && fleet == Some(false) { Err("its fleet is switched off") } else { Ok(()) }
 }
 
-/// The scheme stays.
+/// Only the scheme of the fleet is allowed.
 pub fn is_same_scheme(own: &str, fleet: Option<&str>) -> Result<(), &'static str> {
     if own == fleet.unwrap_or("http") { Ok(()) } else { Err("its fleet has the other scheme") }
 }
@@ -109,8 +109,7 @@ pub struct Tags<'a, 'w> {
 }
 
 impl<'a> Tags<'a, '_> {
-    /// The tag of the device, if it may say so, or else of its fleet. A tag that cannot be understood leaves the decision to the
-    /// next one.
+    /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as absent.
     pub fn read<T: Copy>(
         &mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, String>, narrows: Narrows<T>,
     ) -> Option<T> {
@@ -118,8 +117,8 @@ impl<'a> Tags<'a, '_> {
         own.filter(|own| self.may(key, *own, fleet, narrows)).or(fleet)
     }
 
-    /// Sets a property of each exporter: the device's tag, if it may say so, or else the fleet's, or else what the exporter has.
-    /// Returns whether there is such a tag.
+    /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without both
+    /// it stays. Returns whether there is such a tag.
     pub fn set<S, T: Copy>(
         &mut self, exporters: &mut [S], key: &str, parse: impl Fn(&'a str) -> Result<T, String>,
         property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,
@@ -145,7 +144,7 @@ impl<'a> Tags<'a, '_> {
         narrows(own, known).map_err(|why| self.ignored(key, why)).is_ok()
     }
 
-    /// Warns of a tag of the device that may not say what it says.
+    /// Warns about a tag of the device whose value is not allowed.
     pub fn ignored(&mut self, key: &str, why: &str) {
         let (name, mode) = (self.device.display_name(), self.own_tags.as_str());
         let why: String = why.chars().take(SHOWN_ERROR).collect();
@@ -164,7 +163,7 @@ impl<'a> Tags<'a, '_> {
         let list = self.of(tags, is_own, EXPORTERS, &|text| {
             let list = exporter::parse_list(text)?;
             let is_short = list.len() <= MAX_EXPORTERS;
-            is_short.then_some(list).ok_or_else(|| format!("names more than {MAX_EXPORTERS} exporters"))
+            is_short.then_some(list).ok_or_else(|| format!("it names more than {MAX_EXPORTERS} exporters"))
         });
         if let Some(list) = list {
             return Some((EXPORTERS, list));
@@ -180,7 +179,7 @@ impl<'a> Tags<'a, '_> {
     ) -> Option<T> {
         let value = tag_value(tags, key)?;
         if is_own && self.own_tags == OwnTags::Off {
-            self.ignored(key, "it steers nothing");
+            self.ignored(key, "the device's own tags are switched off");
             return None;
         }
         let error = match parse(value.trim()) {

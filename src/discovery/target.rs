@@ -22,7 +22,7 @@ pub enum Address {
     Vpn,
     /// `<uuid>.<domain>:443`, the public device URL, which leads to port 80 of the device.
     Public,
-    /// The first of the addresses that the supervisor reports and that is taken.
+    /// The first address that the supervisor reports and that is in a network of devices.
     Lan,
 }
 
@@ -156,7 +156,8 @@ pub fn map(
     }
     let unreachable: Vec<_> = steering.exporters.iter().filter_map(|scraped| unreachable(scraped, rules)).collect();
     if !unreachable.is_empty() {
-        let (what, only) = (unreachable.join(", "), "a public device URL leads to port 80 only");
+        let what = unreachable.join(", ");
+        let only = "a public device URL leads to port 80 only";
         if written.is_empty() {
             return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: format!("{what}: {only}").into() });
         }

@@ -22,7 +22,7 @@ use crate::balena::{Failure, Reason};
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
 const MAX_STORED_SIZE: u64 = 256 << 20;
-/// Names of unfinished files begin with it.
+/// The beginning of the names of unfinished files.
 const PREFIX: &str = "new-";
 
 /// The target file, and the folder beside it where the next one is written.
@@ -96,15 +96,17 @@ impl TargetFile {
 
     /// The failure for an error with the file.
     pub fn failure(&self, error: &io::Error) -> Failure {
-        let (path, scratch) = (self.path.display(), self.scratch.display());
-        let hint = if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
-            "a file that is mounted cannot be replaced: mount its directory instead, or set another --sd-file \
-             (SD_FILE_PATH)"
-                .to_owned()
+        let path = self.path.display();
+        let what_to_do = if error.kind() == io::ErrorKind::WouldBlock {
+            "stop the other one".to_owned()
+        } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
+            "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
         } else {
-            format!("make that possible, in {scratch} too, or set another --sd-file (SD_FILE_PATH)")
+            let (directory, scratch) = (directory(&self.path).display(), self.scratch.display());
+            format!("check the permissions and the free space of {directory} and {scratch}")
         };
-        Failure::new(Reason::Write, format!("cannot write {path}: {error}; {hint}"))
+        let message = format!("cannot write {path}: {error}; {what_to_do}, or set another --sd-file (SD_FILE_PATH)");
+        Failure::new(Reason::Write, message)
     }
 
     /// Opens the file, if it is a regular one: a pipe would block.
@@ -231,7 +233,8 @@ fn directory(path: &Path) -> &Path {
 
 /// The devices of a target file of ours. It is read line by line, since a list may be too large to hold it twice.
 fn read(file: File) -> io::Result<Vec<Entry>> {
-    let (mut entries, mut text): (Vec<Entry>, String) = <_>::default();
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut text = String::new(); // of the last entry
     for line in BufReader::new(file).lines() {
         let line = line?;
         let group = line.trim_end_matches(',');
@@ -243,12 +246,14 @@ fn read(file: File) -> io::Result<Vec<Entry>> {
         let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
         if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
             text = text + ",\n" + group;
-            (last.targets, last.record) = (last.targets + 1, fingerprint(text.as_bytes()));
+            last.targets += 1;
+            last.record = fingerprint(text.as_bytes());
             continue;
         }
         group.clone_into(&mut text);
         let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
-        let (name, record) = (display_name(name, label(UUID), id).into(), fingerprint(group.as_bytes()));
+        let name = display_name(name, label(UUID), id).into();
+        let record = fingerprint(group.as_bytes());
         let slug = label("fleet").or_else(|| label(&format!("{META_PREFIX}fleet")));
         let fleet = Fleet {
             id: label(FLEET_ID).and_then(|id| id.parse().ok()),

@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-/// The wait before another try to accept a connection or to find a place for it.
-pub const RETRY: Duration = Duration::from_millis(100);
+/// The wait between two tries to accept a connection or to find a place for it.
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The connections that may be closed to make room, from the one that has waited longest.
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Closable {
         }
         loop {
             self.close_first();
-            if let Ok(place) = timeout(RETRY, places.clone().acquire_owned()).await {
+            if let Ok(place) = timeout(RETRY_INTERVAL, places.clone().acquire_owned()).await {
                 return place.map_err(io::Error::other);
             }
         }
@@ -64,7 +64,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// The connection waits for its first request. It is closed by ending this task.
+    /// The connection waits for its first request. Aborting this task closes it.
     pub fn begin(&self, task: AbortHandle) {
         let _ = self.task.set(task);
         self.start();
@@ -97,11 +97,11 @@ impl Drop for Waiting {
     }
 }
 
-/// The time of a request in which its connection does not wait.
+/// While this exists, a request of its connection is being answered, and the connection is not closed to make room.
 pub struct Answering(Arc<Waiting>);
 
 impl Answering {
-    /// The connection does not wait until this is dropped.
+    /// A request has come.
     pub fn start(waiting: Arc<Waiting>) -> Self {
         waiting.end();
         Answering(waiting)
@@ -114,14 +114,14 @@ impl Drop for Answering {
     }
 }
 
-/// A body that ends the answering of its request.
+/// The body of an answer. Its request counts as being answered until the body is dropped.
 pub struct Tracked<B> {
     body: B,
     _answering: Option<Answering>,
 }
 
 impl<B> Tracked<B> {
-    /// This body, which ends that answering.
+    /// Tracks this body.
     pub fn new(body: B, answering: Option<Answering>) -> Self {
         Tracked { body, _answering: answering }
     }

@@ -48,16 +48,12 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Trusts the platform's root certificates and these.
-    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(ring::default_provider());
-        let verifier = Arc::new(Verifier::new_with_extra_roots(roots, provider.clone())?);
-        // Without ALPN a server speaks HTTP/1.1, and balena's VPN proxy knows nothing else.
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
+    /// Trusts the platform's root certificates and `roots`.
+    ///
+    /// # Errors
+    /// The platform's root certificates cannot be used. The text is for the user.
+    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, String> {
+        let tls = tls(roots).map_err(|error| no_tls(&error.to_string()))?;
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -66,7 +62,6 @@ impl Connector {
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
         tcp.set_keepalive_retries(Some(3));
-        let tls = TlsConnector::from(Arc::new(tls));
         Ok(Connector { tcp, tls, proxies: Arc::new(proxies), traffic: None })
     }
 
@@ -130,6 +125,23 @@ impl Connector {
         let Some(traffic) = self.traffic.clone() else { return Ok(Box::new(stream)) };
         Ok(Box::new(Counted::new(stream, traffic)))
     }
+}
+
+fn tls(roots: Vec<CertificateDer<'static>>) -> Result<TlsConnector, rustls::Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Verifier::new_with_extra_roots(roots, provider.clone())?);
+    // Without ALPN a server speaks HTTP/1.1, and balena's VPN proxy knows nothing else.
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Why no connection of a program can use TLS, and what to do.
+pub fn no_tls(why: &str) -> String {
+    format!("TLS: {why}; is the package ca-certificates installed?")
 }
 
 fn no_connection(error: &(dyn Error + 'static)) -> Refused {

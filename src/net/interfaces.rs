@@ -5,7 +5,7 @@ use ipnet::IpNet;
 /// Each address of this machine, with its network.
 ///
 /// # Errors
-/// The system does not tell. The text is for the user.
+/// The system does not list them. The text is for the user.
 pub fn addresses() -> Result<Vec<IpNet>, String> {
     let interfaces = if_addrs::get_if_addrs();
     let interfaces = interfaces.map_err(|error| format!("cannot read the addresses of this machine: {error}"))?;

@@ -80,15 +80,15 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case. What cannot be used is not
-    /// used, and becomes a warning for the log.
+    /// Reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case. A value that cannot be used is
+    /// ignored, with a warning for the log.
     pub fn from_env(var: &dyn Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut given = |names: [&'static str; 2]| {
             let (name, value) =
                 names.into_iter().find_map(|name| Some((name, var(name)?)).filter(|(_, v)| !v.is_empty()))?;
             let text =
-                value.into_string().map_err(|_| warnings.push(format!("{name} is not UTF-8: it is not used"))).ok()?;
+                value.into_string().map_err(|_| warnings.push(format!("{name} is ignored: it is not UTF-8"))).ok()?;
             Some((name, text.trim().to_owned()))
         };
         // a CGI program gets HTTP_PROXY from the header `Proxy` of a request
@@ -97,8 +97,7 @@ impl Proxies {
             [["HTTPS_PROXY", "https_proxy"], ["ALL_PROXY", "all_proxy"], ["NO_PROXY", "no_proxy"]].map(&mut given);
         let mut read = |given: Option<(&'static str, String)>| {
             let (name, text) = given?;
-            let warn =
-                |why| warnings.push(format!("{name} cannot be used, so there is no proxy: {why} (http://HOST:PORT)"));
+            let warn = |why| warnings.push(format!("{name} is ignored: {why}; it takes http://HOST:PORT"));
             Proxy::parse(&text, name).map_err(warn).ok()
         };
         let [http, https, all] = [http, https, all].map(&mut read);
@@ -108,7 +107,9 @@ impl Proxies {
                 match Excluded::parse(entry) {
                     Some(entry) => excluded.push(entry),
                     None => {
-                        warnings.push(format!("{name} has {entry:?}, which is no host, network or *: it is not used"));
+                        warnings.push(format!(
+                            "{name} has {entry:?}, which is no host, network or *: this entry is ignored"
+                        ));
                     }
                 }
             }

@@ -59,7 +59,7 @@ pub fn broken(error: &hyper::Error) -> Refused {
     }
 }
 
-/// Why a body cannot be read, if that is not the end of its connection.
+/// What is wrong with a body; none if its connection has ended.
 fn invalid_body(error: &hyper::Error) -> Option<String> {
     let cause = error.source()?.downcast_ref::<io::Error>()?;
     matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData).then(|| cause.to_string())
@@ -77,14 +77,14 @@ pub fn client() -> http1::Builder {
     http
 }
 
-/// Sends a request, and waits for the head of its answer. What follows it must not be read in two ways.
+/// Sends a request, and waits for the head of its answer. An answer whose length can be read in two ways is refused.
 pub async fn send(
     sender: &mut http1::SendRequest<Empty<Bytes>>, mut request: Request<Empty<Bytes>>,
 ) -> Result<Response<Incoming>, Refused> {
     let (too_many, seen) = (Arc::new(Notify::new()), AtomicUsize::new(0));
     let notify = too_many.clone();
     on_informational(&mut request, move |_| {
-        // hyper goes on to the next one, as long as bytes come. Each counts like a read, so that other scrapes have their turn soon.
+        // hyper reads the next one at once, as long as bytes come. Each counts like a read, so that other scrapes have their turn.
         if let Poll::Ready(proceeds) = poll_proceed(&mut Context::from_waker(Waker::noop())) {
             proceeds.made_progress();
         }
@@ -94,7 +94,7 @@ pub async fn send(
     });
     let (mut answer, mut too_many) = (pin!(sender.send_request(request)), pin!(too_many.notified()));
     let answer = poll_fn(|cx| match too_many.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(Err(not_http("more than 5 informational answers"))),
+        Poll::Ready(()) => Poll::Ready(Err(not_http(&format!("more than {MAX_INFORMATIONAL} informational answers")))),
         Poll::Pending => answer.as_mut().poll(cx).map_err(|error| broken(&error)),
     });
     let answer = answer.await?;

@@ -20,13 +20,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Answering, Closable, RETRY, Tracked, Waiting};
+use super::connections::{Answering, Closable, RETRY_INTERVAL, Tracked, Waiting};
 
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
 const SEND_TIMEOUT: u32 = 60_000;
 /// The most headers of a request. Memory for all of them is reserved while a head is parsed.
-const MAX_HEADERS: usize = 1024;
+pub const MAX_HEADERS: usize = 1024;
 /// Connections that wait to be accepted. The system has its own limit as well.
 const BACKLOG: i32 = 4096;
 /// The content type of text for people.
@@ -36,13 +36,17 @@ pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Reads `host:port`, or `:port` for all interfaces, as the addresses to try in this order.
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
-    // the second one is for hosts without IPv6
-    let all = text.strip_prefix(':').map(|port| ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}")));
-    let found: Result<Vec<_>, _> = match &all {
-        Some(all) => all.iter().map(|text| text.parse()).collect(),
-        None => return text.to_socket_addrs().map(Iterator::collect).map_err(|_| "not host:port or :port".into()),
-    };
-    found.map_err(|_| "not host:port or :port".into())
+    const BAD_FORM: &str = "not host:port or :port";
+    if let Some(port) = text.strip_prefix(':') {
+        // The second one is for hosts without IPv6.
+        let all = ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}").parse());
+        return all.into_iter().collect::<Result<_, _>>().map_err(|_| BAD_FORM.into());
+    }
+    let found = text.to_socket_addrs().map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => BAD_FORM.into(),
+        _ => format!("the host's name cannot be resolved: {error}"),
+    });
+    found.map(Iterator::collect)
 }
 
 /// Listens on the first of these addresses that is free, for use with tokio; the error is for the user.
@@ -76,19 +80,19 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Limits {
     /// The most connections at once.
     pub connections: usize,
-    /// Which connection makes room for one more.
-    pub full: Full,
+    /// Which connection closes to make room for one more.
+    pub when_full: WhenFull,
     /// From the start of a connection, or the end of an answer, to the end of the next request's head.
     pub head_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
-    /// For a request and its answer, after which the connection closes. Without it, a connection takes several requests.
+    /// If set, a connection closes after one request, and this is the limit for the request and its answer.
     pub single: Option<Duration>,
 }
 
 /// Which connection closes when all are in use.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub enum WhenFull {
     /// The oldest one, for answers that are made at once: an old connection is an idle or slow one.
     CloseOldest,
     /// The one that has waited longest for a request. If all of them are being answered, the new one waits.
@@ -110,7 +114,7 @@ where
         let Ok((stream, _)) = listener.accept().await else {
             // most likely the process has no file descriptor left
             closable.close_first();
-            sleep(RETRY).await;
+            sleep(RETRY_INTERVAL).await;
             continue;
         };
         let place = closable.place(&places).await?;
@@ -138,7 +142,7 @@ where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
 {
     let answer = service_fn(move |request| {
-        let answering = (limits.full == Full::CloseIdle).then(|| Answering::start(waiting.clone()));
+        let answering = (limits.when_full == WhenFull::CloseIdle).then(|| Answering::start(waiting.clone()));
         // in a box, since the connection reserves room for it while it waits
         let answer = Box::pin(handler(request));
         async { Ok::<_, Infallible>(answer.await.map(|body| Tracked::new(body, answering))) }

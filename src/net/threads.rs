@@ -17,7 +17,7 @@ use reqwest::dns;
 use tokio::sync::{Semaphore, oneshot};
 use tower_service::Service;
 
-/// Names that are looked up at once. Several, so that a look-up that hangs does not hold up the others.
+/// The most names that are looked up at once. Several, so that a look-up that hangs does not delay the others.
 const MAX_LOOK_UPS: usize = 16;
 
 /// The operating system refuses a thread.
@@ -51,10 +51,8 @@ impl NoThread {
         }
         None
     }
-}
 
-impl NoThread {
-    /// The reason in an error of a library that starts a thread, if that is what fails.
+    /// The reason in the error of a library whose start needs a thread, if the thread is refused.
     pub fn in_start(error: &(dyn Error + 'static)) -> Option<String> {
         let mut causes = iter::successors(Some(error), |error| (*error).source());
         let cause = causes.find_map(|error| error.downcast_ref::<io::Error>())?;
@@ -94,7 +92,7 @@ impl Resolver {
         Box::pin(async move {
             let permit = permits.acquire_owned().await?;
             let looked_up = blocking("look-up", move || {
-                let _permit = permit; // until the look-up ends, whoever waits for it
+                let _permit = permit; // until the look-up ends, even if nobody waits for it any more
                 (&*name, 0).to_socket_addrs()
             });
             Ok(looked_up.await??)

@@ -26,8 +26,9 @@ pub struct Traffic {
 pub struct Counted {
     tcp: TcpStream,
     traffic: Traffic,
-    /// What is read and not taken yet. It has no memory while the connection idles.
+    /// What was read from the system last. It has no memory while the connection idles.
     ahead: Vec<u8>,
+    /// How many of these bytes were taken.
     taken: usize,
 }
 
@@ -39,7 +40,7 @@ impl Counted {
     }
 
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.tcp.poll_read_ready(cx))?; // before there is memory for it
+        ready!(self.tcp.poll_read_ready(cx))?; // no memory is reserved before
         self.ahead.reserve_exact(READ_AHEAD);
         let read = pin!(self.tcp.read_buf(&mut self.ahead)).poll(cx);
         if let Poll::Ready(Ok(length)) = read {

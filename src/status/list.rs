@@ -14,7 +14,7 @@ pub struct List {
 }
 
 impl List {
-    /// The device at a place, which moves on.
+    /// The device at `at`, which is a page and a device in it. Moves `at` to the next one.
     pub fn next(&self, at: &mut (usize, usize)) -> Option<&Entry> {
         loop {
             let page = self.pages.get(at.0)?;

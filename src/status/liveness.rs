@@ -1,6 +1,7 @@
 //! Loop liveness: each wait announces a deadline, and `/-/healthy` fails 60 s past it. `baletheus health` asks for it.
 
 use std::error::Error;
+use std::io::Read;
 use std::iter;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -10,22 +11,26 @@ use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 
 use crate::logging;
+use crate::net::connector::no_tls;
+use crate::net::threads::NoThread;
 
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
-/// A health check that takes longer has failed.
+/// The limit for a whole answer to a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of an answer that the message shows.
+const EXCERPT_SIZE: u64 = 200;
 
-/// When the loop moves next, at the latest.
+/// The deadline that the loop has announced.
 pub struct Liveness(Mutex<Instant>);
 
 impl Liveness {
-    /// The loop moves now.
+    /// The deadline is now.
     pub fn start() -> Self {
         Liveness(Mutex::new(Instant::now()))
     }
 
-    /// The loop moves at this moment at the latest.
+    /// Announces the next deadline.
     pub fn expect(&self, next: Instant) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
@@ -43,7 +48,7 @@ impl Liveness {
 pub fn ask(url: Option<String>, listen: Option<String>) -> ExitCode {
     let listen = listen.filter(|listen| !listen.is_empty());
     let Some(url) = url.or_else(|| listen.map(|listen| base(&listen))) else {
-        logging::print("no URL is given, and LISTEN_ADDRESS is not set");
+        logging::print("no URL is given, and LISTEN_ADDRESS is not set: set one of them");
         return ExitCode::from(2);
     };
     match healthy(&format!("{}/-/healthy", url.trim_end_matches('/'))) {
@@ -64,17 +69,24 @@ fn base(listen: &str) -> String {
 
 fn healthy(url: &str) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
-    let client = Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).redirect(Policy::none()).build();
-    let answer = client.and_then(|client| client.get(url).send());
-    let answer = answer.map_err(|error| {
-        let no_answer = error.without_url();
-        let causes = iter::successors(Some(&no_answer as &dyn Error), |error| (*error).source());
-        format!("{url} does not answer: {}", causes.last().unwrap_or(&no_answer))
+    let client = Client::builder().no_proxy().redirect(Policy::none()).build();
+    let client = client.map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&last_cause(&error))))?;
+    // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
+    let answer = client.get(url).timeout(HEALTH_TIMEOUT).send().map_err(|error| {
+        let cause = last_cause(&error.without_url());
+        format!("{url} does not answer: {cause}; does baletheus run, and listen there (--listen, LISTEN_ADDRESS)?")
     })?;
     let status = answer.status();
     if status.is_success() {
-        Ok(())
-    } else {
-        Err(format!("{url} answers {status}: {}", answer.text().unwrap_or_default()))
+        return Ok(());
     }
+    let mut excerpt = Vec::new();
+    let _ = answer.take(EXCERPT_SIZE).read_to_end(&mut excerpt); // the status says enough without it
+    let excerpt = String::from_utf8_lossy(&excerpt);
+    Err(format!("{url} answers {status}: {}", logging::printable(excerpt.trim())))
+}
+
+fn last_cause(error: &dyn Error) -> String {
+    let causes = iter::successors(Some(error), |error| (*error).source());
+    causes.last().unwrap_or(error).to_string()
 }

@@ -23,7 +23,7 @@ use hyper::body::Bytes;
 use crate::balena::{Client, Failure, Requests};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
-use crate::discovery::{Observer, Published};
+use crate::discovery::{HELD_BACK, Observer, Published};
 use crate::net::server;
 use guard::Guard;
 use list::List;
@@ -70,10 +70,28 @@ struct Shown {
     states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
-    /// When the list was last found to be that of the API.
+    /// When the list was last equal to that of the API.
     confirmed: Option<SystemTime>,
-    /// Why the last refresh failed, if it did.
-    failure: Option<String>,
+    /// Why the last refresh has not published its list, if it has not.
+    trouble: Option<Trouble>,
+}
+
+/// Why a refresh has not published its list.
+#[derive(Clone)]
+enum Trouble {
+    /// It failed.
+    Failed(String),
+    /// The list has no targets.
+    HeldBack,
+}
+
+impl Trouble {
+    fn why(&self) -> &str {
+        match self {
+            Trouble::Failed(why) => why,
+            Trouble::HeldBack => HELD_BACK,
+        }
+    }
 }
 
 /// The text of a list, and when it was written.
@@ -140,7 +158,7 @@ impl Observer for Status {
         let published = match outcome {
             Ok(published) => *published,
             Err(failure) => {
-                self.shown().failure = Some(failure.message.clone());
+                self.shown().trouble = Some(Trouble::Failed(failure.message.clone()));
                 return;
             }
         };
@@ -151,11 +169,12 @@ impl Observer for Status {
             List { version: list.version(), pages }
         });
         let mut shown = self.shown();
-        (shown.refreshed, shown.failure) = (Some(SystemTime::now()), None);
+        shown.refreshed = Some(SystemTime::now());
         if published == Published::Refused {
-            shown.failure = Some("the API lists no device that makes a target; the list stays as it was".into());
+            shown.trouble = Some(Trouble::HeldBack);
             return;
         }
+        shown.trouble = None;
         shown.confirmed = shown.refreshed;
         if let Some(list) = list {
             self.metrics.published(list.pages.iter().map(|page| page.targets).sum());
@@ -165,7 +184,7 @@ impl Observer for Status {
 }
 
 impl Shown {
-    /// Whether there is a list to scrape, and how old it is where that matters: `http_sd` is to have it all the same.
+    /// What `/-/ready` says. An old list is ready as well, with its age in the text: `http_sd` needs it.
     ///
     /// # Errors
     /// Why there is none.
@@ -174,8 +193,8 @@ impl Shown {
             let age = SystemTime::now().duration_since(time).unwrap_or_default();
             humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
         };
-        let why = self.failure.as_deref();
-        let first = why.unwrap_or("the first refresh is not done");
+        let why = self.trouble.as_ref().map(Trouble::why);
+        let first = why.unwrap_or("the first refresh has not ended");
         match (&self.list, &self.stored, self.confirmed) {
             (None, None, _) => Err(format!("there is no list yet: {first}\n")),
             (None, Some(stored), _) => {

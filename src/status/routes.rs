@@ -14,26 +14,26 @@ use super::page::wanted::Wanted;
 use super::page::{self, Page};
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Answer, whole};
-use super::{Shown, Status, guard};
-use crate::net::server::{self, Full, Limits, METRICS, TEXT};
+use super::{Shown, Status, Trouble, guard};
+use crate::net::server::{self, Limits, METRICS, TEXT, WhenFull};
 
-/// Further connections close the oldest one, which is idle or slow.
+/// The most connections. One more closes the oldest, which is idle or slow.
 const MAX_CONNECTIONS: usize = 32;
-/// For the head of a request.
+/// The limit for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a whole request and its answer.
+/// The limit for a whole request and its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request, in bytes.
 const MAX_HEAD_SIZE: usize = 16 << 10;
 
-/// The state of the devices is late after three intervals, or three times this.
+/// The state of the devices is old after three intervals, each of which counts as at least this long.
 const MIN_STATE_AGE: Duration = Duration::from_secs(20);
 
 /// Answers until the process ends.
 pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infallible> {
     let limits = Limits {
         connections: MAX_CONNECTIONS,
-        full: Full::CloseOldest,
+        when_full: WhenFull::CloseOldest,
         head_timeout: HEAD_TIMEOUT,
         max_head: MAX_HEAD_SIZE,
         single: Some(ANSWER_TIMEOUT),
@@ -68,7 +68,8 @@ impl Status {
             "/-/healthy" => match self.liveness.overdue() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
                 Some(late) => {
-                    let text = format!("the loop should have moved {} s ago\n", late.as_secs());
+                    let text =
+                        format!("discovery hangs: it is {} s late; restart it and look at its log\n", late.as_secs());
                     whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
                 }
             },
@@ -104,7 +105,7 @@ impl Status {
     fn view(&self, shown: Shown, wanted: Wanted) -> View {
         let now = SystemTime::now();
         let since = |time: SystemTime| view::about(now.duration_since(time).unwrap_or_default());
-        let state = match (&shown.failure, self.liveness.overdue(), &shown.list) {
+        let state = match (&shown.trouble, self.liveness.overdue(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
@@ -115,14 +116,18 @@ impl Status {
             problems
                 .push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", view::about(late)));
         }
-        if let Some(failure) = &shown.failure {
-            problems.push(format!("The last refresh failed: {failure}"));
+        if let Some(trouble) = &shown.trouble {
+            let what = match trouble {
+                Trouble::Failed(_) => "The last refresh failed",
+                Trouble::HeldBack => "The new list is held back",
+            };
+            problems.push(format!("{what}: {}", trouble.why()));
         }
         match &shown.list {
             None if shown.stored.is_some() => problems.push(
-                "No refresh has succeeded since the start: /targets has the list that the target file had then.".into(),
+                "There is no new list since the start: /targets has the list that the target file had then.".into(),
             ),
-            None => problems.push("There is no list yet: no refresh has succeeded since the start.".into()),
+            None => problems.push("There is no list yet, and /targets answers 503.".into()),
             Some(list) if list.entries().next().is_none() => {
                 problems.push("The API lists no device for this key and these options.".into());
             }

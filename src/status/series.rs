@@ -49,7 +49,8 @@ impl Source for Series {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         out.extend(mem::take(&mut self.own).into_bytes());
         let Some(entry) = self.list.next(&mut self.at[0]) else {
-            (self.begun, self.at) = (false, <_>::default());
+            self.begun = false;
+            self.at = <_>::default();
             self.family = match self.family {
                 Family::Info => Family::Number(0),
                 Family::Number(number) if number + 1 < METRICS.len() => Family::Number(number + 1),
@@ -105,8 +106,8 @@ impl Source for Series {
     }
 }
 
-/// Appends a value, and tells whether there is one. Most are whole numbers, which are written several times as fast. An f32 shows
-/// as few digits as tell it from its neighbours.
+/// Appends a value, and returns whether there is one. Most are whole numbers, which are written several times as fast. An f32 has only
+/// as many digits as tell it from its neighbours.
 fn put_number<N: Copy + Display + Into<f64>>(out: &mut Vec<u8>, value: Option<N>) -> bool {
     let Some(value) = value else { return false };
     let number = value.into();

@@ -17,7 +17,7 @@ use crate::net::threads;
 
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
-/// Reports are asked for with one in so many requests for the state, at the least.
+/// The most requests for the state from one request for the reports to the next.
 const MAX_STATES_TO_REPORT: u64 = 5;
 
 /// What is known of the devices, page by page.
@@ -29,8 +29,8 @@ pub struct Watched {
     pub reports: Vec<Arc<Devices<Report>>>,
 }
 
-/// Asks for the state of all devices, for ever, on a new thread, and where `reported` for the reports as well. `publish` gets both
-/// after each success.
+/// Starts a thread that asks for the state of all devices at this interval, and for the reports as well if `reported`. `publish` gets
+/// both after each success.
 ///
 /// # Errors
 /// The thread cannot be started. The text is for the user.
@@ -38,7 +38,8 @@ pub fn watch(
     client: Client, interval: Duration, reported: bool, publish: impl Fn(Watched) + Send + 'static,
 ) -> Result<(), String> {
     let run = move || {
-        let (mut states, mut reports) = (Kind::<State>::new(&client), Kind::<Report>::new(&client));
+        let mut states = Kind::<State>::new(&client);
+        let mut reports = Kind::<Report>::new(&client);
         let states_to_report = states_to_report(interval);
         let mut until_report = 0;
         let mut backoff = Backoff::new(interval);
@@ -74,7 +75,7 @@ fn states_to_report(interval: Duration) -> u64 {
     (REPORT_INTERVAL.as_secs() / interval.as_secs().max(1)).clamp(1, MAX_STATES_TO_REPORT)
 }
 
-/// Says what failed, and how long to wait.
+/// Logs a failure, and gives the wait until the next try.
 fn report(failure: &Failure, backoff: &mut Backoff) -> Duration {
     let level = if backoff.failures() == 0 { Level::Warn } else { Level::Debug };
     log::log!(level, "cannot renew the state of the devices: {failure}");

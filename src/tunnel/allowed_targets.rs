@@ -19,16 +19,16 @@ use crate::discovery::target_file::{Identity, identity};
 use crate::logging::count;
 use crate::net::threads::{self, NoThread};
 
-/// The largest target file, in bytes: as much as discovery writes. A processor of 32 bits has no room for it and for what is made
-/// of it.
+/// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that and for
+/// what is made of it.
 const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
-/// How long a scrape waits for the file. After that the previous list decides: the file system may hang.
+/// How long a scrape waits for the file. After that the list that was read before decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a check holds for targets that are in the list. Each check wakes another thread and waits for it, which would be a good
-/// part of what a scrape costs.
-const CHECK_HOLDS: Duration = Duration::from_millis(100);
+/// For a target that is in the list, the file is checked no more often than this. Each check wakes another thread and waits for it,
+/// which would be a good part of the cost of a scrape.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A target that the tunnel may go to.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct Target {
     pub listed: Instant,
 }
 
-/// What is kept of a target: whether it is https, and since when it is listed.
+/// The targets by `host:port`: whether one is https, and since when it is listed.
 type Targets = HashMap<Box<str>, (bool, Instant)>;
 
 /// The targets of the target file, which is read again when it has changed.
@@ -78,7 +78,7 @@ struct Check {
     /// The metadata when the file was last read.
     seen: Option<Identity>,
     /// Whether the file is read even if its metadata are the same.
-    again: bool,
+    reads_anyway: bool,
     found: oneshot::Sender<Found>,
 }
 
@@ -99,26 +99,32 @@ impl AllowedTargets {
         threads::spawn("target file", move || {
             for check in waiting {
                 let identity = identity(&file);
-                let targets = (check.again || check.seen != identity).then(|| read(&file));
+                let targets = (check.reads_anyway || check.seen != identity).then(|| read(&file));
                 let _ = check.found.send((identity, targets)); // the scrape may have ended
             }
         })?;
         Ok(AllowedTargets { path, checks, state: Mutex::default(), count })
     }
 
-    /// The target with this `host:port`. If the file cannot be read or holds no target, the previous list decides.
+    /// The target with this `host:port`. If the file cannot be read or holds no target, the list that was read before decides.
     pub async fn find(&self, target: &str) -> Option<Target> {
+        let asked = Instant::now();
         let mut state = self.state.lock().await;
-        let holds = state.checked.is_some_and(|checked| checked.elapsed() < CHECK_HOLDS);
-        if let Some(found) = state.find(target).filter(|_| holds) {
+        // While this waited for the lock, another scrape may have checked the file for all that wait.
+        if state.checked.is_some_and(|checked| checked >= asked) {
+            return state.find(target);
+        }
+        let is_recent = state.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL);
+        if let Some(found) = state.find(target).filter(|_| is_recent) {
             return Some(found);
         }
-        // a scrape that ended may have left a check behind, which may be older than the file
+        // A scrape that ended may have left a check behind, which may be older than the file.
         if self.finish(&mut state).await {
-            let again = state.read.as_ref().is_none_or(|(read, when)| read.is_err() && when.elapsed() >= RETRY);
+            let reads_anyway =
+                state.read.as_ref().is_none_or(|(read, when)| read.is_err() && when.elapsed() >= RETRY_INTERVAL);
             let (found, receiver) = oneshot::channel();
             state.pending = Some(Pending { start: Instant::now(), found: receiver });
-            let _ = self.checks.send(Check { seen: state.seen, again, found }); // the thread never ends
+            let _ = self.checks.send(Check { seen: state.seen, reads_anyway, found }); // the thread never ends
             self.finish(&mut state).await;
         }
         state.find(target)
@@ -153,11 +159,11 @@ impl AllowedTargets {
         if let Err(why) = &read
             && is_new
         {
-            let left = match state.targets.len() {
-                0 => "Until then all is refused".to_owned(),
-                targets => format!("The {} of before stay", count(targets, "target")),
+            let until = match state.targets.len() {
+                0 => "Every scrape is refused until it has targets".to_owned(),
+                targets => format!("The {} that were read before stay", count(targets, "target")),
             };
-            log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {left}");
+            log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {until}");
         }
         (state.seen, state.read) = (identity, Some((read, Instant::now())));
     }
@@ -168,13 +174,13 @@ type AnyGroup<'a> = Group<Vec<Cow<'a, str>>, Option<BTreeMap<Cow<'a, str>, Cow<'
 
 fn read(path: &Path) -> Result<Targets, String> {
     let unreadable = |error| format!("cannot be read: {error}");
-    // a pipe may have no writer, ever
+    // Reading a pipe would block until somebody writes into it.
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err("is no file".into());
     }
     let too_large = || "is too large".to_owned();
-    // before it is read, which takes as much memory
+    // Checked first, since reading the file takes as much memory.
     if metadata.len() > MAX_FILE {
         return Err(too_large());
     }

@@ -29,23 +29,24 @@ pub struct Exchange {
     until: Instant,
 }
 
-/// Moves the bytes of a connection whenever its task waits for them, so that it needs no task of its own.
+/// A connection that reads and writes whenever something is polled that depends on it, so that it needs no separate task.
 struct Http {
     connection: Connection<TokioIo<Stream>, Empty<Bytes>>,
-    /// Whether the connection has ended, and without an error.
+    /// None while the connection is open; then whether it ended without an error.
     ended: Option<bool>,
 }
 
 impl Http {
+    /// Reads and writes what can be read and written now.
     fn advance(&mut self, cx: &mut Context<'_>) {
         if self.ended.is_none()
             && let Poll::Ready(end) = self.connection.poll_without_shutdown(cx)
         {
-            self.ended = Some(end.is_ok()); // who waits for something gets the same error
+            self.ended = Some(end.is_ok()); // what depends on the connection gets the same error
         }
     }
 
-    /// Polls for something that comes through the connection, which reads and writes what it is asked for by that.
+    /// Polls `something` that depends on the connection. If it is not ready, the connection reads and writes, and it is polled again.
     fn poll<T>(&mut self, cx: &mut Context<'_>, mut something: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let first = something(cx);
         if first.is_ready() {

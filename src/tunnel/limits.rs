@@ -6,7 +6,7 @@ use crate::memory;
 
 /// The most tunnels at once, where no limit sets a lower number.
 const MAX_TUNNELS: usize = 30_000;
-/// File descriptors a tunnel may take: itself and its scrape, or the two ends of a relayed pair and the next scrape.
+/// File descriptors that a tunnel may take: its own and that of its scrape, or the two ends of a relay and the next scrape.
 const FILES_PER_TUNNEL: usize = 3;
 /// File descriptors for everything else, the spare connections among them.
 const OTHER_FILES: usize = 64;
@@ -34,7 +34,7 @@ const SPARE_CONNECTIONS: usize = 16;
 impl Places {
     /// The places within the limits of this process. The limit for open files is raised as far as the process may.
     pub fn of_this_process() -> Self {
-        // Without a limit it is as much as the processor can address: on one of 32 bits that is less than the most tunnels take.
+        // Without a limit it is as much as the processor can address. On a 32-bit processor that is less than the most tunnels take.
         let memory = memory::limit().and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
         Self::within(open_files(), memory)
     }

@@ -77,7 +77,7 @@ fn start(settings: Settings) -> Result<Infallible, String> {
     }
     memory::keep_some();
     let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
-    let mut connector = Connector::new(settings.roots, settings.proxies).map_err(|error| format!("TLS: {error}"))?;
+    let mut connector = Connector::new(settings.roots, settings.proxies)?;
     connector.traffic = Some(metrics.traffic.clone());
     let url = settings.url.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
     let listener = server::listen(&settings.listen)

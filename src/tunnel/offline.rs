@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::net::refused::{Reason, Refused};
 
-/// How long the first answer holds.
+/// How long the first answer holds, for which no other scrape of the device asks the tunnel host.
 const FIRST_PAUSE: Duration = Duration::from_secs(4);
 /// The longest pause, whatever the interval between scrapes. Longer intervals do not suit Prometheus.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
@@ -52,7 +52,7 @@ impl Offline {
         Offline { devices: Mutex::default(), remembered }
     }
 
-    /// The answer for a target that is in the list since then, if the last one still holds.
+    /// The remembered answer for a target that the list has had since `listed`, if the answer still holds.
     pub fn find(&self, target: &str, listed: Instant) -> Option<Refused> {
         let now = Instant::now();
         let mut devices = self.lock();
@@ -66,14 +66,14 @@ impl Offline {
         })
     }
 
-    /// The tunnel host refuses a target that was not answered from memory. Each time in a row that its device is not connected,
-    /// the answer holds twice as long, up to the interval between scrapes.
+    /// Remembers the answer of the tunnel host if the device is not connected. Each time in a row it holds twice as long, up to the
+    /// interval between scrapes.
     pub fn failed(&self, target: &str, refused: &Refused) {
         if refused.reason != Reason::NotConnected {
             return;
         }
         let now = Instant::now();
-        // it comes from memory, and says nothing about the tunnel host
+        // An answer from memory says nothing about the tunnel host, so it has no status.
         let refused = Refused { status: None, ..refused.clone() };
         let mut devices = self.lock();
         let device = devices.entry(host(target).into()).or_insert_with(|| Device {
@@ -86,7 +86,9 @@ impl Offline {
             interval: None,
         });
         device.pause = (device.pause * 2).min(device.interval.unwrap_or(FIRST_PAUSE)).min(MAX_PAUSE);
-        (device.refused, device.answered, device.until) = (refused, now, now + device.pause);
+        device.refused = refused;
+        device.answered = now;
+        device.until = now + device.pause;
     }
 
     /// A tunnel to the target opens: its device is connected.

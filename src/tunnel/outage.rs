@@ -8,11 +8,12 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use crate::net::refused::{Reason, Refused};
+use crate::net::vpn::unreachable_hint;
 
-/// So many different targets stand for all.
+/// Failures of this many different targets count as failures of all.
 const MANY_TARGETS: usize = 100;
-/// Without a success for so long, every target has been scraped: longer intervals do not suit Prometheus' 5 minutes.
-const LONG: Duration = Duration::from_secs(300);
+/// Within this time every target is scraped: Prometheus forgets a sample after 5 minutes, so longer intervals do not suit it.
+const SCRAPE_ROUND: Duration = Duration::from_secs(300);
 
 /// Watches the results of scrapes.
 pub struct Outages {
@@ -48,9 +49,9 @@ impl Outages {
     pub fn failed(&self, target: &str, refused: &Refused) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match refused.reason {
-            // these say nothing about the way to a target
+            // These say nothing about the way to a target.
             Reason::Busy | Reason::NotTarget | Reason::BadRequest => return,
-            // this one failure is enough: it has nothing to do with the target
+            // One failure is enough, since it has nothing to do with the target.
             Reason::NoTunnel => return state.warn(refused),
             _ if refused.status.is_some() && state.warned == Some(Reason::NoTunnel) => state.end(),
             _ => {}
@@ -58,14 +59,14 @@ impl Outages {
         if state.streak.as_ref().is_none_or(|(reason, _)| *reason != refused.reason) {
             state.streak = Some((refused.reason, HashSet::new()));
         }
-        let long = state.last_success.is_none_or(|success| success.elapsed() >= LONG);
+        let all_were_scraped = state.last_success.is_none_or(|success| success.elapsed() >= SCRAPE_ROUND);
         let Some((_, targets)) = &mut state.streak else { return };
         let is_known = targets.contains(target);
         if !is_known && targets.len() < MANY_TARGETS {
             targets.insert(target.into());
         }
         let all = usize::try_from(self.targets.get()).unwrap_or(usize::MAX);
-        if targets.len() >= all.min(MANY_TARGETS) || (is_known && long) {
+        if targets.len() >= all.min(MANY_TARGETS) || (is_known && all_were_scraped) {
             state.warn(refused);
         }
     }
@@ -78,7 +79,7 @@ impl State {
         }
         self.warned = Some(refused.reason);
         match refused.reason {
-            Reason::NoTunnel => log::warn!("{refused}"),
+            Reason::NoTunnel => log::warn!("{refused}; {}", unreachable_hint(refused)),
             Reason::NoAccess => log::warn!(
                 "every scrape fails: {refused}; is the API key (API_KEY) valid, and may it reach these devices?"
             ),

@@ -28,6 +28,7 @@ pub struct Passing {
     /// Bytes that may still come.
     left: usize,
     scrape: Scrape,
+    /// Ends the body at the next poll.
     failure: Option<Refused>,
     /// The place among the scrapes at once.
     _place: OwnedSemaphorePermit,
@@ -39,13 +40,21 @@ impl Passing {
         target: Arc<str>, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        let deadline = Box::pin(sleep_until(deadline.at));
-        let (exchange, left, failure) = (Some(exchange), MAX_ANSWER, None);
-        let mut passing = Passing { target, exchange, pool, deadline, left, scrape, failure, _place: place };
+        let mut passing = Passing {
+            target,
+            exchange: Some(exchange),
+            pool,
+            deadline: Box::pin(sleep_until(deadline.at)),
+            left: MAX_ANSWER,
+            scrape,
+            failure: None,
+            _place: place,
+        };
         passing.end_if_passed();
         passing
     }
 
+    /// Ends if the whole body has passed.
     fn end_if_passed(&mut self) {
         if self.exchange.as_ref().is_some_and(Body::is_end_stream) {
             self.end();

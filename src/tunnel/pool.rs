@@ -14,8 +14,9 @@ use crate::net::connector::Stream;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
-/// balena moves a device to another VPN host. The actual age is spread, so that tunnels do not end all at once.
+/// balena moves a device to another VPN host.
 const MAX_AGE: Duration = Duration::from_secs(3600);
+/// A tunnel's greatest age is less than [`MAX_AGE`] by up to this share of it, so that tunnels do not all end at once.
 const AGE_SPREAD: f64 = 0.25;
 
 /// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
@@ -48,7 +49,7 @@ struct Idle {
     next: u64,
     /// All tunnels by number, from the one that has waited longest.
     all: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
-    /// The numbers of each target's tunnels; the last one has waited the shortest time.
+    /// The numbers of each target's tunnels, from the one that has waited longest.
     by_target: HashMap<Arc<str>, Vec<u64>>,
 }
 

@@ -23,7 +23,7 @@ use tokio::time::interval;
 
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
-use crate::net::server::{Full as WhenFull, Limits, METRICS, TEXT, reply, serve};
+use crate::net::server::{Limits, MAX_HEADERS, METRICS, TEXT, WhenFull, reply, serve};
 use crate::tunnel::allowed_targets::{AllowedTargets, Target};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
@@ -45,19 +45,24 @@ pub struct Proxy {
     outages: Outages,
     /// A permit for each scrape at once.
     scrapes: Arc<Semaphore>,
-    /// Whether a request that cannot be read has been logged.
+    /// Whether a request that cannot be read has been logged at warn.
     warned: AtomicBool,
 }
 
 impl Proxy {
     /// Puts the parts together.
     pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Metrics, scrapes: usize) -> Self {
-        let (outages, scrapes) = (Outages::new(metrics.targets.clone()), Arc::new(Semaphore::new(scrapes)));
-        let (tunnels, metrics) = (Arc::new(tunnels), Arc::new(metrics));
-        Proxy { tunnels, allowed, metrics, outages, scrapes, warned: AtomicBool::new(false) }
+        Proxy {
+            tunnels: Arc::new(tunnels),
+            allowed,
+            outages: Outages::new(metrics.targets.clone()),
+            metrics: Arc::new(metrics),
+            scrapes: Arc::new(Semaphore::new(scrapes)),
+            warned: AtomicBool::new(false),
+        }
     }
 
-    /// Answers requests, on so many connections.
+    /// Answers requests, on up to this many connections at once.
     pub async fn serve(self, listener: TcpListener, connections: usize) -> io::Result<Infallible> {
         self.allowed.find("").await; // reads the target file before the first scrape
         let tunnels = self.tunnels.clone();
@@ -71,7 +76,7 @@ impl Proxy {
         });
         let limits = Limits {
             connections,
-            full: WhenFull::CloseIdle,
+            when_full: WhenFull::CloseIdle,
             head_timeout: IDLE_TIMEOUT + DEFAULT_TIMEOUT,
             max_head: MAX_HEAD,
             single: None,
@@ -88,10 +93,14 @@ impl Proxy {
             return; // the client went away
         }
         self.metrics.count(Outcome::Refused(Reason::BadRequest));
-        let bound = format!("the bound is {} KiB", MAX_HEAD >> 10);
-        let why = if error.is_parse_too_large() { format!("{error}: {bound}") } else { error.to_string() };
+        let why = if error.is_parse_too_large() {
+            let bound = format!("the bound is {} KiB and {MAX_HEADERS} headers", MAX_HEAD >> 10);
+            format!("{error}: {bound}; are there too many http_headers in the scrape config?")
+        } else {
+            format!("{error}; does proxy_url in the scrape config begin with http://?")
+        };
         let level = if self.warned.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
-        log::log!(level, "refused a request: {why}; are there too many http_headers in the scrape config?");
+        log::log!(level, "refused a request: {why}");
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {

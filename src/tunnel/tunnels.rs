@@ -18,8 +18,9 @@ use crate::tunnel::exchange::Exchange;
 use crate::tunnel::offline::Offline;
 use crate::tunnel::pool::{Pool, Tunnel};
 
-/// A kept tunnel has this part of the time before a new one races it. The device may have another address in the VPN.
-const RACE_AFTER: u32 = 3;
+/// A kept tunnel has the time left, divided by this, to answer. Then a new tunnel races it: the device may have another address in the
+/// VPN.
+const RACE_DIVISOR: u32 = 3;
 
 /// The failure of a scrape that has no place.
 pub fn busy() -> Refused {
@@ -67,7 +68,7 @@ impl Tunnels {
         let mut attempts = JoinSet::new();
         if let Some(kept) = self.pool.take(&target.name) {
             let mut attempt = Box::pin(Exchange::start(kept, request.clone()));
-            match timeout(deadline.left() / RACE_AFTER, &mut attempt).await {
+            match timeout(deadline.left() / RACE_DIVISOR, &mut attempt).await {
                 Ok(Ok(answered)) => return Ok(answered),
                 Ok(Err(_)) => {}
                 Err(_) => drop(attempts.spawn(attempt)),

@@ -1,5 +1,5 @@
-//! The alerts: promtool of Prometheus 2 and 3 takes the rules and runs their unit tests, and each alert has all that
-//! whom it wakes needs.
+//! The alerts: promtool of Prometheus 2 and 3 takes the rules and runs their unit tests, and each alert has all that the person
+//! needs who gets it.
 
 use crate::support;
 
@@ -39,7 +39,7 @@ fn alerts() -> Vec<(String, Rule)> {
     named.collect()
 }
 
-/// That what they expect is so, the tests above see.
+/// The tests above check that the unit tests pass.
 #[test]
 fn each_rule_has_unit_tests() {
     let tests: Vec<_> = test_files().iter().flat_map(|file| read::<Tests>(file).tests).collect();

@@ -1,6 +1,6 @@
 //! The dashboards and the alerts ask for what is there: each query of each panel, variable, annotation and alert runs on a
-//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and gives data. Where nothing
-//! is known, no panel shows peace.
+//! real Prometheus, which scrapes a simulated fleet, the real sidecar and a real node_exporter, and returns data. Where nothing
+//! is known, no panel shows that all is well.
 
 use crate::support;
 
@@ -36,7 +36,7 @@ const OF_A_BOARD: [(&str, &str); 4] = [
     ("Pressure", "the kernel may be built without it"),
 ];
 
-/// Alerts that do not fire here, each with its reason; that they can, their unit tests show.
+/// Alerts that do not fire here, each with its reason. Their unit tests show that they can.
 const QUIET: [(&str, &str); 43] = [
     ("DeviceOfflineButScraped", "the simulated devices are reached through the VPN only"),
     ("ExporterDown", "all exporters of a simulated device go together"),
@@ -139,7 +139,7 @@ fn alertmanager() -> Cloud {
     server
 }
 
-/// The rules as they are, but for their patience.
+/// The rules, without the time for which a condition has to hold.
 fn impatient_rules() -> String {
     let mut groups = Vec::new();
     for file in rule_files() {
@@ -162,7 +162,7 @@ fn impatient_rules() -> String {
     json!({ "groups": groups }).to_string() // which is YAML as well
 }
 
-/// Where the programs listen that a Prometheus scrapes, asks or tells.
+/// The addresses of the programs that Prometheus scrapes, asks or notifies.
 struct Addresses {
     sidecar: String,
     /// The tunnel's URL.
@@ -595,7 +595,7 @@ fn in_their_places(file: &str, panels: &[Value]) {
     }
 }
 
-/// A link to a dashboard names one that is there, and variables of it.
+/// A link to a dashboard names one that exists, and its variables.
 fn leads_somewhere(file: &str, url: &str, dashboards: &[Dashboard]) {
     let Some(path) = url.strip_prefix("/d/") else {
         return assert!(url.starts_with("https://"), "{file}: {url}");
@@ -706,7 +706,7 @@ fn set<const N: usize>(all: [&str; N]) -> BTreeSet<String> {
 
 const DEAD: [&str; 5] = ["NO", "no answer", "answered", "evaluated", ""];
 
-/// Of what Prometheus goes on to scrape, it still knows that all is well; of balenaCloud and of alerts, nothing.
+/// Prometheus still knows that all is well with what it scrapes, and knows nothing of balenaCloud and of alerts.
 fn a_dead_sidecar_shows(major: u8) {
     let mut stack = Stack::start(major, troubled_fleet(), "1s");
     // Prometheus 2 drops what its rules say before it knows of Alertmanager.

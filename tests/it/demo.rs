@@ -19,7 +19,7 @@ struct Demo {
 }
 
 impl Demo {
-    /// Should a test be cut short, which its own group hides from the demo, it ends by itself.
+    /// The demo ends by itself after a while: if the test is cut short, a signal to the test does not reach the demo's group.
     fn start(seconds: u32) -> Self {
         Self::start_by(seconds, |cargo| cargo)
     }

@@ -1,7 +1,7 @@
-//! Whatever the disk does, the list that stands there stays, the log says why and where, each refresh tries again, and
-//! all is well once the trouble is over.
+//! Whatever the disk does, the list stays, the log says why and where, each refresh tries again, and all is well once the
+//! trouble is over.
 //!
-//! A full and a read-only disk are mounted in a user namespace of the test's own, for which nobody has to be root.
+//! A full and a read-only disk are mounted in a separate user namespace, which does not take root.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, geteuid, prlimit};
 
 const FILE: &str = "disk/balena.json";
 
-/// A sidecar that keeps its list in a folder of its own, where the trouble is going to be.
+/// A sidecar that keeps its list in a separate folder, where the trouble is going to be.
 fn sidecar(cloud: &Cloud) -> Sidecar {
     let sidecar = binary::sidecar(cloud).env("SD_FILE_PATH", FILE);
     fs::create_dir(sidecar.path("disk")).unwrap();
@@ -34,13 +34,13 @@ fn due(sidecar: &Sidecar) -> String {
     String::from_utf8(finish(dry).stdout).unwrap()
 }
 
-/// What befalls the disk between two changes of the fleet, seen from `root`.
+/// What happens to the disk between two changes of the fleet, seen from `root`.
 struct Trouble<'a> {
     cloud: &'a Cloud,
     sidecar: &'a Sidecar,
     running: &'a Running,
     root: PathBuf,
-    /// Words of the reason that is told.
+    /// Words of the reason in the log.
     says: &'a str,
     /// Whether the old list is still there to be kept.
     keeps: bool,
@@ -309,7 +309,7 @@ fn a_lock_of_another_kind_harms_nobody() {
     }
 }
 
-/// What stands where the list should be.
+/// What is in the place of the list.
 fn foreign(file: &Path, other: &Path, kind: &str) {
     match kind {
         "garbage" => fs::write(file, [0xff, 0, b'{']).unwrap(),

@@ -1,5 +1,5 @@
 //! The entry points of the stack's containers, run without containers: what they make of variables, hostile ones too, and
-//! that a message reaches each service that tells of an alert.
+//! whether a message about an alert reaches each service.
 
 use crate::support;
 use std::fs;
@@ -17,7 +17,7 @@ use support::{executable, tools};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What could end a string of YAML or a word of a shell, or be replaced by something else.
+/// Text that could end a string of YAML or a word of a shell, or be replaced by something else.
 const HOSTILE: [&str; 8] = [
     "plain",
     "it's \"quoted\" \\ and \\n",
@@ -134,9 +134,8 @@ fn prometheus_gets_values_as_they_were_typed() {
     }
 }
 
-/// What Prometheus 3 itself makes of the name.
-/// What fills the memory is read from the log at each start, so Prometheus would never come back. Three unclean ends in a row within ten
-/// minutes drop it; blocks stay.
+/// Prometheus reads its log into memory at each start, and would never come back if the memory does not suffice. Three unclean ends in a
+/// row within ten minutes drop the log; blocks stay.
 #[test]
 fn prometheus_forgets_a_log_that_ends_it() {
     let image = Image::new("prometheus");
@@ -176,6 +175,7 @@ fn prometheus_forgets_a_log_that_ends_it() {
     assert_eq!(start().0, 4);
 }
 
+/// What Prometheus 3 itself makes of the name.
 #[test]
 fn the_name_of_the_stack_is_in_the_running_prometheus() {
     let image = Image::new("prometheus");
@@ -551,8 +551,7 @@ fn mail_server() -> (SocketAddr, Receiver<String>) {
     (address, receiver)
 }
 
-/// Real Alertmanager, a device with a hostile name, and services that reject what the real ones would.
-/// Alertmanager, which finds its templates in its working directory. Debian's looks for them in a folder that only an installed
+/// An Alertmanager that finds its templates in its working directory. Debian's looks for them in a folder that only an installed
 /// package has.
 fn alertmanager(image: &Image) -> PathBuf {
     const INSTALLED: &[u8] = b"/usr/share/prometheus/alertmanager";
@@ -575,6 +574,7 @@ fn alertmanager(image: &Image) -> PathBuf {
     copy
 }
 
+/// A real Alertmanager, a device with a hostile name, and services that reject what the real ones would.
 #[test]
 fn a_message_arrives_at_each_service() {
     let (address, verdicts) = services();

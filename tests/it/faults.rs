@@ -1,5 +1,5 @@
-//! The API misbehaves, in one way after another, under the real binary at its most talkative. Whatever the fault: the
-//! list stays, the reason is told, the key is not, the next try comes when it should, and all is well once the fault ends.
+//! The API misbehaves, in one way after another, under the real binary with all of its log. Whatever the fault: the list stays,
+//! the log has the reason and not the key, the next try comes when it should, and all is well once the fault ends.
 //! `docs/faults.md` has each of them.
 
 mod hostile;

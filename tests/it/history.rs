@@ -1,5 +1,5 @@
-//! Whatever happened to the fleet, in whatever order, and whichever requests failed: after a refresh that succeeds the
-//! list is the one that a fresh start would make.
+//! Whatever happened to the fleet, in whatever order, and whichever requests failed: after a successful refresh the list is the
+//! one that a new start would make.
 
 use std::collections::BTreeMap;
 

@@ -26,7 +26,7 @@ fn the_second_on_a_file_says_so_and_ends() {
         let output = finish(second);
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}: {log}");
-        assert!(log.contains("balena.json: another baletheus writes it; "), "{words:?}: {log}");
+        assert!(log.contains("balena.json: another baletheus writes it; stop the other one, or"), "{words:?}: {log}");
         assert_eq!(fs::read(&unfinished).unwrap(), b"[", "the second cleaned up under the first's hands");
     }
     cloud.change(|devices| drop(devices.pop()));
@@ -69,7 +69,7 @@ fn a_dry_run_beside_it_and_two_files_in_one_directory_are_no_mistake() {
     assert_eq!(other.list(), fs::read_to_string(other.path("other.json")).unwrap());
 }
 
-/// Whose folder was taken away holds no lock that others see; two of them must not write by turns.
+/// A sidecar whose folder was removed has a lock that others do not see. Two of them must not write by turns.
 #[test]
 fn a_folder_that_was_removed_does_not_let_two_of_them_write() {
     let cloud = Cloud::start(many(20));
@@ -91,7 +91,7 @@ fn a_folder_that_was_removed_does_not_let_two_of_them_write() {
     fs::remove_file(sidecar.path("balena.json")).unwrap();
     first.signal("HUP");
     let line = first.wait_for_lines("refresh failed", told + 1);
-    assert!(line.contains("balena.json: another baletheus writes it; "), "{line}");
+    assert!(line.contains("balena.json: another baletheus writes it; stop the other one, or"), "{line}");
     assert!(!sidecar.path("balena.json").exists());
     second.signal("CONT");
     second.wait_for_lines("updated balena.json: 18 targets", 2);

@@ -34,7 +34,7 @@ fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
 }
 
 /// Runs a program that has to be installed.
-fn installed(program: &str, package: &str) {
+pub fn installed(program: &str, package: &str) {
     let found = Command::new(program).arg("-V").output();
     assert!(found.is_ok_and(|output| output.status.success()), "no `{program}`: install the package {package}");
 }
@@ -303,6 +303,23 @@ fn an_engine_that_refuses_clone3_is_named() {
         assert!(line.is_some_and(|line| line.contains(SAYS)) && !log.contains("ca-certificates"), "{args:?}: {log}");
     }
     assert_eq!(cloud.requests().len(), 0);
+}
+
+#[test]
+fn a_machine_without_root_certificates_is_told_what_to_install() {
+    let cloud = Cloud::start(gateways(3));
+    let sidecar = sidecar(&cloud).env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
+    let sidecar = sidecar.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    for (args, code) in
+        [(&["--oneshot"][..], 2), (&["check"], 2), (&["tunnel"], 2), (&["health", "http://127.0.0.1:1"], 1)]
+    {
+        let mut command = sidecar.command();
+        command.args(args);
+        let output = finish(command);
+        let log = String::from_utf8(output.stderr).unwrap();
+        let said = "No CA certificates were loaded from the system; is the package ca-certificates installed?";
+        assert!(output.status.code() == Some(code) && log.contains(said), "{args:?}: {log}");
+    }
 }
 
 #[test]

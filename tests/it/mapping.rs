@@ -73,7 +73,7 @@ fn expect_golden(name: &str, list: &str) {
     assert!(list == golden, "{name}.json is not what was written:\n{different}");
 }
 
-/// That the log has one line with all these texts.
+/// Asserts that the log has one line with all these texts.
 #[track_caller]
 fn expect_line(log: &str, texts: &[&str]) {
     let lines = log.lines().filter(|line| texts.iter().all(|text| line.contains(text))).count();
@@ -103,7 +103,7 @@ fn recorded_devices_on_the_lan() {
     assert!(log.contains("updated balena.json: 36 targets of 18 devices (+18 -0 ~0), 12 devices left out"), "{log}");
 }
 
-/// A device that tells everything.
+/// A device with a value in every field.
 fn complete(id: u64) -> Value {
     let more = json!({
         "uuid": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd",
@@ -285,7 +285,7 @@ fn a_broken_device_costs_itself_alone_and_is_named() {
     assert!(log.contains(&counts), "{counts}:\n{log}");
 }
 
-/// Text that is no Unicode, a number beyond all, and devices that nothing tells apart.
+/// Text that is no Unicode, a number that is too large, and devices without anything to tell them apart.
 #[test]
 fn a_record_that_cannot_even_be_read_is_named_and_counted() {
     let body = br#"{"d":[
@@ -379,7 +379,7 @@ fn tags_become_labels() {
     assert!(!log.contains("like labels (0000000) has"), "{log}");
 }
 
-/// Tags of devices steer as those of fleets do. What they may without it is in own_tags.rs.
+/// Here the tags of devices may do all that the tags of fleets may. What they may do by default is in own_tags.rs.
 const ALL: (&str, &str) = ("OWN_TAGS", "all");
 const SCRAPE: &str = "prometheus.io/scrape";
 const EXPORTERS: &str = "prometheus.io/exporters";
@@ -677,7 +677,7 @@ fn a_lan_address_is_chosen() {
 #[test]
 fn each_bad_tag_is_warned_of_once() {
     let bad = [
-        tagged(1, "gw-1", &[(INTERVAL, "4s")]),
+        tagged(1, "gw-1", &[(INTERVAL, "4s"), ("prometheus.io/port", "http")]),
         tagged(2, "gw-2", &[(EXPORTERS, "http://evil"), (SCHEME, "gopher")]),
         tagged(3, "gw-3", &[(SCRAPE, "\u{202e}\"no\"\n")]),
         tagged(4, "gw-4", &[("a.b", "1"), ("a-b", "2")]),
@@ -699,15 +699,16 @@ fn each_bad_tag_is_warned_of_once() {
     running.signal("TERM");
     let log = running.wait().1.join("\n");
     for texts in [
-        [INTERVAL, " gw-1 (0000000) ", r#" "4s""#],
+        [INTERVAL, " gw-1 (0000000) ", r#" "4s": it is shorter than 5s"#],
+        ["prometheus.io/port", " gw-1 (0000000) ", r#" "http": "http" has no port"#],
         [EXPORTERS, " gw-2 (0000000) ", r#" "http://evil""#],
-        [SCHEME, " gw-2 (0000000) ", r#" "gopher""#],
+        [SCHEME, " gw-2 (0000000) ", r#" "gopher": not one of http, https;"#],
         [SCRAPE, " gw-3 (0000000) ", r#" "\u{202e}\"no\"\n""#],
         ["__meta_balena_tag_a_b", " gw-4 (0000000) ", "a.b"],
     ] {
         expect_line(&log, &[&texts[..], &[" WARN "]].concat());
     }
-    assert_eq!(log.matches(" WARN ").count(), 5, "{log}");
+    assert_eq!(log.matches(" WARN ").count(), 6, "{log}");
     let left_out: Vec<_> = log.lines().filter(|line| line.contains("left out gw-")).collect();
     assert!(left_out.len() == 1 && left_out[0].contains(" gw-5 (0000000): "), "{log}");
     let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();

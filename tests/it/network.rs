@@ -276,10 +276,7 @@ fn a_proxy_that_cannot_be_used_is_a_warning_at_the_start() {
     command.args(["--oneshot"]);
     let log = String::from_utf8(finish(command).stderr).unwrap();
     for told in [log, running.log().join("\n")] {
-        assert!(
-            told.contains("WARN  HTTPS_PROXY cannot be used, so there is no proxy: only http:// and https://"),
-            "{told}"
-        );
+        assert!(told.contains("WARN  HTTPS_PROXY is ignored: only http:// and https://"), "{told}");
         assert!(told.contains("WARN  NO_PROXY has \"a/b\", which is no host, network or *"), "{told}");
         assert!(!told.contains("secret"), "{told}");
     }
@@ -367,8 +364,13 @@ fn what_prometheus_sends_passes_or_has_a_reason() {
     }
     let answer = scrape(&setup.url, &target(0), &format!("X-Long: {}\r\n", "x".repeat(300_000)));
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"), "{answer}");
-    setup.running.wait_for("WARN  refused a request: message head is too large: the bound is 64 KiB");
+    setup.running.wait_for("WARN  refused a request: message head is too large: the bound is 64 KiB and 1024 headers; are there too many http_headers");
     assert!(setup.metric("baletheus_tunnel_scrapes_total{result=\"bad_request\"} 1"));
+    // An https:// in front of the proxy's address: Prometheus begins with TLS.
+    let setup = Setup::start(exporter(|_, stream| stream.write_all(OK.as_bytes()).is_ok()), 1);
+    let mut stream = TcpStream::connect(setup.url.trim_start_matches("http://")).unwrap();
+    stream.write_all(b"\x16\x03\x01\x00\xc4\x01\x00\r\n\r\n").unwrap();
+    setup.running.wait_for("does proxy_url in the scrape config begin with http://?");
 }
 
 /// An exporter that closes can do so in three ways, which the operating system reports differently.

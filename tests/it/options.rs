@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// Nobody listens here.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
-/// The table: flag, variables, default; and `RUST_LOG`, which its last row names.
+/// The table of options, written down a second time: flag, variables, default.
 const TABLE: &[(&str, &[&str], &str)] = &[
     ("", &["API_KEY"], ""),
     ("api-key-file", &["API_KEY_FILE"], ""),
@@ -152,7 +152,7 @@ fn start(cloud: &Cloud, words: &[&str]) -> (Sidecar, Running) {
     (sidecar, running)
 }
 
-/// Ends it by a signal, sooner than any time-out of its own.
+/// Ends it by a signal, sooner than its own time-outs would.
 fn stop(running: Running, signal: &str) -> Run {
     let asked = Instant::now();
     running.signal(signal);
@@ -692,7 +692,8 @@ fn refused_with(cloud: &Cloud, words: &[&str], edit: impl FnOnce(&mut Command)) 
     assert_eq!(cloud.requests().len(), 0, "{words:?}");
     let errors = run.err.lines().filter_map(|line| line.strip_prefix("  ")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(run.err.lines().count(), errors.len() + 2, "{words:?}\n{}", run.err);
-    assert!(run.err.contains("error") && run.err.contains("--help"), "{}", run.err);
+    let help = if words.contains(&"tunnel") { "\nbaletheus tunnel --help lists" } else { "\nbaletheus --help lists" };
+    assert!(run.err.contains("error") && run.err.contains(help), "{}", run.err);
     errors
 }
 
@@ -768,6 +769,7 @@ const MISTAKES: &[Mistake] = &[
     ("listen", "LISTEN_ADDRESS", "9797", &["host:port", ":PORT"]),
     ("listen", "LISTEN_ADDRESS", ":http", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
+    ("listen", "LISTEN_ADDRESS", "a-label-of-more-than-63-characters-which-no-name-in-the-dns-may-have.test:80", &["cannot be resolved"]),
     ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "without a dot"]),
     ("status-token-file", "STATUS_TOKEN_FILE", "/nonexistent/token", &["16 characters"]),
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),

@@ -1,4 +1,4 @@
-//! Whatever devices the API may tell of, the list is one that Prometheus takes, and it is always the same one.
+//! Whatever devices the API lists, the list is one that Prometheus takes, and the same devices give the same list.
 //!
 //! What Prometheus takes is written down a second time in `support/rules.rs`, and `promtool` has the last word.
 

@@ -1,4 +1,4 @@
-//! Refresh after refresh: what is asked for, what is written, what is told, and when the next one comes.
+//! Refresh after refresh: what is asked for, what is written, what is logged, and when the next one comes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -263,7 +263,9 @@ fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
     cloud.change(|devices| devices.iter_mut().for_each(|device| rename(device, "acme/edge")));
     running.wait_for("updated balena.json: 3 targets of 3 devices (+0 -0 ~3)");
     cloud.change(Vec::clear);
-    running.wait_for("fleet 1 had devices, and the key sees none in it now: were they moved, was the fleet deleted");
+    running.wait_for(
+        "fleet 1 had devices, and the key sees none in it now: were the devices moved, was the fleet deleted",
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the sidecar tells over HTTP, of itself and of each device.
+//! What the sidecar shows over HTTP, of itself and of each device.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -246,11 +246,23 @@ fn health_is_an_exit_code() {
     assert_eq!(code(&[&format!("http://127.0.0.1:{port}/")], "").0, Some(0));
     // the endpoint listens on 127.0.0.1 only, and localhost is that too
     assert_eq!(code(&[], &format!(":{port}")).0, Some(0));
-    assert_eq!(code(&[], ""), (Some(2), "baletheus: no URL is given, and LISTEN_ADDRESS is not set\n".into()));
+    let nothing = "baletheus: no URL is given, and LISTEN_ADDRESS is not set: set one of them\n";
+    assert_eq!(code(&[], ""), (Some(2), nothing.into()));
     let (failed, told) = code(&[&cloud.url()], "");
     assert!(failed == Some(1) && told.contains("answers 404"), "{told}");
     drop(status);
-    assert_eq!(code(&[], &format!("127.0.0.1:{port}")).0, Some(1));
+    let (failed, told) = code(&[], &format!("127.0.0.1:{port}"));
+    assert!(failed == Some(1) && told.contains("does baletheus run, and listen there"), "{told}");
+    // What answers there may be another program: its answer drips for a minute, and would clear a terminal.
+    cloud.intercept(|_, _| {
+        let head = Step::Send(b"HTTP/1.1 503 Service Unavailable\r\n\r\nno \x1b[2J".into());
+        let drop = [Step::Pause(Duration::from_secs(1)), Step::Send(b"x".into())];
+        Some(Reply::steps([head].into_iter().chain(drop.into_iter().cycle().take(120))))
+    });
+    let start = Instant::now();
+    let (failed, told) = code(&[&cloud.url()], "");
+    assert!(failed == Some(1) && told.contains("answers 503 Service Unavailable: no \\u{1b}[2J"), "{told:?}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -385,6 +397,8 @@ fn a_list_that_is_held_back_is_shown_and_the_targets_are_those_that_are_publishe
     assert!((start - 0.01..=now()).contains(&since), "{since} is not within {start} and now");
     let ready = status.text("/-/ready");
     assert!(ready.starts_with("ready; the list was right ") && ready.contains("lists no device that"), "{ready}");
+    let page = status.text("/");
+    assert!(page.contains("The new list is held back: ") && page.contains("WRITE_EMPTY=true"), "{page}");
     // The next refresh leaves the moment alone, and a restart knows what is published.
     let refreshes = metrics["baletheus_refreshes_total"];
     let metrics = status.wait_until("a refresh", |metrics| metrics["baletheus_refreshes_total"] > refreshes);

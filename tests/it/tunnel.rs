@@ -33,7 +33,7 @@ fn target(letter: char) -> String {
 struct Seen {
     line: String,
     headers: BTreeMap<String, String>,
-    /// The how-manieth connection it came in.
+    /// The number of the connection that it came in.
     connection: usize,
 }
 
@@ -169,7 +169,7 @@ impl Setup {
     }
 }
 
-/// So long a target may still be scraped that is in the target file no more.
+/// How long a target may still be scraped after it is gone from the target file.
 const CHECK_HOLDS: Duration = Duration::from_millis(100);
 
 /// Replaces the target file.
@@ -378,7 +378,7 @@ fn the_list_is_the_one_of_now() {
     // nobody ever writes into this pipe
     assert!(Command::new("mkfifo").arg(setup.sidecar.path("balena.json")).status().unwrap().success());
     assert_eq!(all(), after);
-    setup.running.wait_for_lines("The 2 targets of before stay", 10);
+    setup.running.wait_for_lines("The 2 targets that were read before stay", 10);
     fs::remove_file(setup.sidecar.path("balena.json")).unwrap();
     write(&setup.sidecar, &[target('a')]);
     assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
@@ -397,10 +397,10 @@ fn a_list_above_the_limit_is_not_read() {
     thread::sleep(CHECK_HOLDS);
     assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
     let line = setup.running.wait_for("balena.json is too large");
-    assert!(line.ends_with("of before stay"), "{line}");
+    assert!(line.ends_with("read before stay"), "{line}");
 }
 
-/// As when Prometheus ends the scrapes of what has changed just when the list did.
+/// Prometheus ends scrapes of changed targets just when the list changes.
 #[test]
 fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
     let setup = Setup::start(Vpn::start(KEY, None));
@@ -424,7 +424,7 @@ fn without_a_list_all_is_refused() {
     let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
     let vpn = Vpn::start(KEY, None);
     let (running, url) = sidecar.tunnel(&vpn.url());
-    running.wait_for("balena.json cannot be read: No such file or directory (os error 2); is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? Until then all is refused");
+    running.wait_for("balena.json cannot be read: No such file or directory (os error 2); is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? Every scrape is refused until it has targets");
     let setup = Setup { vpn, url, running, sidecar };
     setup.expect(&target('a'), 403, &format!("refused: {} is no target in the target file", target('a')));
     setup.device('a', Exporter::saying(OK).addr);
@@ -587,7 +587,7 @@ fn what_hangs_holds_up_nothing_else() {
     setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"ok\"}", HANG as f64);
 }
 
-/// As many tunnels at once as a third of the files that the process may open, but for 64.
+/// The tunnels at once are a third of the files that the process may open, less 64.
 #[test]
 fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     const PLACES: usize = 32;
@@ -735,7 +735,8 @@ fn a_lost_tunnel_host_is_told_once() {
         setup.expect(&target(letter), 502, "tunnel host not reachable: connection refused");
     }
     let log = setup.running.log();
-    assert_eq!(log.iter().filter(|line| line.contains("WARN  tunnel host not reachable")).count(), 1, "{log:?}");
+    let warned: Vec<_> = log.iter().filter(|line| line.contains("WARN  tunnel host not reachable")).collect();
+    assert!(warned.len() == 1 && warned[0].contains("; is --tunnel-url (TUNNEL_URL) right"), "{warned:?}");
     setup.vpn = Vpn::start_at(free, KEY);
     setup.device('b', Exporter::saying(OK).addr);
     assert_eq!(setup.scrape(&target('b')).0, "HTTP/1.1 200 OK");

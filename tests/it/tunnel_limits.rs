@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::machine::installed;
 use crate::support::binary;
 use crate::support::cloud::KEY;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
@@ -199,6 +200,37 @@ fn a_target_file_that_hangs_stops_nothing() {
         is_healthy(&url);
     }
     assert!(before.elapsed() < Duration::from_secs(8), "a second for the first, none for the others: {before:?}");
+}
+
+/// A network file system that takes half a second for each look at the target file. `strace` makes it slow.
+#[test]
+fn scrapes_share_a_look_at_a_slow_target_file() {
+    const SCRAPES: usize = 40;
+    installed("strace", "strace");
+    let vpn = vpn(exporter());
+    let sidecar = sidecar(SCRAPES);
+    let inside = sidecar.command();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=statx", "-e", "inject=statx:delay_enter=500000"]);
+    command.arg("-P").arg(sidecar.path("balena.json")); // the calls for this path only
+    command.args(["setpriv", "--pdeathsig", "KILL"]).arg(inside.get_program()).arg("tunnel");
+    command.current_dir(sidecar.dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.env("API_KEY", KEY).env("TUNNEL_URL", vpn.url()).env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
+    command.env("SD_FILE_PATH", sidecar.path("balena.json"));
+    let running = Running::spawn(command);
+    let url = url(&running);
+    assert!(scrape(&url, 0).starts_with("HTTP/1.1 200 OK\r\n"), "{:?}", running.log());
+    let before = Instant::now();
+    thread::scope(|scope| {
+        let url = &url;
+        let scrapes: Vec<_> = (0..SCRAPES).map(|number| scope.spawn(move || scrape(url, number))).collect();
+        for scrape in scrapes {
+            let answer = scrape.join().unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        }
+    });
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?} for {SCRAPES} scrapes, each with its own look at the file");
 }
 
 /// As where a user or a pids cgroup has no room for a moment.

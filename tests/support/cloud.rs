@@ -99,7 +99,7 @@ pub fn release_id(commit: &str) -> u64 {
     u64::from_str_radix(&commit[..6], 16).expect("a commit of hex digits")
 }
 
-/// Adds what is missing; what is there stays, and so does the order of its tags.
+/// Adds what is missing. What is there stays, with the order of its tags.
 fn merge(into: &mut Value, more: Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
@@ -392,7 +392,7 @@ impl Drop for Cloud {
     }
 }
 
-/// A connection, as the sockets' side sees it.
+/// A connection, without what is spoken over it.
 struct Wire {
     id: u64,
     socket: TcpStream,
@@ -450,7 +450,7 @@ impl Wire {
         drop(self.shared.healed.wait_timeout_while(wires, duration, sick));
     }
 
-    /// Reads into the void. The client's end ends that, and so does the shutdown when the cloud heals or is dropped.
+    /// Reads and ignores what comes, until the client closes the connection or the cloud heals or is dropped.
     fn hang(&self, heals: u64) -> io::Result<()> {
         let mut wires = lock(&self.shared.wires);
         if wires.heals != heals || wires.stopped {

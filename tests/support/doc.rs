@@ -1,4 +1,4 @@
-//! `docs/faults.md`, and what `docs/security.md` has of the kind, read as a table.
+//! The tables of faults in `docs/faults.md` and of attacks in `docs/security.md`.
 
 /// A line of a table: a fault, what the sidecar does, and the tests that show it.
 pub struct Row {
@@ -22,7 +22,7 @@ pub fn rows() -> Vec<Row> {
     lines.map(row).collect()
 }
 
-/// What the holder of a device tries, and what happens.
+/// The table of attacks: what the holder of a device tries, and what happens.
 pub fn attacks() -> Vec<Row> {
     let (_, table) = include_str!("../../docs/security.md").split_once("<!-- each line").expect("the table");
     let lines = table.lines().skip(1).take_while(|line| line.starts_with('|'));

@@ -42,12 +42,12 @@ impl Exporters {
         Self { server, backends, vpn }
     }
 
-    /// Whatever is asked of this device, a real exporter answers.
+    /// From now on a real exporter answers for this device.
     pub fn forward(&self, uuid: &str, backend: SocketAddr) {
         self.backends.lock().expect("no thread has panicked in here").insert(uuid.to_owned(), backend);
     }
 
-    /// Scrapes are kept as requests are: to be called now and then by what runs long.
+    /// Forgets the scrapes so far. A program that runs long calls this now and then.
     pub fn clear_requests(&self) {
         self.server.clear_requests();
         self.vpn.clear_requests();
@@ -58,7 +58,7 @@ fn find(cloud: &Cloud, uuid: &str) -> Option<Value> {
     cloud.change(|devices| devices.iter().find(|device| device["uuid"] == uuid).cloned())
 }
 
-/// A device knows itself; here, `Host` tells which one it is.
+/// The answer of a device. `Host` has its uuid.
 fn reply(cloud: &Cloud, start: SystemTime, seen: &Seen) -> Reply {
     let (host, port) = seen.header("host").and_then(|host| host.split_once(':')).unwrap_or_default();
     let device = host.strip_suffix(".balena").and_then(|uuid| find(cloud, uuid)).unwrap_or_default();
@@ -97,7 +97,7 @@ fn declared(image: &Value) -> Option<Exporter> {
     Some(Exporter { name: label("job").or(service), port: label("port")?.parse().ok()?, path: label("path") })
 }
 
-/// What a device measures: waves about a level of its own, and counters that are their integrals.
+/// What a device measures: waves around a level that each device has, and counters that are their integrals.
 struct Metrics<'a> {
     device: &'a Value,
     /// Unix time.

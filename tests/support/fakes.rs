@@ -40,7 +40,7 @@ pub fn retry_after(client: &Client) -> Option<Duration> {
     client.page(0, 1, None).expect_err("a failure").retry_after
 }
 
-/// A device and its place in the database, which its record may tell or not.
+/// A device and its id in the database, which its record may have or not.
 pub type Row = (u64, Value);
 
 /// The API over rows by rising id. The text of an answer is its `ETag`.

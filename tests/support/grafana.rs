@@ -42,14 +42,14 @@ impl Dashboard {
         list(&self.json, "/templating/list")
     }
 
-    /// All but rows, and those of closed rows as well.
+    /// All panels, also those within rows; rows themselves are none.
     pub fn panels(&self) -> Vec<&Value> {
         let top = list(&self.json, "/panels").iter();
         let inside = |panel| [panel].into_iter().chain(list(panel, "/panels"));
         top.flat_map(inside).filter(|panel| text(panel, "type") != "row").collect()
     }
 
-    /// With a URL or a part of one, wherever they stand.
+    /// All links, in any place, each a URL or a part of one.
     pub fn links(&self) -> Vec<&str> {
         fn walk<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
             match value {
@@ -67,7 +67,7 @@ impl Dashboard {
     }
 }
 
-/// With values for the variables, by name, those of Grafana itself among them. `$1` is of `label_replace` and stays.
+/// A query with these values for its variables, Grafana's own among them. `$1` belongs to `label_replace` and stays.
 pub fn interpolate(query: &str, values: &BTreeMap<String, String>) -> String {
     // The longer name first: one may be the beginning of another.
     let mut names: Vec<_> = values.iter().collect();

@@ -1,5 +1,5 @@
-//! A fleet that is another one at each refresh, where every device tells of which: a list that lacks some, or mixes two
-//! moments, gives itself away.
+//! A fleet that changes at each refresh. The name of every device has the moment that it belongs to, so that a list shows if it
+//! lacks devices or mixes two moments.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// From now on this cloud has about so many devices, and a moment goes by whenever the first page is asked for.
+    /// From now on this cloud has about this many devices, and the next moment begins whenever the first page is asked for.
     pub fn of(cloud: &Cloud, devices: u64) -> Arc<Self> {
         let moments = Arc::new(Moments::default());
         let now = moments.clone();
@@ -37,7 +37,7 @@ impl Moments {
         moments
     }
 
-    /// The next refresh is asked for as soon as one begins: this one refreshes without a pause, or none does.
+    /// This sidecar, if any, gets SIGHUP as soon as a refresh begins, so that it refreshes without a pause.
     pub fn drive(&self, running: Option<&Running>) {
         self.driven.store(running.map_or(0, Running::id), SeqCst);
     }
@@ -56,7 +56,7 @@ fn device(id: u64, moment: u64, devices: u64) -> String {
     )
 }
 
-/// The moment of a list that is whole.
+/// The moment of a list, if the list is whole.
 pub fn moment(list: &[u8]) -> Result<u64, String> {
     let groups = rules::groups(list)?;
     let name = groups.first().and_then(|group| group.label("device_name")).ok_or("an empty list")?;

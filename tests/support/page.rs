@@ -1,5 +1,5 @@
-//! Any bytes as a page of the API: what comes of them is a list that Prometheus takes. The body of `fuzz/`, and of a
-//! property that CI holds.
+//! Any bytes as a page of the API: the list that they make is one that Prometheus takes. `fuzz/` and `tests/it/properties.rs` run
+//! this.
 
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
@@ -13,8 +13,8 @@ use super::rules;
 pub const KINDS: [(Address, usize); 4] =
     [(Address::Vpn, 1000), (Address::Public, 4), (Address::Lan, 1000), (Address::Vpn, 0)];
 
-/// Two refreshes, over pages that a zero byte keeps apart: an error of the API, or a list that is within the rules, and
-/// the same one when it is made afresh. Gives the largest number of targets.
+/// Two refreshes, over pages that are separated by a zero byte: either a refresh fails, or the list keeps the rules, and is the same
+/// when it is made again. Returns the largest number of targets.
 pub fn check(bytes: &[u8], (address, most): (Address, usize)) -> Result<usize, String> {
     let rules = Rules {
         address,

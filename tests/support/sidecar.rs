@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::cloud::{Cloud, KEY};
 
-/// Longer than anything here takes on a busy machine; what comes sooner is not waited for.
+/// How long a test waits for something before it fails: longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How to start it: a folder of its own to work in, and no environment but this one.
+/// How to start the binary: its folder, and its whole environment.
 pub struct Sidecar {
     binary: PathBuf,
     pub dir: tempfile::TempDir,

@@ -22,6 +22,7 @@ use wanted::Wanted;
 pub const STYLE: &str = include_str!("style.css");
 /// Rows of a table, unless all are asked for.
 const MAX_ROWS: usize = 500;
+
 /// The tables of devices, those with a problem first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Section {
@@ -70,8 +71,10 @@ impl Page {
     /// Counts the devices and makes all that comes before the tables.
     pub fn new(view: View) -> Self {
         let words = view.wanted.words();
-        let (mut counts, mut fleets) = (BTreeMap::<Section, usize>::new(), BTreeMap::<&str, Fleet>::new());
-        let (mut total, mut at) = (Fleet::default(), (0, 0));
+        let mut counts = BTreeMap::<Section, usize>::new();
+        let mut fleets = BTreeMap::<&str, Fleet>::new();
+        let mut total = Fleet::default();
+        let mut at = (0, 0);
         for entry in view.list.entries() {
             let state = find(&view.states, &mut at, entry.id);
             for fleet in [&mut total, fleets.entry(slug(entry)).or_default()] {
@@ -111,8 +114,9 @@ impl Source for Page {
             let _ = writeln!(out, "</main>\n</body>\n</html>");
             return false;
         };
-        let (is_first, count) = (self.at[0] == (0, 0), self.counts.get(section).copied().unwrap_or_default());
-        // all of it goes into memory and cannot fail
+        let is_first = self.at[0] == (0, 0);
+        let count = self.counts.get(section).copied().unwrap_or_default();
+        // Writing into memory cannot fail.
         if count > 0 && is_first {
             let (id, title, column) = section.titles();
             let _ = write!(
@@ -137,7 +141,9 @@ impl Source for Page {
             if count > 0 {
                 let _ = writeln!(out, "</section>");
             }
-            (self.sections, self.rows, self.at) = (rest, 0, <_>::default());
+            self.sections = rest;
+            self.rows = 0;
+            self.at = <_>::default();
         }
         true
     }

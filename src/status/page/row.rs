@@ -54,7 +54,7 @@ impl View {
     }
 }
 
-/// Its class and the word for what balenaCloud sees.
+/// The class of its style, and the word for what balenaCloud sees.
 fn word(state: Known) -> (&'static str, &'static str) {
     match state.online() {
         Some(true) => ("good", "online"),

@@ -4,7 +4,7 @@ use html_escape::encode_double_quoted_attribute;
 use hyper::Uri;
 use reqwest::Url;
 
-/// Characters of a filter.
+/// The most characters of a filter.
 const MAX_FILTER_LENGTH: usize = 200;
 
 /// What is asked of the page, in its query.

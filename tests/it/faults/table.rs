@@ -26,7 +26,7 @@ pub struct Fault {
     pub memory: u64,
     pub env: Vec<(&'static str, &'static str)>,
     pub https: bool,
-    /// How the API answers while all is well, if not as ever.
+    /// How the API answers while all is well, if not as in the other rows.
     pub before: Option<Interceptor>,
 }
 
@@ -43,7 +43,7 @@ pub enum Then {
     Fails(&'static [&'static str], Next),
     /// The list has the devices with these ids, and the log has this.
     Lists(&'static [u64], &'static str),
-    /// Nothing new is seen, and nothing said of it.
+    /// The list stays, and the log has nothing new.
     Quiet,
 }
 
@@ -53,7 +53,7 @@ pub enum Next {
     BacksOff,
     /// After as many seconds as the API says.
     After(u64),
-    /// After an hour: the API says longer than is good for anybody.
+    /// After an hour, the longest wait, since the API asks for more.
     Hour,
     /// After the back-off, but one try takes so long that another is not waited for.
     Once,
@@ -210,7 +210,7 @@ pub fn faults() -> Vec<Fault> {
         status("502-html", 502, HTML, "<html>down</html>", Fails(&["502 Bad Gateway: the API is in trouble"], BacksOff)),
         status("503", 503, &[], "", Fails(&["503 Service Unavailable", "the API is in trouble"], BacksOff)),
         status("503-retry-after", 503, &[("Retry-After", "2")], "", Fails(&["503 Service Unavailable"], After(2))),
-        status("204", 204, &[], "", Fails(&["204 No Content"], BacksOff)),
+        status("204", 204, &[], "", Fails(&["204 No Content: balena's API has no such answer: is --api-url (API_URL) right"], BacksOff)),
         status("206", 206, &[("Content-Range", "bytes 0-9/99")], "{\"d\":[]}", Fails(&["206 Partial Content"], BacksOff)),
         status("101", 101, &[("Upgrade", "x"), ("Connection", "upgrade")], "", Fails(&["101 Switching Protocols"], BacksOff)).env("API_TIMEOUT", "1s"),
         answers("301-elsewhere", Fails(&["301 Moved Permanently, to http://127.0.0.1:", "set --api-url (API_URL)"], BacksOff), {
@@ -226,7 +226,7 @@ pub fn faults() -> Vec<Fault> {
         status("307-same-host", 307, &[("Location", "/v8/device")], "", Fails(&["307 Temporary Redirect, to /v8/device"], BacksOff)),
         Fault {
             before: Some(Box::new(|_, due| plain(due).map(|body| Reply::status(200, &[], &body)))),
-            ..status("304-unasked", 304, &[], "", Fails(&["304 Not Modified: the API is in trouble"], BacksOff))
+            ..status("304-unasked", 304, &[], "", Fails(&["304 Not Modified: balena's API has no such answer"], BacksOff))
         },
         answers("304-other-etag", Quiet, |_, _| Some(Reply::status(304, &[("ETag", ETAG_OF_NOTHING)], b""))),
         answers("etag-on-error", Fails(&["503"], BacksOff), |seen, _| Some(match seen.header("if-none-match") {
