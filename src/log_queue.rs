@@ -85,6 +85,7 @@ impl Queue {
             let dropped = std::mem::take(&mut state.dropped);
             (state.bytes, state.writing) = (0, Some(Instant::now()));
             drop(state);
+            self.0.drained.notify_all(); // there is room again
             for line in lines {
                 // There is no place to report this: standard error may be closed or full.
                 let _ = out.write_all(&line);

@@ -71,15 +71,7 @@ fn parse(text: &str) -> Result<Exporter, String> {
     // from_str would take "+80" as well
     let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
-    let is_name = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|b| is_one_of(b, b"_.-"));
-    if !name.is_none_or(is_name) {
-        return Err(format!("the name in {text:?} is not 1 to 64 of a-z A-Z 0-9 _ . -"));
-    }
-    if let Some(name) = name.filter(|name| RESERVED.contains(&name.to_ascii_lowercase().as_str())) {
-        return Err(format!(
-            "the name in {text:?} is reserved: {name} is a job of the stack; give the exporter another name"
-        ));
-    }
+    name.map_or(Ok(()), check_name).map_err(|error| format!("the name in {text:?} {error}"))?;
     // Prometheus escapes `?`, `#` and `%`: they would not reach the device.
     let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));
     if text.contains('?') {
@@ -92,6 +84,20 @@ fn parse(text: &str) -> Result<Exporter, String> {
         return Err(format!("the path in {text:?} is not a plain path"));
     }
     Ok(Exporter { name: name.map(str::to_owned), port, path: path.map(str::to_owned) })
+}
+
+/// Checks the name of an exporter, which becomes its job.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if !(1..=64).contains(&name.len()) || !name.bytes().all(|b| is_one_of(b, b"_.-")) {
+        return Err("is not 1 to 64 of a-z A-Z 0-9 _ . -".into());
+    }
+    if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
+        return Err(format!("is reserved: {name} is a job of the stack; give the exporter another name"));
+    }
+    Ok(())
 }
 
 fn is_one_of(byte: u8, others: &[u8]) -> bool {

@@ -182,7 +182,9 @@ pub fn of_exporter<'a>(scraped: &'a Scraped<'a>, scheme: Option<&'a str>) -> Vec
         labels.push((JOB.into(), name.into()));
         labels.push((EXPORTER.into(), name.into()));
     }
-    labels.extend(scraped.service.map(|service| (SERVICE.into(), service.into())));
+    labels.extend(
+        scraped.service.filter(|name| name.len() <= MAX_VALUE_SIZE).map(|service| (SERVICE.into(), service.into())),
+    );
     labels.extend(scheme.or(scraped.scheme).map(|scheme| (SCHEME.into(), scheme.into())));
     labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
     labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));

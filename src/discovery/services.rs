@@ -255,7 +255,12 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
         }
         _ => {}
     }
-    let job = labels.get("job").copied().unwrap_or(&service.name);
+    let job = match labels.get("job") {
+        Some(job) => {
+            exporter::check_name(job).map(|()| *job).map_err(|error| wrong("job", job, &format!("it {error}")))?
+        }
+        None => &service.name,
+    };
     let ports: Vec<&str> = items(ports).collect();
     if ports.is_empty() {
         return Err(wrong("port", "", "it names no port"));

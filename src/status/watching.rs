@@ -47,7 +47,7 @@ pub fn watch(
             let mut refresh = || {
                 states.refresh()?;
                 if reported && until_report == 0 {
-                    reports.refresh()?;
+                    reports.refresh().map_err(without_reports)?;
                     until_report = states_to_report;
                 }
                 until_report = until_report.saturating_sub(1);
@@ -73,6 +73,12 @@ pub fn watch(
 /// Requests for the state from one for the reports to the next.
 fn states_to_report(interval: Duration) -> u64 {
     (REPORT_INTERVAL.as_secs() / interval.as_secs().max(1)).clamp(1, MAX_STATES_TO_REPORT)
+}
+
+/// Says how to do without reports, where only these cannot be read.
+fn without_reports(failure: Failure) -> Failure {
+    let message = format!("{}; --device-metrics=false (DEVICE_METRICS=false) turns this request off", failure.message);
+    Failure { message, ..failure }
 }
 
 /// Logs a failure, and gives the wait until the next try.
@@ -111,13 +117,20 @@ impl<V: Kept> Reader<Arc<Devices<V>>> for PageReader {
         self.client.ask(V::QUERY, after, limit, etag)
     }
 
-    /// A device that cannot be read is skipped: discovery reports it.
+    /// A device that cannot be read is skipped: discovery reports it. If that is so of all of them, their state is not known.
     fn read(&mut self, body: &[u8], place: Place<'_, Arc<Devices<V>>>) -> Result<Read<Arc<Devices<V>>>, Failure> {
         let records = device::records(body).map_err(|error| self.failure(&device::describe(&error)))?;
         let is_full = records.len() >= place.limit;
         let mut page = Devices::default();
-        for record in records.into_iter().filter_map(|raw| serde_json::from_str::<Record>(raw.get()).ok()) {
-            page.add(&record);
+        let mut unreadable = None;
+        for raw in records {
+            match serde_json::from_str::<Record>(raw.get()) {
+                Ok(record) => page.add(&record),
+                Err(error) => unreadable = Some(error),
+            }
+        }
+        if let Some(error) = unreadable.filter(|_| page.devices.is_empty() && (is_full || place.after == 0)) {
+            return Err(self.failure(&format!("none of the devices can be read: {}", device::describe(&error))));
         }
         let end = page.devices.last().map(|(id, _)| *id).filter(|_| is_full);
         let size = page.devices.len() * size_of::<(u64, V)>();

@@ -108,9 +108,11 @@ impl Proxy {
         if method == Method::GET && url.authority().is_none() {
             return self.own_page(url.path());
         }
+        // The target file may be slow to read.
+        let deadline = Deadline::after(scrape_timeout(request.headers()));
         let answer = match self.target(&method, &url).await {
-            Ok(target) if method == Method::CONNECT => self.connect(target, request).await,
-            Ok(target) => self.scrape(target, request).await,
+            Ok(target) if method == Method::CONNECT => self.connect(target, request, deadline).await,
+            Ok(target) => self.scrape(target, request, deadline).await,
             Err(refused) => {
                 self.metrics.count(Outcome::Refused(refused.reason));
                 Err(refused)
@@ -152,9 +154,8 @@ impl Proxy {
     }
 
     /// Passes a scrape through a tunnel.
-    async fn scrape(&self, target: Target, request: Request<Incoming>) -> Result<Answer, Refused> {
+    async fn scrape(&self, target: Target, request: Request<Incoming>, deadline: Deadline) -> Result<Answer, Refused> {
         let mut scrape = Scrape::start(self.metrics.clone());
-        let deadline = Deadline::after(scrape_timeout(request.headers()));
         let answered = async {
             let place = self.place()?;
             let request = request_to(&target.name, &request)?;
@@ -179,10 +180,10 @@ impl Proxy {
     }
 
     /// Answers Prometheus' CONNECT, and relays what follows.
-    async fn connect(&self, target: Target, request: Request<Incoming>) -> Result<Answer, Refused> {
+    async fn connect(&self, target: Target, request: Request<Incoming>, deadline: Deadline) -> Result<Answer, Refused> {
         let opened = async {
             let place = self.place()?;
-            let opened = self.tunnels.open(&target, Deadline::after(DEFAULT_TIMEOUT)).await;
+            let opened = self.tunnels.open(&target, deadline).await;
             self.watch(&target.name, &opened);
             Ok::<_, Refused>((place, opened?))
         };

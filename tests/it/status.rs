@@ -280,6 +280,25 @@ fn vitals_that_fail_fail_no_discovery() {
     status.running.wait_for("the state of the devices is known again");
 }
 
+/// As if the API had another type for a field: what was known would age under a fresh time.
+#[test]
+fn a_state_of_which_nothing_can_be_read_is_no_state() {
+    for (field, hint) in [("is_online", ""), ("memory_usage", "--device-metrics=false (DEVICE_METRICS=false)")] {
+        let cloud = Cloud::start(demo_fleet());
+        let set = |value: Value| cloud.change(|devices| devices.iter_mut().for_each(|it| it[field] = value.clone()));
+        set(json!("new"));
+        let status = Status::start(&sidecar(&cloud).env("DEVICE_METRICS", "true"));
+        let line = status.running.wait_for("cannot renew the state of the devices");
+        assert!(
+            line.contains("none of the devices can be read: invalid type: string") && line.contains(hint),
+            "{line}"
+        );
+        assert_eq!(status.metrics()["baletheus_last_device_refresh_timestamp_seconds"], 0.0);
+        set(Value::Null);
+        status.running.wait_for("the state of the devices is known again");
+    }
+}
+
 #[test]
 fn ready_and_targets_wait_for_the_first_list_and_healthy_does_not() {
     let cloud = Cloud::start(demo_fleet());
