@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable, printable_json};
+use crate::net::connector::is_untrusted;
 use crate::net::refused::{Reason, Refused};
 use crate::net::vpn::unreachable_hint;
 
@@ -121,8 +122,6 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
 
 /// What to do about a target that does not answer.
 fn hint(refused: &Refused) -> &'static str {
-    // rustls begins with this for each certificate that it does not trust
-    let is_certificate = refused.message.contains("invalid peer certificate");
     match refused.reason {
         Reason::NoTunnel | Reason::BadTunnel => unreachable_hint(refused),
         Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
@@ -135,7 +134,7 @@ fn hint(refused: &Refused) -> &'static str {
         Reason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
         Reason::NoConnection => "try again: it is this machine or its network that fails",
         Reason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
-        Reason::Tls if is_certificate => {
+        Reason::Tls if is_untrusted(&refused.message) => {
             "is the clock here right? An exporter with its own certificate needs --ca-file (CA_FILE) here, and tls_config \
              with ca_file or insecure_skip_verify in Prometheus"
         }

@@ -71,7 +71,8 @@ fn parse(text: &str) -> Result<Exporter, String> {
     // from_str would take "+80" as well
     let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
-    name.map_or(Ok(()), check_name).map_err(|error| format!("the name in {text:?} {error}"))?;
+    name.map_or(Ok(()), check_name)
+        .map_err(|error| format!("the name in {text:?} {error}; give the exporter another name"))?;
     // Prometheus escapes `?`, `#` and `%`: they would not reach the device.
     let is_path = |path: &str| path.len() <= 1024 && path.bytes().all(|b| is_one_of(b, b"/-._~!$&'()*+;=:@"));
     if text.contains('?') {
@@ -95,7 +96,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Err("is not 1 to 64 of a-z A-Z 0-9 _ . -".into());
     }
     if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
-        return Err(format!("is reserved: {name} is a job of the stack; give the exporter another name"));
+        return Err(format!("is reserved: {name} is a job of the stack"));
     }
     Ok(())
 }

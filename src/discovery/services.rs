@@ -22,8 +22,6 @@ const MAX_IDS: usize = 500;
 /// Characters of a value that a warning shows.
 const SHOWN_VALUE: usize = 80;
 
-const WITHOUT_LABELS: &str = "; --service-labels=false (SERVICE_LABELS=false) turns this request off";
-
 /// What the services of a release declare.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Declared {
@@ -182,14 +180,10 @@ fn explained(failure: Failure) -> Failure {
         return failure;
     }
     let mut message = format!("cannot read the labels of services: {}", failure.message);
-    match failure.reason {
-        Reason::Unauthorized | Reason::Forbidden => {
-            message += "; a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
-        }
-        Reason::NotFound | Reason::BadRequest | Reason::BadAnswer => message += WITHOUT_LABELS,
-        // An API that is too old for a field answers 500.
-        _ if failure.status == Some(500) => message += WITHOUT_LABELS,
-        _ => {}
+    if matches!(failure.reason, Reason::Unauthorized | Reason::Forbidden) {
+        message += "; a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
+    } else if failure.is_of_this_request() {
+        message += "; --service-labels=false (SERVICE_LABELS=false) turns this request off";
     }
     Failure { message, ..failure }
 }
@@ -255,12 +249,12 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
         }
         _ => {}
     }
-    let job = match labels.get("job") {
-        Some(job) => {
-            exporter::check_name(job).map(|()| *job).map_err(|error| wrong("job", job, &format!("it {error}")))?
-        }
-        None => &service.name,
-    };
+    let job = labels.get("job").copied();
+    let name = job.unwrap_or(&service.name);
+    exporter::check_name(name).map_err(|error| match job {
+        Some(job) => wrong("job", job, &format!("it {error}")),
+        None => format!("its name {error}; the label {PREFIX}.job gives its exporters another one"),
+    })?;
     let ports: Vec<&str> = items(ports).collect();
     if ports.is_empty() {
         return Err(wrong("port", "", "it names no port"));
@@ -268,8 +262,8 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
     ports
         .into_iter()
         .map(|port| {
-            let exporter =
-                exporter::named(job, port, labels.get("path").copied()).map_err(|error| wrong("port", port, &error))?;
+            let exporter = exporter::named(name, port, labels.get("path").copied())
+                .map_err(|error| wrong("port", port, &error))?;
             let (interval, timeout) = (interval.clone(), timeout.clone());
             Ok(ServiceExporter { exporter, service: service.name.clone(), scheme, interval, timeout })
         })

@@ -162,6 +162,11 @@ fn no_connection(error: &(dyn Error + 'static)) -> Refused {
     }
 }
 
+/// Whether an error is about a certificate that is not trusted: rustls begins each of these with the same words.
+pub fn is_untrusted(cause: &str) -> bool {
+    cause.contains("invalid peer certificate")
+}
+
 /// What to do about a certificate that is not trusted, by the text of rustls.
 pub fn trust_hint(cause: &str) -> &'static str {
     if cause.contains("CaUsedAsEndEntity") {

@@ -6,7 +6,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
 
 use crate::key::{ApiKey, KeySource};
-use crate::net::connector::{Connector, Stream, trust_hint};
+use crate::net::connector::{Connector, Stream, is_untrusted, trust_hint};
 use crate::net::http_connect::connect;
 use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
@@ -64,8 +64,7 @@ impl Vpn {
 
 /// What to do about a tunnel host that cannot be reached.
 pub fn unreachable_hint(refused: &Refused) -> &'static str {
-    // rustls begins with this for each certificate that it does not trust.
-    if refused.message.contains("invalid peer certificate") {
+    if is_untrusted(&refused.message) {
         trust_hint(&refused.message)
     } else {
         "is --tunnel-url (TUNNEL_URL) right, and may this machine reach it?"

@@ -75,8 +75,11 @@ fn states_to_report(interval: Duration) -> u64 {
     (REPORT_INTERVAL.as_secs() / interval.as_secs().max(1)).clamp(1, MAX_STATES_TO_REPORT)
 }
 
-/// Says how to do without reports, where only these cannot be read.
+/// Says how to go on without reports where that may help: the state of the devices was read just before.
 fn without_reports(failure: Failure) -> Failure {
+    if !failure.is_of_this_request() {
+        return failure;
+    }
     let message = format!("{}; --device-metrics=false (DEVICE_METRICS=false) turns this request off", failure.message);
     Failure { message, ..failure }
 }
@@ -117,7 +120,8 @@ impl<V: Kept> Reader<Arc<Devices<V>>> for PageReader {
         self.client.ask(V::QUERY, after, limit, etag)
     }
 
-    /// A device that cannot be read is skipped: discovery reports it. If that is so of all of them, their state is not known.
+    /// A device that cannot be read is skipped: discovery reports it. If none of a full page or of the first one can be read, that is a
+    /// failure: no value would look like a state that is known.
     fn read(&mut self, body: &[u8], place: Place<'_, Arc<Devices<V>>>) -> Result<Read<Arc<Devices<V>>>, Failure> {
         let records = device::records(body).map_err(|error| self.failure(&device::describe(&error)))?;
         let is_full = records.len() >= place.limit;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::net::refused::{Reason, Refused};
 
-/// How long the first answer holds, for which no other scrape of the device asks the tunnel host.
+/// How long the first answer holds. Until then no scrape of the device asks the tunnel host.
 const FIRST_PAUSE: Duration = Duration::from_secs(4);
 /// The longest pause, whatever the interval between scrapes. Longer intervals do not suit Prometheus.
 const MAX_PAUSE: Duration = Duration::from_secs(300);

@@ -108,7 +108,7 @@ impl Proxy {
         if method == Method::GET && url.authority().is_none() {
             return self.own_page(url.path());
         }
-        // The target file may be slow to read.
+        // The time runs from here, since the target file may be slow to read.
         let deadline = Deadline::after(scrape_timeout(request.headers()));
         let answer = match self.target(&method, &url).await {
             Ok(target) if method == Method::CONNECT => self.connect(target, request, deadline).await,

@@ -21,6 +21,7 @@ use crate::support::cloud::{Cloud, Reply, Step};
 use crate::support::fleet::gateways;
 use crate::support::port::Reserved;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish, send};
+use crate::support::tools::installed;
 
 /// The command with its environment as the argument of another one.
 fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
@@ -31,12 +32,6 @@ fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
     command.env_clear().envs(set).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir(&sidecar.dir);
     command.stdin(Stdio::null());
     command
-}
-
-/// Runs a program that has to be installed.
-pub fn installed(program: &str, package: &str) {
-    let found = Command::new(program).arg("-V").output();
-    assert!(found.is_ok_and(|output| output.status.success()), "no `{program}`: install the package {package}");
 }
 
 /// It runs under `strace`, which makes calls of the system fail.

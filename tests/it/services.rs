@@ -341,6 +341,31 @@ fn an_api_that_cannot_be_reached_is_not_a_matter_of_labels() {
     assert!(line.contains("refresh failed: cannot reach http://127.0.0.1:1: ") && !line.contains("labels"), "{line}");
 }
 
+#[test]
+fn the_name_of_a_service_may_be_no_job_or_too_long_for_a_label() {
+    let cloud = Cloud::start(with_releases(1));
+    let long = "x".repeat(2000);
+    let port = ("prometheus.io.port", "80");
+    cloud.set_services(
+        1,
+        &[
+            ("prometheus", &[port], &[]),
+            ("two words", &[port], &[]),
+            (&long, &[("prometheus.io.port", "81"), ("prometheus.io.job", "app")], &[]),
+        ],
+    );
+    let sidecar = sidecar(&cloud);
+    let log = sidecar.oneshot();
+    for (name, why) in
+        [("prometheus", "is reserved: prometheus is a job of the stack"), ("two words", "is not 1 to 64 of")]
+    {
+        let start = format!("service {name} of release 1.0.0 of fleet ");
+        let line = log.lines().find(|line| line.contains(&start)).unwrap_or_else(|| panic!("{name}: {log}"));
+        assert!(line.contains(&format!("its name {why}")) && line.contains("the label prometheus.io.job"), "{line}");
+    }
+    assert_eq!(targets(&sidecar.list()), ["gw-1 app - 81 -"]);
+}
+
 /// A load balancer may answer 404 for a moment. What was known a moment ago is not gone for that.
 #[test]
 fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {

@@ -280,7 +280,7 @@ fn vitals_that_fail_fail_no_discovery() {
     status.running.wait_for("the state of the devices is known again");
 }
 
-/// As if the API had another type for a field: what was known would age under a fresh time.
+/// The API gives a field another type, so that no record can be read.
 #[test]
 fn a_state_of_which_nothing_can_be_read_is_no_state() {
     for (field, hint) in [("is_online", ""), ("memory_usage", "--device-metrics=false (DEVICE_METRICS=false)")] {

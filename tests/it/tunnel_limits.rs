@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::machine::installed;
 use crate::support::binary;
 use crate::support::cloud::KEY;
 use crate::support::sidecar::{PATIENCE, Running, Sidecar, finish};
+use crate::support::tools::installed;
 use crate::support::vpn::{Device, Vpn};
 use serde_json::json;
 

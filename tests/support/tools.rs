@@ -56,6 +56,12 @@ pub fn valgrind() -> (PathBuf, Option<PathBuf>) {
     (program, Some(library).filter(|library| library.join("default.supp").is_file()))
 }
 
+/// Fails unless this program of a Debian package is installed.
+pub fn installed(program: &str, package: &str) {
+    let found = Command::new(program).arg("-V").output();
+    assert!(found.is_ok_and(|output| output.status.success()), "no `{program}`: install the package {package}");
+}
+
 /// The folder of what Cargo built with this profile, where the program that runs is a test or an example.
 pub fn built() -> PathBuf {
     let program = env::current_exe().expect("the path of this program");
