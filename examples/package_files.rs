@@ -1,5 +1,5 @@
 //! Writes the files of a package that follow from the command line and the table of options: manual pages, completions of shells,
-//! and `/etc/default/baletheus`. `scripts/deb` runs it: `cargo run --example package_files -- FOLDER`.
+//! and `/etc/default/baletheus`. `scripts/release/deb` runs it: `cargo run --example package_files -- FOLDER`.
 
 use std::fs;
 use std::io;

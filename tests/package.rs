@@ -1,5 +1,5 @@
 //! The Debian package as a user has it: installed, started, reloaded, upgraded and purged on a Debian with systemd, beside Debian's own
-//! Prometheus, with a simulated balenaCloud and VPN. `scripts/test-deb` brings all that this needs, and takes it away again.
+//! Prometheus, with a simulated balenaCloud and VPN. `scripts/check/deb` brings all that this needs, and takes it away again.
 
 pub mod support {
     pub mod cloud;
@@ -32,9 +32,9 @@ struct Said {
     text: String,
 }
 
-/// Runs a line of shell on the machine that scripts/test-deb has booted.
+/// Runs a line of shell on the machine that scripts/check/deb has booted.
 fn run(script: &str) -> Said {
-    let leader = env::var("MACHINE_LEADER").expect("run scripts/test-deb, which boots the machine");
+    let leader = env::var("MACHINE_LEADER").expect("run scripts/check/deb, which boots the machine");
     let enter = ["--target", &leader, "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--"];
     let output = Command::new("nsenter")
         .args(enter)
@@ -78,7 +78,7 @@ fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 #[test]
-#[ignore = "scripts/test-deb boots a machine for it"]
+#[ignore = "scripts/check/deb boots a machine for it"]
 fn the_package_works_beside_debians_prometheus() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let fleet = demo_fleet();

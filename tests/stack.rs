@@ -1,5 +1,5 @@
 //! The stack as a user has it: the real images and the real compose file in real containers, with a simulated balenaCloud and
-//! VPN on this side of Docker's bridge. `scripts/test-stack` brings all that this needs, and takes it away again.
+//! VPN on this side of Docker's bridge. `scripts/check/stack` brings all that this needs, and takes it away again.
 
 pub mod support {
     pub mod cloud;
@@ -98,7 +98,7 @@ fn wait_for<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
 impl Stack {
     fn start() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        assert!(std::env::var_os("COMPOSE_PROJECT_NAME").is_some(), "run scripts/test-stack, which builds the images");
+        assert!(std::env::var_os("COMPOSE_PROJECT_NAME").is_some(), "run scripts/check/stack, which builds the images");
         let here = address_on_bridge();
         let fleet = demo_fleet();
         let uuids: Vec<_> = fleet.iter().map(|device| device["uuid"].as_str().unwrap().to_owned()).collect();
@@ -290,14 +290,14 @@ fn listen(addr: SocketAddr, bodies: Arc<Mutex<Vec<String>>>) -> SocketAddr {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn every_service_gets_healthy() {
     stack().wait_until_healthy(&SERVICES);
     stack().wait_until_healthy(&["node-exporter"]);
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn targets_are_up_through_the_tunnel() {
     let stack = stack();
     stack.wait_for_targets();
@@ -312,7 +312,7 @@ fn targets_are_up_through_the_tunnel() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn all_alerts_are_loaded() {
     let stack = stack();
     let mut files = BTreeSet::new();
@@ -337,7 +337,7 @@ fn all_alerts_are_loaded() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn an_alert_reaches_the_webhook() {
     let stack = stack();
     stack.raise(&json!([{"labels": {"alertname": "TestStack", "fleet": "polar-foods/cold-chain"}}]));
@@ -349,7 +349,7 @@ fn an_alert_reaches_the_webhook() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn alerts_of_devices_wait_while_discovery_is_stale() {
     let stack = stack();
     // Of a fleet of their own: Prometheus itself has alerts of the others to raise.
@@ -371,7 +371,7 @@ fn alerts_of_devices_wait_while_discovery_is_stale() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn samples_reach_the_backend() {
     let stack = stack();
     let query = format!("http://{}:8428/api/v1/query", stack.address("victoria-metrics"));
@@ -388,7 +388,7 @@ fn samples_reach_the_backend() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn only_the_sidecar_writes_targets() {
     let stack = stack();
     let list = wait_for("a target file", || stack.exec("prometheus", &["cat", "/targets/balena.json"]).ok());
@@ -415,7 +415,7 @@ fn only_the_sidecar_writes_targets() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn services_have_no_more_than_they_need() {
     let stack = stack();
     let (mut published, mut memory) = (BTreeSet::new(), 0);
@@ -458,7 +458,7 @@ fn services_have_no_more_than_they_need() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn secrets_stay_where_they_belong() {
     let stack = stack();
     stack.wait_until_healthy(&SERVICES);
@@ -490,7 +490,7 @@ fn secrets_stay_where_they_belong() {
 
 /// Grafana itself is in no registry that this is tested with: what it is given can be looked at.
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn grafana_is_given_what_it_needs() {
     let stack = stack();
     let mut dashboards = 0;
@@ -522,7 +522,7 @@ fn grafana_is_given_what_it_needs() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn the_example_for_devices_answers_without_any_capability() {
     let stack = stack_alone();
     let folder = tempfile::tempdir().unwrap();
@@ -566,7 +566,7 @@ fn the_example_for_devices_answers_without_any_capability() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn every_service_survives_a_restart() {
     let stack = stack_alone();
     stack.wait_until_healthy(&SERVICES);
@@ -587,7 +587,7 @@ fn every_service_survives_a_restart() {
 }
 
 #[test]
-#[ignore = "needs Docker: scripts/test-stack"]
+#[ignore = "needs Docker: scripts/check/stack"]
 fn every_service_stops_in_time() {
     let stack = stack_alone();
     stack.wait_until_healthy(&SERVICES);

@@ -56,7 +56,7 @@ impl Server {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let child = command.spawn().unwrap_or_else(|error| {
-            panic!("{}: {error}: run `scripts/tools stack`, or put the program there", program.display())
+            panic!("{}: {error}: run `scripts/lib/tools stack`, or put the program there", program.display())
         });
         Server { child, log }
     }

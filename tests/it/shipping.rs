@@ -1,5 +1,5 @@
 //! How the program reaches devices, as far as that needs neither root nor a network: what the Dockerfile does by the free memory, and
-//! what `scripts/publish` publishes.
+//! what `scripts/release/publish` publishes.
 
 use std::fs;
 use std::path::Path;
@@ -51,7 +51,7 @@ fn the_dockerfile_builds_by_the_free_memory() {
     assert!(why.contains(&format!("{least} MiB")) && why.contains(&format!("{} MiB are free", least - 1)), "{why}");
 }
 
-/// What `scripts/release` makes for version 1.2.3, in a folder where `scripts/publish` finds it, and programs that only note how they
+/// What `scripts/release/files` makes for version 1.2.3, in a folder where `scripts/release/publish` finds it, and programs that only note how they
 /// were called.
 struct Shop(tempfile::TempDir);
 
@@ -59,10 +59,10 @@ impl Shop {
     fn open() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        for name in ["scripts", "programs", "target/releases/1.2.3"] {
+        for name in ["scripts/release", "scripts/lib", "programs", "target/releases/1.2.3"] {
             fs::create_dir_all(path(name)).unwrap();
         }
-        for name in ["publish", "need"] {
+        for name in ["release/publish", "lib/need"] {
             executable::copy(&Path::new(ROOT).join("scripts").join(name), &path("scripts").join(name));
         }
         fs::write(path("CHANGELOG.md"), "# Changelog\n\n## [1.2.3] - today\n\nNews.\n\n## [1.2.2] - before\n\nOld.\n")
@@ -80,7 +80,7 @@ impl Shop {
     /// Publishes to this repository, with these variables.
     fn publish(&self, repository: &str, variables: &[(&str, &str)]) -> Output {
         let path = format!("{}:{}", self.0.path().join("programs").display(), std::env::var("PATH").unwrap());
-        Command::new(self.0.path().join("scripts/publish"))
+        Command::new(self.0.path().join("scripts/release/publish"))
             .args(["1.2.3", repository])
             .env_clear()
             .envs([("PATH", path.as_str()), ("HOME", self.0.path().to_str().unwrap())])

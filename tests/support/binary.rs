@@ -1,7 +1,7 @@
 //! The binary under test: the one that Cargo built for this test or benchmark, or the one that `BALETHEUS_BINARY` names.
 //!
 //! The variable runs the same tests against any other build: a release binary, one in an image, one of another processor under
-//! an emulator (`scripts/test-arm`).
+//! an emulator (`scripts/check/arm`).
 
 use std::env;
 use std::path::absolute;

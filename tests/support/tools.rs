@@ -1,4 +1,4 @@
-//! The real programs that tests run beside Baletheus; `scripts/tools` gets them and looks in the same places.
+//! The real programs that tests run beside Baletheus; `scripts/lib/tools` gets them and looks in the same places.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub fn alertmanager() -> PathBuf {
 
 /// Docker Compose, version 2.
 pub fn docker_compose() -> PathBuf {
-    let stack = "docker_compose is neither in target/tools nor on the PATH: run `scripts/tools stack`";
+    let stack = "docker_compose is neither in target/tools nor on the PATH: run `scripts/lib/tools stack`";
     find("docker_compose", &["docker-compose"], |binary| version(binary).starts_with("2.")).expect(stack)
 }
 

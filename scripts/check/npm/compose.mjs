@@ -1,15 +1,11 @@
-// Runs balena's two parsers on compose files: `node parse.mjs FOLDER-OF-NODE_MODULES FILE…`. compose-parser consists of a program
-// around compose-go and a check of that program's output. The program is only on GitHub, so scripts/test-stack replaces it with
+// Runs balena's two parsers on compose files: `node compose.mjs FILE…`. compose-parser consists of a program
+// around compose-go and a check of that program's output. The program is only on GitHub, so scripts/check/stack replaces it with
 // Docker Compose, which uses compose-go as well.
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { isDeepStrictEqual } from 'node:util';
-
-const [folder, ...files] = process.argv.slice(2);
-const require = createRequire(`${folder}/`);
-const yaml = require('js-yaml');
-const { normalize } = require('@balena/compose/dist/parse');
-const { parse } = require('@balena/compose-parser');
+import { normalize } from '@balena/compose/dist/parse/index.js';
+import { parse } from '@balena/compose-parser';
+import yaml from 'js-yaml';
 
 console.warn = () => {}; // one parser warns that `version` is obsolete, the other requires it
 
@@ -29,7 +25,7 @@ const services = ({ services }) =>
 		]),
 	);
 
-for (const file of files) {
+for (const file of process.argv.slice(2)) {
 	const older = services(normalize(yaml.load(readFileSync(file, 'utf8'))));
 	const newer = services(await parse(file));
 	if (!isDeepStrictEqual(older, newer)) {
