@@ -5,7 +5,7 @@ FROM prom/prometheus:v3.5.3 AS prometheus
 USER root
 # A new volume gets its owner from here, so that only the sidecar may write targets. /tmp is a tmpfs and gets its mode from here.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
-COPY scripts/entrypoints/common scripts/entrypoints/prometheus /entrypoints/
+COPY packaging/entrypoints/common packaging/entrypoints/prometheus /entrypoints/
 COPY prometheus.yml /etc/prometheus/prometheus.yml
 COPY alerts /etc/prometheus/alerts
 USER 65534:65534
@@ -15,7 +15,7 @@ CMD []
 FROM prom/alertmanager:v0.33.1 AS alertmanager
 USER root
 RUN mkdir -p /tmp && chmod 1777 /tmp
-COPY scripts/entrypoints/common scripts/entrypoints/alertmanager /entrypoints/
+COPY packaging/entrypoints/common packaging/entrypoints/alertmanager /entrypoints/
 COPY alerts/alertmanager /etc/alertmanager
 USER 65534:65534
 ENTRYPOINT ["/bin/sh", "/entrypoints/alertmanager"]
@@ -27,7 +27,7 @@ USER root
 # The database is on a tmpfs, which gets its mode from here. A new volume gets its owner from here, so that only Grafana can read
 # the password.
 RUN mkdir -p /password && chown 472:0 /password && chmod 700 /password && chmod 1777 /var/lib/grafana
-COPY scripts/entrypoints/common scripts/entrypoints/grafana /entrypoints/
+COPY packaging/entrypoints/common packaging/entrypoints/grafana /entrypoints/
 COPY grafana/grafana.ini /etc/grafana/grafana.ini
 COPY grafana/provisioning /etc/grafana/provisioning
 COPY dashboards /etc/grafana/dashboards

@@ -157,7 +157,7 @@ impl Prometheus {
         let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ >\"$1/cgroup.procs\" && shift && exec sh \"$@\"", "sh"]);
-        command.arg(&group.folder).arg(Path::new(ROOT).join("scripts/entrypoints/prometheus"));
+        command.arg(&group.folder).arg(Path::new(ROOT).join("packaging/entrypoints/prometheus"));
         command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
         command.env("PROGRAM", tools::prometheus(3).binary).env("ETC", folder.join("etc")).env("TMPDIR", folder);
         command.env("DATA", folder.join("data"));

@@ -57,7 +57,7 @@ impl Image {
     }
 
     fn command(&self, variables: &[(&str, &str)], args: &[&str]) -> Command {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/entrypoints").join(self.service);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/entrypoints").join(self.service);
         let mut command = Command::new("sh");
         command.arg(script).args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("HOME", "/nowhere").env("API_KEY", "the-api-key");
