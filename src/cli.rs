@@ -35,7 +35,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match matches.subcommand() {
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
-            Ok(end_on_stop(|| liveness::ask(matches.get_one("url").cloned(), listen)))
+            Ok(end_on_stop(|| liveness::ask(matches.get_one("url").map(String::as_str), listen.as_deref())))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(tunnel::run),
         Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),

@@ -1,12 +1,12 @@
 //! Flags and variables: which one wins, and what is wrong with its value.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::options::{Verb, option};
-use crate::values::is_quoted;
+use crate::values::{is_quoted, items};
 
 /// The beginning of variables that balena reserves: a fleet cannot set them, and the supervisor may.
 const RESERVED: &str = "BALENA_";
@@ -24,37 +24,44 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Where an option is given, and its values. An empty value counts as not given.
+    /// Where an option is given, and its values, without the white space around them. A variable without any character counts as not
+    /// given. Other values without content are mistakes: a fleet of no name would select every device.
     pub fn given(&mut self, name: &str) -> Option<(String, Vec<String>)> {
         let opt = option(self.verb, name);
         if !opt.flag.is_empty() && self.matches.value_source(opt.flag) == Some(ValueSource::CommandLine) {
             let values = self.matches.get_many::<String>(opt.flag).into_iter().flatten();
-            let values: Vec<_> = values.filter(|value| !value.is_empty()).cloned().collect();
-            let source = format!("--{}", opt.flag);
-            if !self.are_bare(&source, &values) || values.is_empty() {
-                return None;
-            }
-            return Some((source, values));
+            let values = values.map(|value| value.trim().to_owned()).collect();
+            return self.checked(name, format!("--{}", opt.flag), values);
         }
         let set: Vec<_> = opt.vars.iter().filter_map(|name| Some((*name, (self.var)(name)?))).collect();
         let mut set = set.into_iter().filter(|(_, value)| !value.is_empty());
-        let (name, value) = set.next()?;
-        let differs = |(name, other): &(&str, _)| *other != value && !name.starts_with(RESERVED);
+        let (variable, value) = set.next()?;
+        let differs =
+            |(name, other): &(&str, OsString)| trimmed(other) != trimmed(&value) && !name.starts_with(RESERVED);
         if let Some((other, _)) = set.find(differs) {
-            self.errors.push(format!("{name} and {other} are set to different values: set one of them"));
+            self.errors.push(format!("{variable} and {other} are set to different values: set one of them"));
         }
-        let value = value.into_string().map_err(|_| self.errors.push(format!("{name} is not UTF-8")));
-        let values = vec![value.ok()?];
-        self.are_bare(name, &values).then(|| (name.into(), values))
+        let Some(value) = value.to_str() else {
+            self.errors.push(format!("{variable} is not UTF-8"));
+            return None;
+        };
+        self.checked(name, variable.into(), vec![value.trim().to_owned()])
     }
 
-    /// Whether no value has quotes around it. Docker's `--env-file` and balena's dashboard keep them, unlike a shell.
-    fn are_bare(&mut self, source: &str, values: &[String]) -> bool {
-        let is_bare = !values.iter().any(|value| is_quoted(value));
-        if !is_bare {
+    /// The same source and values, if each value has content and no quotes around it. Docker's `--env-file` and balena's dashboard
+    /// keep quotes, unlike a shell.
+    fn checked(&mut self, name: &str, source: String, values: Vec<String>) -> Option<(String, Vec<String>)> {
+        if values.iter().any(|value| is_quoted(value)) {
             self.errors.push(format!("{source} has quotes around its value, and they are part of it: remove them"));
+            return None;
         }
-        is_bare
+        if let Some(value) = values.iter().find(|value| items(value).next().is_none()) {
+            let help = option(self.verb, name).help;
+            self.errors
+                .push(format!("{source} is {value:?}: it has no value; set one, or leave it out; it takes: {help}"));
+            return None;
+        }
+        Some((source, values))
     }
 
     /// The values of an option without a default.
@@ -87,4 +94,8 @@ impl Sources<'_> {
             .pop()
             .unwrap_or_else(|| read(option(self.verb, name).default).expect("defaults can be read"))
     }
+}
+
+fn trimmed(value: &OsStr) -> &[u8] {
+    value.as_encoded_bytes().trim_ascii()
 }

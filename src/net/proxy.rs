@@ -89,7 +89,11 @@ impl Proxies {
                 names.into_iter().find_map(|name| Some((name, var(name)?)).filter(|(_, v)| !v.is_empty()))?;
             let text =
                 value.into_string().map_err(|_| warnings.push(format!("{name} is ignored: it is not UTF-8"))).ok()?;
-            Some((name, text.trim().to_owned()))
+            let text = text.trim().to_owned();
+            if text.is_empty() {
+                warnings.push(format!("{name} is ignored: it is blank"));
+            }
+            Some((name, text)).filter(|(_, text)| !text.is_empty())
         };
         // a CGI program gets HTTP_PROXY from the header `Proxy` of a request
         let http = if var("REQUEST_METHOD").is_some() { None } else { given(["HTTP_PROXY", "http_proxy"]) };

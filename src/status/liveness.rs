@@ -45,9 +45,10 @@ impl Liveness {
 
 /// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For a
 /// container's HEALTHCHECK, where there is no curl.
-pub fn ask(url: Option<String>, listen: Option<String>) -> ExitCode {
-    let listen = listen.filter(|listen| !listen.is_empty());
-    let Some(url) = url.or_else(|| listen.map(|listen| base(&listen))) else {
+pub fn ask(url: Option<&str>, listen: Option<&str>) -> ExitCode {
+    let listen = listen.map(str::trim).filter(|listen| !listen.is_empty());
+    let url = url.map(|url| url.trim().to_owned()).or_else(|| listen.map(base));
+    let Some(url) = url.filter(|url| !url.is_empty()) else {
         logging::print("no URL is given, and LISTEN_ADDRESS is not set: set one of them");
         return ExitCode::from(2);
     };

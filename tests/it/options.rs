@@ -279,6 +279,8 @@ fn an_option_is_a_flag_and_a_variable_and_the_flag_wins() {
             (&[&set], true),
             (&[&given], true),
             (&[&set_other, &given], true),
+            (&[&format!("{var}= {value}\t\r\n")], true),
+            (&[&format!("--{flag}=\u{a0}{value} \r")], true),
             (&[], false),
             (&[&format!("{var}=")], false),
             (&[&set_other], false),
@@ -329,6 +331,7 @@ fn fleets_and_tags_choose_devices() {
         (&["FLEET=acme/presses, 12,"], "press drill"),
         (&["APPLICATION=presses,12"], "press drill"),
         (&["FLEET=presses", "APPLICATION=presses"], "drill"),
+        (&["FLEET=presses\r", "APPLICATION=presses"], "drill"),
         (&["FLEET=", "APPLICATION=presses"], "drill"),
         (&["--fleet=acme/presses", "--fleet", "12"], "press drill"),
         (&["--fleet=acme/presses,12"], "press drill"),
@@ -738,7 +741,7 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "80/metrics?x=y", &["has a query", "job its params", "__meta_balena_exporter"]),
     ("exporter", "EXPORTERS", "app:80?x=y", &["1 to 65535"]),
     ("exporter", "EXPORTERS", "80/metrics#x", &["not a plain path"]),
-    ("exporter", "EXPORTERS", " , ", &["no exporter"]),
+    ("exporter", "EXPORTERS", ",", &["no value"]),
     ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
     ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
     ("service-labels", "SERVICE_LABELS", "maybe", BOOLEAN),
@@ -819,6 +822,43 @@ fn a_mistake_is_named_as_it_was_given_with_what_it_got_and_what_it_takes() {
     assert_eq!(tested, TABLE.iter().flat_map(|row| row.1).copied().collect());
 }
 
+/// Values without content. A shell script with an unset variable makes them, and `FLEET=" "` would select every device.
+const NOTHING: &[&str] = &[" ", ",", "\r", " ,\t, ", "\u{a0}"];
+
+#[test]
+fn a_value_without_content_is_a_mistake_of_every_option() {
+    let cloud = cloud();
+    let mut wrong = Vec::new();
+    for (flag, vars, _) in TABLE {
+        let flags: &[String] = if flag.is_empty() { &[] } else { &[format!("--{flag}")] };
+        let of_flag = flags.iter().flat_map(|name| NOTHING.iter().chain(&[""]).map(move |value| (name.clone(), value)));
+        let of_vars = vars.iter().flat_map(|name| NOTHING.iter().map(move |value| ((*name).to_owned(), value)));
+        for (name, value) in of_flag.chain(of_vars) {
+            // Not one of the other names for the option takes its place.
+            let good = if *flag == "fleet" && name != "FLEET" { "FLEET=acme/presses" } else { "LOG_LEVEL=info" };
+            let good = if vars.contains(&"LOG_LEVEL") { "LOG_FORMAT=json" } else { good };
+            let given = format!("{name}={value}");
+            let words = [command_of(vars[0]), &[good, &given]].concat();
+            let errors = refused_with(&cloud, &words, |command| {
+                if *flag == "api-key-file" {
+                    command.env_remove("API_KEY");
+                }
+            });
+            let is_said = |error: &String| error.starts_with(&format!("{name} is {:?}: it has no value", value.trim()));
+            let differs = format!("FLEET and {name} are set to different values");
+            let is_differing = |error: &String| error.starts_with(&differs);
+            if errors.len() != 1 || !errors.iter().all(|error| is_said(error) || is_differing(error)) {
+                wrong.push(format!("{name}={value:?}: {errors:#?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // One empty flag among others, and a variable that another name for it does not mend.
+    for words in [&["--fleet=acme/presses", "--fleet="][..], &["FLEET= ", "APPLICATION= "], &["--fleet", ""]] {
+        assert_eq!(refused(&cloud, words).len(), 1, "{words:?}");
+    }
+}
+
 #[test]
 fn mistakes_of_more_than_one_option_name_all_of_them() {
     let cloud = cloud();
@@ -862,7 +902,7 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
     let rows: &[(&[&str], &[&str])] = &[
         (&["API_KEY="], &["API_KEY is not set", "named API key", "API_KEY_FILE"]),
         (&["API_KEY=", "API_KEY_FILE="], &["API_KEY is not set"]),
-        (&["API_KEY= \n"], &["API_KEY is empty"]),
+        (&["API_KEY= \n"], &["API_KEY is \"\": it has no value"]),
         (&[&split], &["API_KEY", "line break", "after 20 characters"]),
         (&["API_KEY=two words"], &["API_KEY", "blank", "after 3 characters"]),
         (&["API_KEY=cl\u{e9}-of-mine"], &["API_KEY", "non-ASCII", "after 2 characters"]),
