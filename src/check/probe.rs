@@ -15,8 +15,8 @@ use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
 use crate::net::connector::Connector;
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination, client, send};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::Vpn;
 
 /// Prometheus' default `scrape_timeout`.
@@ -49,9 +49,10 @@ pub struct Answer {
 
 impl Prober {
     /// Asks for the metrics at this URL.
-    pub async fn probe(&self, url: &str) -> Result<Answer, Refused> {
+    pub async fn probe(&self, url: &str) -> Result<Answer, ScrapeError> {
         let start = Instant::now();
-        let late = |_| Refused::new(Reason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
+        let late =
+            |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
         let metrics = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
         let outdated = metrics.old_cpu && !metrics.new_cpu;
         Ok(Answer { samples: metrics.samples, outdated, duration: start.elapsed() })
@@ -59,8 +60,8 @@ impl Prober {
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
     /// request goes.
-    async fn follow(&self, url: &str) -> Result<Metrics, Refused> {
-        let no_url = |what: &str| Refused::new(Reason::Http, format!("leads to {what:?}, which is no URL"));
+    async fn follow(&self, url: &str) -> Result<Metrics, ScrapeError> {
+        let no_url = |what: &str| ScrapeError::new(ScrapeReason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
         check_destination(&target, Some(()))?;
@@ -73,14 +74,14 @@ impl Prober {
             if check_destination(&to, (to == target).then_some(())).is_err() {
                 let message = format!("redirects to {to}, away from the target: a scrape does not follow");
                 let status = Some(answer.status().as_u16());
-                return Err(Refused { status, ..Refused::new(Reason::Redirect, message) });
+                return Err(ScrapeError { status, ..ScrapeError::new(ScrapeReason::Redirect, message) });
             }
         }
-        Err(Refused::new(Reason::Http, "redirects without end"))
+        Err(ScrapeError::new(ScrapeReason::Http, "redirects without end"))
     }
 
-    async fn get(&self, url: &Url) -> Result<Response<Incoming>, Refused> {
-        let no_url = || Refused::new(Reason::Http, format!("{url} is no URL"));
+    async fn get(&self, url: &Url) -> Result<Response<Incoming>, ScrapeError> {
+        let no_url = || ScrapeError::new(ScrapeReason::Http, format!("{url} is no URL"));
         let (host, authority) = (url.host_str().unwrap_or_default(), host_port(url));
         let uri: Uri = url.as_str().parse().map_err(|_| no_url())?;
         let deadline = Deadline::after(DEFAULT_TIMEOUT);
@@ -119,10 +120,13 @@ fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str>
 }
 
 /// Reads an answer to its end and counts its samples.
-async fn count(answer: Response<Incoming>) -> Result<Metrics, Refused> {
+async fn count(answer: Response<Incoming>) -> Result<Metrics, ScrapeError> {
     if answer.status() != StatusCode::OK {
         let message = format!("HTTP {}", answer.status());
-        return Err(Refused { status: Some(answer.status().as_u16()), ..Refused::new(Reason::Http, message) });
+        return Err(ScrapeError {
+            status: Some(answer.status().as_u16()),
+            ..ScrapeError::new(ScrapeReason::Http, message)
+        });
     }
     // Prometheus 3 fails a scrape with another type or without one
     let format = text_of(&answer, &CONTENT_TYPE).unwrap_or_default();
@@ -130,10 +134,10 @@ async fn count(answer: Response<Incoming>) -> Result<Metrics, Refused> {
     let open_metrics = match &*format {
         "text/plain" => false,
         "application/openmetrics-text" => true,
-        "" => return Err(Refused::new(Reason::NotMetrics, "no Content-Type, which Prometheus 3 insists on")),
-        other => return Err(Refused::new(Reason::NotMetrics, format!("not metrics, but {other}"))),
+        "" => return Err(ScrapeError::new(ScrapeReason::NotMetrics, "no Content-Type, which Prometheus 3 insists on")),
+        other => return Err(ScrapeError::new(ScrapeReason::NotMetrics, format!("not metrics, but {other}"))),
     };
-    let not_metrics = |error: io::Error| Refused::new(Reason::NotMetrics, error.to_string());
+    let not_metrics = |error: io::Error| ScrapeError::new(ScrapeReason::NotMetrics, error.to_string());
     let mut metrics = Metrics::default();
     let packed = text_of(&answer, &CONTENT_ENCODING) == Some("gzip");
     {
@@ -148,7 +152,7 @@ async fn count(answer: Response<Incoming>) -> Result<Metrics, Refused> {
     }
     metrics.end_line().map_err(not_metrics)?; // the last line may lack its line feed
     if open_metrics && metrics.last != b"# EOF" {
-        return Err(Refused::new(Reason::NotMetrics, "OpenMetrics without # EOF at its end"));
+        return Err(ScrapeError::new(ScrapeReason::NotMetrics, "OpenMetrics without # EOF at its end"));
     }
     Ok(metrics)
 }

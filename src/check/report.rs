@@ -8,7 +8,7 @@ use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
 use crate::logging::{count, printable, printable_json};
 use crate::net::connector::is_untrusted;
-use crate::net::refused::{Reason, Refused};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::unreachable_hint;
 
 /// The widest column of the table: a single longer cell does not widen its column.
@@ -63,7 +63,7 @@ impl Row {
     }
 
     /// Takes the result of a probe.
-    pub fn answered(&mut self, answer: Result<Answer, Refused>) {
+    pub fn answered(&mut self, answer: Result<Answer, ScrapeError>) {
         match answer {
             Ok(answer) => {
                 let seconds = answer.duration.as_secs_f64();
@@ -81,7 +81,8 @@ impl Row {
                 self.status = refused.status;
                 self.hint = if offline { OFFLINE_HINT } else { hint(&refused) };
                 // these have their status in the message
-                let status = refused.status.filter(|_| !matches!(refused.reason, Reason::Http | Reason::Proxy));
+                let status =
+                    refused.status.filter(|_| !matches!(refused.reason, ScrapeReason::Http | ScrapeReason::Proxy));
                 self.answer = refused.message + &status.map_or_else(String::new, |status| format!(" ({status})"));
             }
         }
@@ -121,41 +122,43 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
 }
 
 /// What to do about a target that does not answer.
-fn hint(refused: &Refused) -> &'static str {
+fn hint(refused: &ScrapeError) -> &'static str {
     match refused.reason {
-        Reason::NoTunnel | Reason::BadTunnel => unreachable_hint(refused),
-        Reason::NoAccess => "try again in a minute; then see whether the key may reach this device",
-        Reason::NotConnected => "restart it, or wait: it has lost balena's VPN",
-        Reason::PortClosed | Reason::ConnectionRefused => {
+        ScrapeReason::NoTunnel | ScrapeReason::BadTunnel => unreachable_hint(refused),
+        ScrapeReason::NoAccess => "try again in a minute; then see whether the key may reach this device",
+        ScrapeReason::NotConnected => "restart it, or wait: it has lost balena's VPN",
+        ScrapeReason::PortClosed | ScrapeReason::ConnectionRefused => {
             "does the exporter run, on this port (--exporter), with host network or the port published?"
         }
-        Reason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
-        Reason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
-        Reason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
-        Reason::NoConnection => "try again: it is this machine or its network that fails",
-        Reason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
-        Reason::Tls if is_untrusted(&refused.message) => {
+        ScrapeReason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
+        ScrapeReason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
+        ScrapeReason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
+        ScrapeReason::NoConnection => "try again: it is this machine or its network that fails",
+        ScrapeReason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
+        ScrapeReason::Tls if is_untrusted(&refused.message) => {
             "is the clock here right? An exporter with its own certificate needs --ca-file (CA_FILE) here, and tls_config \
              with ca_file or insecure_skip_verify in Prometheus"
         }
-        Reason::Tls => "does the exporter speak https on this port? Its scheme (prometheus.io/scheme) says so",
-        Reason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
-        Reason::Http if refused.status == Some(401) => {
+        ScrapeReason::Tls => "does the exporter speak https on this port? Its scheme (prometheus.io/scheme) says so",
+        ScrapeReason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
+        ScrapeReason::Http if refused.status == Some(401) => {
             "it wants a password or a token: give it to Prometheus (basic_auth or authorization), or let it allow /metrics"
         }
-        Reason::Http if matches!(refused.status, Some(400 | 403 | 421)) => {
+        ScrapeReason::Http if matches!(refused.status, Some(400 | 403 | 421)) => {
             "does it want a password or a token, or allow only some hosts? Its list needs the host and port of this \
              address, <uuid>.balena:<port> through the tunnel"
         }
-        Reason::Http if refused.status.is_some_and(|status| status >= 500) => "the exporter's own log may tell more",
-        Reason::Http | Reason::NotMetrics => {
+        ScrapeReason::Http if refused.status.is_some_and(|status| status >= 500) => {
+            "the exporter's own log may tell more"
+        }
+        ScrapeReason::Http | ScrapeReason::NotMetrics => {
             "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
         }
-        Reason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
-        Reason::NotTarget => "name another port (--exporter): a scrape does not go there",
-        Reason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
-        Reason::BrokeOff | Reason::TooLarge => "the exporter's own log may tell more",
-        Reason::Busy | Reason::BadRequest => "try again in a minute",
+        ScrapeReason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
+        ScrapeReason::NotTarget => "name another port (--exporter): a scrape does not go there",
+        ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
+        ScrapeReason::BrokeOff | ScrapeReason::TooLarge => "the exporter's own log may tell more",
+        ScrapeReason::Busy | ScrapeReason::BadRequest => "try again in a minute",
     }
 }
 

@@ -20,8 +20,8 @@ use tokio_rustls::TlsConnector;
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::records::Records;
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
 use crate::net::traffic::{Counted, Traffic};
 
@@ -71,7 +71,7 @@ impl Connector {
     }
 
     /// Connects to the host and port of a URL, with TLS if it is https, and through the proxy that the environment names.
-    pub async fn open(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+    pub async fn open(&self, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let stream = match self.proxy_for(url) {
             None => self.tcp(url, deadline).await?,
             Some(proxy) => self.through(proxy, url, deadline).await?,
@@ -80,20 +80,20 @@ impl Connector {
     }
 
     /// Connects to the host and port of a URL without any proxy.
-    pub async fn open_directly(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+    pub async fn open_directly(&self, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         self.secure_if_https(self.tcp(url, deadline).await?, url).await
     }
 
-    async fn secure_if_https(&self, stream: Stream, url: &Uri) -> Result<Stream, Refused> {
+    async fn secure_if_https(&self, stream: Stream, url: &Uri) -> Result<Stream, ScrapeError> {
         match url.host() {
             Some(host) if url.scheme_str() == Some("https") => self.secure(stream, host).await,
             _ => Ok(stream),
         }
     }
 
-    async fn through(&self, proxy: &Proxy, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
-        let refused = |why: &str| Refused::new(Reason::Proxy, format!("the proxy {proxy} {why}"));
-        let unreachable = |error: Refused| refused(&format!("is not reachable: {error}"));
+    async fn through(&self, proxy: &Proxy, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
+        let refused = |why: &str| ScrapeError::new(ScrapeReason::Proxy, format!("the proxy {proxy} {why}"));
+        let unreachable = |error: ScrapeError| refused(&format!("is not reachable: {error}"));
         let uri = proxy.uri();
         let stream = self.tcp(&uri, deadline).await.map_err(unreachable)?;
         let mut stream = self.secure_if_https(stream, &uri).await.map_err(unreachable)?;
@@ -101,14 +101,14 @@ impl Connector {
         let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(default));
         match connect(&mut stream, &authority, proxy.authorization().as_deref()).await {
             Ok(200) => Ok(stream),
-            Ok(status) => Err(Refused { status: Some(status), ..refused(&format!("answers {status}")) }),
+            Ok(status) => Err(ScrapeError { status: Some(status), ..refused(&format!("answers {status}")) }),
             Err(why) => Err(refused(&why)),
         }
     }
 
     /// Starts TLS within a connection.
-    pub async fn secure(&self, stream: Stream, host: &str) -> Result<Stream, Refused> {
-        let refused = |why: &str| Refused::new(Reason::Tls, format!("TLS: {why}"));
+    pub async fn secure(&self, stream: Stream, host: &str) -> Result<Stream, ScrapeError> {
+        let refused = |why: &str| ScrapeError::new(ScrapeReason::Tls, format!("TLS: {why}"));
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
         let name = name.map_err(|error| refused(&error.to_string()))?;
         let secured = self.tls.connect(name, stream).await;
@@ -117,7 +117,7 @@ impl Connector {
         Ok(Box::new(Records::of(secured.map_err(|error| refused(&why(error)))?)))
     }
 
-    async fn tcp(&self, url: &Uri, deadline: Deadline) -> Result<Stream, Refused> {
+    async fn tcp(&self, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let mut tcp = self.tcp.clone();
         tcp.set_connect_timeout(Some(deadline.left().mul_f64(CONNECT_SHARE)));
         let connected = TowerToHyperService::new(tcp).call(url.clone()).await;
@@ -144,21 +144,23 @@ pub fn no_tls(why: &str) -> String {
     format!("TLS: {why}; is the package ca-certificates installed?")
 }
 
-fn no_connection(error: &(dyn Error + 'static)) -> Refused {
+fn no_connection(error: &(dyn Error + 'static)) -> ScrapeError {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
     if let Some(no_thread) = NoThread::find(error) {
-        return Refused::new(Reason::NoConnection, no_thread);
+        return ScrapeError::new(ScrapeReason::NoConnection, no_thread);
     }
     let causes = iter::successors(Some(error), |error| (*error).source());
     let Some(cause) = causes.filter_map(|error| error.downcast_ref::<io::Error>()).last() else {
-        return Refused::new(Reason::NoConnection, error.to_string());
+        return ScrapeError::new(ScrapeReason::NoConnection, error.to_string());
     };
     match cause.kind() {
-        ConnectionRefused => Refused::new(Reason::ConnectionRefused, "connection refused"),
-        HostUnreachable | NetworkUnreachable => Refused::new(Reason::NoRoute, "no route to it"),
-        TimedOut => Refused::new(Reason::Timeout, "timed out"),
-        _ if cause.raw_os_error().is_none() => Refused::new(Reason::NoSuchHost, format!("no such host: {cause}")),
-        _ => Refused::new(Reason::NoConnection, cause.to_string()),
+        ConnectionRefused => ScrapeError::new(ScrapeReason::ConnectionRefused, "connection refused"),
+        HostUnreachable | NetworkUnreachable => ScrapeError::new(ScrapeReason::NoRoute, "no route to it"),
+        TimedOut => ScrapeError::new(ScrapeReason::Timeout, "timed out"),
+        _ if cause.raw_os_error().is_none() => {
+            ScrapeError::new(ScrapeReason::NoSuchHost, format!("no such host: {cause}"))
+        }
+        _ => ScrapeError::new(ScrapeReason::NoConnection, cause.to_string()),
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, timeout_at};
 
-use crate::net::refused::{Reason, Refused};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 
 /// The time-out for reaching a device, where the scrape names none: below Prometheus' default of 10 s, so that there is
 /// time to answer with the reason. balena's VPN proxy answers only after 134 s if a device swallows packets.
@@ -34,8 +34,8 @@ const MAX_INFORMATIONAL: usize = 5;
 const SSH_PORT: u64 = 22222;
 
 /// Decides whether a scrape may connect to `host:port`: it has to be a target, and never SSH of the host OS.
-pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, Refused> {
-    let refuse = |why: String| Err(Refused::new(Reason::NotTarget, format!("refused: {why}")));
+pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, ScrapeError> {
+    let refuse = |why: String| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
     let port = host_port.rsplit(':').next().and_then(|port| port.parse().ok());
     if port == Some(SSH_PORT) {
         return refuse("port 22222 is the SSH of the host".into());
@@ -47,15 +47,18 @@ pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, Ref
 }
 
 /// Why an exchange over a connection failed. The same failure has the same text, whichever way hyper reports it.
-pub fn broken(error: &hyper::Error) -> Refused {
+pub fn broken(error: &hyper::Error) -> ScrapeError {
     if error.is_parse_too_large() {
-        Refused::new(Reason::TooLarge, format!("the head of the answer is larger than {} KiB", MAX_HEAD >> 10))
+        ScrapeError::new(
+            ScrapeReason::TooLarge,
+            format!("the head of the answer is larger than {} KiB", MAX_HEAD >> 10),
+        )
     } else if error.is_parse() {
         not_http(&error.to_string())
     } else if let Some(invalid) = invalid_body(error) {
         not_http(&invalid)
     } else {
-        Refused::new(Reason::BrokeOff, "broke off: the connection closes before the answer is complete")
+        ScrapeError::new(ScrapeReason::BrokeOff, "broke off: the connection closes before the answer is complete")
     }
 }
 
@@ -80,7 +83,7 @@ pub fn client() -> http1::Builder {
 /// Sends a request, and waits for the head of its answer. An answer whose length can be read in two ways is refused.
 pub async fn send(
     sender: &mut http1::SendRequest<Empty<Bytes>>, mut request: Request<Empty<Bytes>>,
-) -> Result<Response<Incoming>, Refused> {
+) -> Result<Response<Incoming>, ScrapeError> {
     let (too_many, seen) = (Arc::new(Notify::new()), AtomicUsize::new(0));
     let notify = too_many.clone();
     on_informational(&mut request, move |_| {
@@ -109,8 +112,8 @@ pub async fn send(
     Ok(answer)
 }
 
-fn not_http(what: &str) -> Refused {
-    Refused::new(Reason::NotHttp, format!("not HTTP: {what}"))
+fn not_http(what: &str) -> ScrapeError {
+    ScrapeError::new(ScrapeReason::NotHttp, format!("not HTTP: {what}"))
 }
 
 /// When an answer has to be complete.
@@ -133,12 +136,12 @@ impl Deadline {
     }
 
     /// The failure of an answer that does not come in time.
-    pub fn missed(self) -> Refused {
-        Refused::new(Reason::Timeout, format!("no answer in {} s", self.timeout.as_secs_f64()))
+    pub fn missed(self) -> ScrapeError {
+        ScrapeError::new(ScrapeReason::Timeout, format!("no answer in {} s", self.timeout.as_secs_f64()))
     }
 
     /// Waits for an answer until the deadline.
-    pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, Refused> {
+    pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, ScrapeError> {
         timeout_at(self.at, answer).await.map_err(|_| self.missed())
     }
 }

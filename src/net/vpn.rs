@@ -8,8 +8,8 @@ use hyper::Uri;
 use crate::key::{ApiKey, KeySource};
 use crate::net::connector::{Connector, Stream, is_untrusted, trust_hint};
 use crate::net::http_connect::connect;
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::blocking;
 
 /// Opens connections through the proxy, to `<uuid>.balena:<port>`.
@@ -31,7 +31,7 @@ impl Vpn {
     }
 
     /// Opens a tunnel to `<uuid>.balena:<port>`. A key that is refused is read again from its file.
-    pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, Refused> {
+    pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let key = self.keys.current();
         match self.ask(authority, &key, deadline).await {
             Err(refused) if refused.status == Some(407) && self.renew(&key).await => {
@@ -46,9 +46,9 @@ impl Vpn {
         blocking("key", move || keys.renew(&used)).await.unwrap_or(false)
     }
 
-    async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, Refused> {
-        let unreachable = |refused: Refused| {
-            Refused::new(Reason::NoTunnel, format!("tunnel host not reachable: {}", refused.message))
+    async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, ScrapeError> {
+        let unreachable = |refused: ScrapeError| {
+            ScrapeError::new(ScrapeReason::NoTunnel, format!("tunnel host not reachable: {}", refused.message))
         };
         let mut stream =
             deadline.wait(self.connector.open(&self.url, deadline)).await.flatten().map_err(unreachable)?;
@@ -57,13 +57,13 @@ impl Vpn {
         match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
             Ok(200) => Ok(stream),
             Ok(status) => Err(refusal(status, authority)),
-            Err(error) => Err(Refused::new(Reason::BadTunnel, format!("the tunnel host {error}"))),
+            Err(error) => Err(ScrapeError::new(ScrapeReason::BadTunnel, format!("the tunnel host {error}"))),
         }
     }
 }
 
 /// What to do about a tunnel host that cannot be reached.
-pub fn unreachable_hint(refused: &Refused) -> &'static str {
+pub fn unreachable_hint(refused: &ScrapeError) -> &'static str {
     if is_untrusted(&refused.message) {
         trust_hint(&refused.message)
     } else {
@@ -72,17 +72,17 @@ pub fn unreachable_hint(refused: &Refused) -> &'static str {
 }
 
 /// What a status of the proxy means.
-fn refusal(status: u16, authority: &str) -> Refused {
+fn refusal(status: u16, authority: &str) -> ScrapeError {
     let (reason, message) = match status {
         // one status for three causes, of which the last passes by itself
-        407 => (Reason::NoAccess, "refused: no access, unknown device, or balena's API busy".into()),
-        503 => (Reason::NotConnected, "device not connected to the VPN".into()),
+        407 => (ScrapeReason::NoAccess, "refused: no access, unknown device, or balena's API busy".into()),
+        503 => (ScrapeReason::NotConnected, "device not connected to the VPN".into()),
         500 => {
             let port = authority.rsplit(':').next().unwrap_or_default();
-            (Reason::PortClosed, format!("port {port} closed or device unreachable"))
+            (ScrapeReason::PortClosed, format!("port {port} closed or device unreachable"))
         }
-        403 => (Reason::NoDevice, "refused: not the name of a device".into()),
-        _ => (Reason::BadTunnel, "the tunnel host is no VPN proxy of balena's".into()),
+        403 => (ScrapeReason::NoDevice, "refused: not the name of a device".into()),
+        _ => (ScrapeReason::BadTunnel, "the tunnel host is no VPN proxy of balena's".into()),
     };
-    Refused { status: Some(status), ..Refused::new(reason, message) }
+    ScrapeError { status: Some(status), ..ScrapeError::new(reason, message) }
 }

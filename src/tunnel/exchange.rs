@@ -14,8 +14,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::net::connector::Stream;
-use crate::net::refused::Refused;
 use crate::net::scrape::{broken, client, send};
+use crate::net::scrape_error::ScrapeError;
 use crate::tunnel::pool::Tunnel;
 
 /// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
@@ -65,7 +65,7 @@ impl Http {
 impl Exchange {
     /// Sends a request, and waits for the head of its answer and the first bytes of its body: an answer that breaks there
     /// fails the scrape with its reason.
-    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Parts, Self), Refused> {
+    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Parts, Self), ScrapeError> {
         let Tunnel { stream, place, until } = tunnel;
         let (mut sender, connection) =
             client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
-use crate::net::refused::Reason;
+use crate::net::scrape_error::ScrapeReason;
 use crate::net::server::{self, register};
 use crate::net::traffic::Traffic;
 
@@ -88,7 +88,7 @@ pub enum Outcome {
     /// Prometheus closed the connection first.
     Abandoned,
     /// The tunnel or the device failed it.
-    Refused(Reason),
+    Failed(ScrapeReason),
 }
 
 impl Outcome {
@@ -97,15 +97,17 @@ impl Outcome {
         match self {
             Outcome::Passed => "ok",
             Outcome::Abandoned => "gone",
-            Outcome::Refused(reason) => reason.as_str(),
+            Outcome::Failed(reason) => reason.as_str(),
         }
     }
 
     /// All outcomes that the tunnel knows; it does not look into answers, as `check` does.
     fn all() -> impl Iterator<Item = Self> {
-        let of_check = |reason: &&Reason| matches!(reason, Reason::Http | Reason::Redirect | Reason::NotMetrics);
-        let reasons = Reason::ALL.iter().filter(move |reason| !of_check(reason));
-        [Outcome::Passed, Outcome::Abandoned].into_iter().chain(reasons.map(|reason| Outcome::Refused(*reason)))
+        let of_check = |reason: &&ScrapeReason| {
+            matches!(reason, ScrapeReason::Http | ScrapeReason::Redirect | ScrapeReason::NotMetrics)
+        };
+        let reasons = ScrapeReason::ALL.iter().filter(move |reason| !of_check(reason));
+        [Outcome::Passed, Outcome::Abandoned].into_iter().chain(reasons.map(|reason| Outcome::Failed(*reason)))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use crate::net::refused::{Reason, Refused};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 
 /// How long the first answer holds. Until then no scrape of the device asks the tunnel host.
 const FIRST_PAUSE: Duration = Duration::from_secs(4);
@@ -23,7 +23,7 @@ pub struct Offline {
 }
 
 struct Device {
-    refused: Refused,
+    refused: ScrapeError,
     /// When the tunnel host gave this answer.
     answered: Instant,
     /// The answer holds until then.
@@ -53,7 +53,7 @@ impl Offline {
     }
 
     /// The remembered answer for a target that the list has had since `listed`, if the answer still holds.
-    pub fn find(&self, target: &str, listed: Instant) -> Option<Refused> {
+    pub fn find(&self, target: &str, listed: Instant) -> Option<ScrapeError> {
         let now = Instant::now();
         let mut devices = self.lock();
         let device = devices.get_mut(host(target))?;
@@ -68,13 +68,13 @@ impl Offline {
 
     /// Remembers the answer of the tunnel host if the device is not connected. Each time in a row it holds twice as long, up to the
     /// interval between scrapes.
-    pub fn failed(&self, target: &str, refused: &Refused) {
-        if refused.reason != Reason::NotConnected {
+    pub fn failed(&self, target: &str, refused: &ScrapeError) {
+        if refused.reason != ScrapeReason::NotConnected {
             return;
         }
         let now = Instant::now();
         // An answer from memory says nothing about the tunnel host, so it has no status.
-        let refused = Refused { status: None, ..refused.clone() };
+        let refused = ScrapeError { status: None, ..refused.clone() };
         let mut devices = self.lock();
         let device = devices.entry(host(target).into()).or_insert_with(|| Device {
             refused: refused.clone(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
-use crate::net::refused::{Reason, Refused};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::unreachable_hint;
 
 /// Failures of this many different targets count as failures of all.
@@ -25,10 +25,10 @@ pub struct Outages {
 #[derive(Default)]
 struct State {
     /// Failures with one reason since the last success.
-    streak: Option<(Reason, HashSet<Box<str>>)>,
+    streak: Option<(ScrapeReason, HashSet<Box<str>>)>,
     last_success: Option<Instant>,
     /// The reason of the last warning, until it is over.
-    warned: Option<Reason>,
+    warned: Option<ScrapeReason>,
 }
 
 impl Outages {
@@ -46,14 +46,14 @@ impl Outages {
     }
 
     /// The scrape of this target fails.
-    pub fn failed(&self, target: &str, refused: &Refused) {
+    pub fn failed(&self, target: &str, refused: &ScrapeError) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match refused.reason {
             // These say nothing about the way to a target.
-            Reason::Busy | Reason::NotTarget | Reason::BadRequest => return,
+            ScrapeReason::Busy | ScrapeReason::NotTarget | ScrapeReason::BadRequest => return,
             // One failure is enough, since it has nothing to do with the target.
-            Reason::NoTunnel => return state.warn(refused),
-            _ if refused.status.is_some() && state.warned == Some(Reason::NoTunnel) => state.end(),
+            ScrapeReason::NoTunnel => return state.warn(refused),
+            _ if refused.status.is_some() && state.warned == Some(ScrapeReason::NoTunnel) => state.end(),
             _ => {}
         }
         if state.streak.as_ref().is_none_or(|(reason, _)| *reason != refused.reason) {
@@ -73,14 +73,14 @@ impl Outages {
 }
 
 impl State {
-    fn warn(&mut self, refused: &Refused) {
+    fn warn(&mut self, refused: &ScrapeError) {
         if self.warned == Some(refused.reason) {
             return;
         }
         self.warned = Some(refused.reason);
         match refused.reason {
-            Reason::NoTunnel => log::warn!("{refused}; {}", unreachable_hint(refused)),
-            Reason::NoAccess => log::warn!(
+            ScrapeReason::NoTunnel => log::warn!("{refused}; {}", unreachable_hint(refused)),
+            ScrapeReason::NoAccess => log::warn!(
                 "every scrape fails: {refused}; is the API key (API_KEY) valid, and may it reach these devices?"
             ),
             _ => log::warn!("every scrape fails: {refused}"),
@@ -90,7 +90,7 @@ impl State {
     fn end(&mut self) {
         match self.warned.take() {
             None => {}
-            Some(Reason::NoTunnel) => log::info!("tunnel host reachable again"),
+            Some(ScrapeReason::NoTunnel) => log::info!("tunnel host reachable again"),
             Some(reason) => log::info!("scrapes succeed again (before: {reason})"),
         }
     }

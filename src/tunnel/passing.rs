@@ -9,8 +9,8 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{Deadline, broken};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::metrics::{Outcome, Scrape};
 use crate::tunnel::pool::Pool;
@@ -29,7 +29,7 @@ pub struct Passing {
     left: usize,
     scrape: Scrape,
     /// Ends the body at the next poll.
-    failure: Option<Refused>,
+    failure: Option<ScrapeError>,
     /// The place among the scrapes at once.
     _place: OwnedSemaphorePermit,
 }
@@ -74,8 +74,8 @@ impl Passing {
     }
 
     /// Fails at the next poll: before that, the server sends what has passed so far.
-    fn fail(&mut self, refused: Refused, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.scrape.outcome = Outcome::Refused(refused.reason);
+    fn fail(&mut self, refused: ScrapeError, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.scrape.outcome = Outcome::Failed(refused.reason);
         self.exchange = None;
         self.failure = Some(refused);
         cx.waker().wake_by_ref();
@@ -92,14 +92,14 @@ impl Body for Passing {
             return Poll::Ready(Some(Err(io::Error::other(failure))));
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
-            return self.fail(Refused::new(Reason::Timeout, "the answer takes too long"), cx);
+            return self.fail(ScrapeError::new(ScrapeReason::Timeout, "the answer takes too long"), cx);
         }
         let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
         match ready!(Pin::new(exchange).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let Some(left) = self.left.checked_sub(length) else {
-                    return self.fail(Refused::new(Reason::TooLarge, "the answer is too large"), cx);
+                    return self.fail(ScrapeError::new(ScrapeReason::TooLarge, "the answer is too large"), cx);
                 };
                 self.left = left;
                 self.end_if_passed();

@@ -21,8 +21,8 @@ use log::Level;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::server::{Limits, MAX_HEADERS, METRICS, TEXT, WhenFull, reply, serve};
 use crate::tunnel::allowed_targets::{AllowedTargets, Target};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
@@ -92,7 +92,7 @@ impl Proxy {
         if !error.is_parse() {
             return; // the client went away
         }
-        self.metrics.count(Outcome::Refused(Reason::BadRequest));
+        self.metrics.count(Outcome::Failed(ScrapeReason::BadRequest));
         let why = if error.is_parse_too_large() {
             let bound = format!("the bound is {} KiB and {MAX_HEADERS} headers", MAX_HEAD >> 10);
             format!("{error}: {bound}; are there too many http_headers in the scrape config?")
@@ -114,7 +114,7 @@ impl Proxy {
             Ok(target) if method == Method::CONNECT => self.connect(target, request, deadline).await,
             Ok(target) => self.scrape(target, request, deadline).await,
             Err(refused) => {
-                self.metrics.count(Outcome::Refused(refused.reason));
+                self.metrics.count(Outcome::Failed(refused.reason));
                 Err(refused)
             }
         };
@@ -137,8 +137,8 @@ impl Proxy {
     }
 
     /// The target of a request.
-    async fn target(&self, method: &Method, url: &Uri) -> Result<Target, Refused> {
-        let refuse = |why: &str| Err(Refused::new(Reason::NotTarget, format!("refused: {why}")));
+    async fn target(&self, method: &Method, url: &Uri) -> Result<Target, ScrapeError> {
+        let refuse = |why: &str| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
         match (method.as_str(), url.scheme_str()) {
             ("GET", Some("http")) | ("CONNECT", None) => {}
             ("GET" | "CONNECT", _) => return refuse("GET of http URLs and CONNECT only"),
@@ -154,17 +154,19 @@ impl Proxy {
     }
 
     /// Passes a scrape through a tunnel.
-    async fn scrape(&self, target: Target, request: Request<Incoming>, deadline: Deadline) -> Result<Answer, Refused> {
+    async fn scrape(
+        &self, target: Target, request: Request<Incoming>, deadline: Deadline,
+    ) -> Result<Answer, ScrapeError> {
         let mut scrape = Scrape::start(self.metrics.clone());
         let answered = async {
             let place = self.place()?;
             let request = request_to(&target.name, &request)?;
             let answered = deadline.wait(self.tunnels.exchange(&target, request, deadline)).await.flatten();
             self.watch(&target.name, &answered);
-            Ok::<_, Refused>((place, answered?))
+            Ok::<_, ScrapeError>((place, answered?))
         };
         let (place, (head, exchange)) =
-            answered.await.inspect_err(|refused| scrape.outcome = Outcome::Refused(refused.reason))?;
+            answered.await.inspect_err(|refused| scrape.outcome = Outcome::Failed(refused.reason))?;
         let pool = self.tunnels.pool.clone();
         let passing = Passing::new(target.name.into(), exchange, pool, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(passing));
@@ -180,15 +182,17 @@ impl Proxy {
     }
 
     /// Answers Prometheus' CONNECT, and relays what follows.
-    async fn connect(&self, target: Target, request: Request<Incoming>, deadline: Deadline) -> Result<Answer, Refused> {
+    async fn connect(
+        &self, target: Target, request: Request<Incoming>, deadline: Deadline,
+    ) -> Result<Answer, ScrapeError> {
         let opened = async {
             let place = self.place()?;
             let opened = self.tunnels.open(&target, deadline).await;
             self.watch(&target.name, &opened);
-            Ok::<_, Refused>((place, opened?))
+            Ok::<_, ScrapeError>((place, opened?))
         };
         let opened = opened.await;
-        let outcome = |refused: &Refused| Outcome::Refused(refused.reason);
+        let outcome = |refused: &ScrapeError| Outcome::Failed(refused.reason);
         self.metrics.count(opened.as_ref().map_or_else(outcome, |_| Outcome::Passed));
         let (scrape_place, Tunnel { stream, place, .. }) = opened?;
         tokio::spawn(async move {
@@ -201,11 +205,11 @@ impl Proxy {
     }
 
     /// A place among the scrapes at once.
-    fn place(&self) -> Result<OwnedSemaphorePermit, Refused> {
+    fn place(&self) -> Result<OwnedSemaphorePermit, ScrapeError> {
         self.scrapes.clone().try_acquire_owned().map_err(|_| busy())
     }
 
-    fn watch<T>(&self, target: &str, result: &Result<T, Refused>) {
+    fn watch<T>(&self, target: &str, result: &Result<T, ScrapeError>) {
         match result {
             Ok(_) => self.outages.succeeded(),
             Err(refused) => self.outages.failed(target, refused),
@@ -221,10 +225,10 @@ fn scrape_timeout(headers: &HeaderMap) -> Duration {
 }
 
 /// Prometheus' request, as the target gets it.
-fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty<Bytes>>, Refused> {
+fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty<Bytes>>, ScrapeError> {
     let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let no_path = |_| Refused::new(Reason::NotTarget, "refused: the path is invalid");
+    let no_path = |_| ScrapeError::new(ScrapeReason::NotTarget, "refused: the path is invalid");
     let mut passed = Request::get(path).body(Empty::new()).map_err(no_path)?;
     *passed.headers_mut() = end_to_end(request.headers());
     // the body is not passed
@@ -250,11 +254,11 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The answer to a failed scrape. Prometheus shows the reason phrase, and people read the body.
-fn failure(refused: Refused) -> Answer {
+fn failure(refused: ScrapeError) -> Answer {
     let status = match refused.reason {
-        Reason::NotTarget => StatusCode::FORBIDDEN,
-        Reason::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        Reason::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        ScrapeReason::NotTarget => StatusCode::FORBIDDEN,
+        ScrapeReason::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        ScrapeReason::Busy => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
     let mut answer = reply(status, TEXT, format!("{refused}\n")).map(Either::Left);

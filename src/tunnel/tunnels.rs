@@ -10,8 +10,8 @@ use prometheus::IntCounter;
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 
-use crate::net::refused::{Reason, Refused};
 use crate::net::scrape::Deadline;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::Vpn;
 use crate::tunnel::allowed_targets::Target;
 use crate::tunnel::exchange::Exchange;
@@ -23,8 +23,8 @@ use crate::tunnel::pool::{Pool, Tunnel};
 const RACE_DIVISOR: u32 = 3;
 
 /// The failure of a scrape that has no place.
-pub fn busy() -> Refused {
-    Refused::new(Reason::Busy, "too many scrapes at once")
+pub fn busy() -> ScrapeError {
+    ScrapeError::new(ScrapeReason::Busy, "too many scrapes at once")
 }
 
 /// Opens tunnels, and finds those that are kept.
@@ -46,7 +46,7 @@ impl Tunnels {
     }
 
     /// Opens a tunnel to a target.
-    pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, Refused> {
+    pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
         if let Some(refused) = self.offline.find(&target.name, target.listed) {
             return Err(refused);
         }
@@ -64,7 +64,7 @@ impl Tunnels {
     /// answer in a third of the time, a new tunnel gets the same request, and the first answer wins.
     pub async fn exchange(
         self: &Arc<Self>, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
-    ) -> Result<Answered, Refused> {
+    ) -> Result<Answered, ScrapeError> {
         let mut attempts = JoinSet::new();
         if let Some(kept) = self.pool.take(&target.name) {
             let mut attempt = Box::pin(Exchange::start(kept, request.clone()));

@@ -7,7 +7,7 @@ use crate::reasons::reasons;
 
 reasons! {
     /// The kind of a failed scrape.
-    Reason {
+    ScrapeReason {
     /// No answer in time.
     Timeout = "timeout",
     /// Nothing listens on the port.
@@ -57,26 +57,26 @@ reasons! {
 
 /// A scrape that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct ScrapeError {
     /// The reason, for programs.
-    pub reason: Reason,
+    pub reason: ScrapeReason,
     /// The status of the answer that refused, if there was one.
     pub status: Option<u16>,
     /// The reason, for people; short enough for a status line.
     pub message: String,
 }
 
-impl Refused {
+impl ScrapeError {
     /// A failure without an HTTP status.
-    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Refused { reason, status: None, message: message.into() }
+    pub fn new(reason: ScrapeReason, message: impl Into<String>) -> Self {
+        ScrapeError { reason, status: None, message: message.into() }
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ScrapeError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl Error for Refused {}
+impl Error for ScrapeError {}
