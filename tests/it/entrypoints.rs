@@ -574,6 +574,121 @@ fn alertmanager(image: &Image) -> PathBuf {
     copy
 }
 
+/// A running Alertmanager behind its entry point.
+struct Alertmanager {
+    _running: Running,
+    address: String,
+    seen: Vec<String>,
+    lines: Receiver<String>,
+}
+
+impl Alertmanager {
+    fn start(image: &Image, variables: &[(&str, &str)]) -> Self {
+        let storage = format!("--storage.path={}", image.path("data").display());
+        let mut command = image.command(variables, &["--web.listen-address=127.0.0.1:0", &storage]);
+        command.env("PROGRAM", alertmanager(image)).current_dir(image.path(""));
+        command.stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut running = Running(command.spawn().unwrap());
+        let (sender, lines) = channel();
+        let stderr = BufReader::new(running.0.stderr.take().unwrap());
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let (deadline, mut seen) = (Instant::now() + PATIENCE, Vec::new());
+        loop {
+            let line = lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            seen.push(line.unwrap_or_else(|_| panic!("Alertmanager does not listen:\n{}", seen.join("\n"))));
+            let last = seen.last().unwrap();
+            if last.contains("Listening on") {
+                let address = last.split_whitespace().find_map(|word| word.strip_prefix("address="));
+                let address = address.expect("an address").to_owned();
+                return Self { _running: running, address, seen, lines };
+            }
+        }
+    }
+
+    fn log(&mut self) -> String {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.join("\n")
+    }
+
+    fn raise(&self, alerts: &Value) {
+        let url = format!("http://{}/api/v2/alerts", self.address);
+        let request = client().post(url).header("Content-Type", "application/json").body(alerts.to_string());
+        let answer = request.send().unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+    }
+
+    /// The sum of a metric's samples.
+    fn metric(&self, name: &str) -> f64 {
+        let page = client().get(format!("http://{}/metrics", self.address)).send().unwrap().text().unwrap();
+        let samples =
+            page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+}
+
+fn client() -> reqwest::blocking::Client {
+    // A test that installed one already may keep it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::blocking::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A dead man's switch takes a heartbeat that is left out for a death. All times are divided by 60.
+#[test]
+fn the_heartbeat_is_sent_at_each_interval() {
+    let (address, verdicts) = services();
+    let image = Image::new("alertmanager");
+    let base = image.path("etc/alertmanager.yml");
+    let text = fs::read_to_string(&base).unwrap();
+    let watchdog = text.find("alertname=\"Watchdog\"").unwrap();
+    let (before, after) = text.split_at(watchdog);
+    let after = after.replacen(": 1m", ": 1s", 1).replacen(": 50s", ": 833ms", 1);
+    let text = [before, &after].concat().replace("/etc/alertmanager", image.path("etc").to_str().unwrap());
+    fs::write(&base, text).unwrap();
+    let mut running = Alertmanager::start(&image, &[("ALERT_HEARTBEAT_URL", &format!("http://{address}/heartbeat"))]);
+    running.raise(
+        &json!([{"labels": {"alertname": "Watchdog", "severity": "none"}, "annotations": {"summary": "fires"}}]),
+    );
+    for _ in 0..5 {
+        let verdict = verdicts.recv_timeout(PATIENCE);
+        assert_eq!(verdict.unwrap_or_else(|_| panic!("no heartbeat:\n{}", running.log())), Ok("heartbeat"));
+    }
+    // In each interval, Alertmanager asks its log once whether the group is due. The heartbeat is the only group.
+    let looked = running.metric("alertmanager_nflog_queries_total");
+    let sent = running.metric("alertmanager_notifications_total");
+    assert!(sent >= 5.0 && looked - sent <= 1.0, "{sent} heartbeats in {looked} intervals");
+}
+
+/// A message is cut after some lines, and what fires must not be what is cut off.
+#[test]
+fn a_message_lists_what_fires_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data.json");
+    let alert = |status: &str, number: usize| json!({"status": status, "labels": {"alertname": "DeviceDown"}, "annotations": {"summary": format!("device {number} is down")}});
+    let resolved = (0..25).map(|number| alert("resolved", number));
+    let alerts: Vec<_> = resolved.chain((25..28).map(|number| alert("firing", number))).collect();
+    let data = json!({"receiver": "people", "status": "firing", "externalURL": "http://localhost", "groupLabels": {},
+        "commonLabels": {"alertname": "DeviceDown"}, "commonAnnotations": {}, "alerts": alerts});
+    fs::write(&file, data.to_string()).unwrap();
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/alertmanager/messages.tmpl");
+    for template in ["baletheus.text", "baletheus.slack.text"] {
+        let mut command = Command::new(tools::alertmanager().with_file_name("amtool"));
+        command.args(["template", "render", "--template.glob"]).arg(&templates).arg("--template.data").arg(&file);
+        command.arg("--template.text").arg(format!("{{{{ template \"{template}\" . }}}}"));
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[..4],
+            ["device 25 is down", "device 26 is down", "device 27 is down", "resolved: device 0 is down"]
+        );
+        assert!(text.contains("25 resolved in all"), "{text}");
+    }
+}
+
 /// A real Alertmanager, a device with a hostile name, and services that reject what the real ones would.
 #[test]
 fn a_message_arrives_at_each_service() {
@@ -591,56 +706,31 @@ fn a_message_arrives_at_each_service() {
         .replace("/etc/alertmanager", image.path("etc").to_str().unwrap());
     fs::write(&base, global + &text).unwrap();
     let at = |path: &str| format!("http://{address}/{path}");
-    let mut command = image.command(
-        &[
-            ("ALERT_WEBHOOK_URL", &at("webhook")),
-            ("ALERT_SLACK_URL", &at("slack")),
-            ("ALERT_DISCORD_URL", &at("discord")),
-            ("ALERT_HEARTBEAT_URL", &at("heartbeat")),
-            ("ALERT_TELEGRAM_TOKEN", "1:token"),
-            ("ALERT_TELEGRAM_CHAT", "-100123"),
-            ("ALERT_EMAIL_TO", "me@example.com"),
-            ("ALERT_EMAIL_SMARTHOST", &mail.to_string()),
-            ("ALERT_PAGERDUTY_KEY", "0123456789abcdef0123456789abcdef"),
-        ],
-        &["--web.listen-address=127.0.0.1:0", &format!("--storage.path={}", image.path("data").display())],
-    );
-    command.env("PROGRAM", alertmanager(&image)).current_dir(image.path(""));
-    command.stderr(Stdio::piped()).stdout(Stdio::null());
-    let mut running = Running(command.spawn().unwrap());
-    let (sender, lines) = channel();
-    let stderr = BufReader::new(running.0.stderr.take().unwrap());
-    thread::spawn(move || {
-        for line in stderr.lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let (deadline, mut log, mut listening) = (Instant::now() + PATIENCE, Vec::new(), None);
-    while listening.is_none() {
-        let line = lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        log.push(line.unwrap_or_else(|_| panic!("Alertmanager does not listen:\n{}", log.join("\n"))));
-        let last = log.last().unwrap();
-        if last.contains("Listening on") {
-            listening = last.split_whitespace().find_map(|word| word.strip_prefix("address=")).map(str::to_owned);
-        }
-    }
+    let variables = [
+        ("ALERT_WEBHOOK_URL", &*at("webhook")),
+        ("ALERT_SLACK_URL", &at("slack")),
+        ("ALERT_DISCORD_URL", &at("discord")),
+        ("ALERT_HEARTBEAT_URL", &at("heartbeat")),
+        ("ALERT_TELEGRAM_TOKEN", "1:token"),
+        ("ALERT_TELEGRAM_CHAT", "-100123"),
+        ("ALERT_EMAIL_TO", "me@example.com"),
+        ("ALERT_EMAIL_SMARTHOST", &mail.to_string()),
+        ("ALERT_PAGERDUTY_KEY", "0123456789abcdef0123456789abcdef"),
+    ];
+    let mut running = Alertmanager::start(&image, &variables);
     let name = "<!channel> *x* [y](javascript:z) & \u{202e} <b>";
     let alerts = json!([
         {"labels": {"alertname": "DiskFull", "severity": "critical", "scope": "device", "uuid": "a1", "device_name": name, "fleet": "<!channel>/f"},
          "annotations": {"summary": format!("{name} (org/f): the disk is 96% full"), "runbook_url": "https://example.com"}},
         {"labels": {"alertname": "Watchdog", "severity": "none"}, "annotations": {"summary": "fires"}},
     ]);
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
-    let url = format!("http://{}/api/v2/alerts", listening.unwrap());
-    let answer = client.post(url).header("Content-Type", "application/json").body(alerts.to_string()).send().unwrap();
-    assert!(answer.status().is_success(), "{answer:?}");
+    running.raise(&alerts);
 
+    let deadline = Instant::now() + PATIENCE;
     let mut missing = vec!["slack", "discord", "telegram", "pagerduty", "webhook", "heartbeat"];
     while !missing.is_empty() {
         let verdict = verdicts.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        log.extend(lines.try_iter());
-        let verdict = verdict.unwrap_or_else(|_| panic!("nothing came from {missing:?}:\n{}", log.join("\n")));
+        let verdict = verdict.unwrap_or_else(|_| panic!("nothing came from {missing:?}:\n{}", running.log()));
         let service = verdict.unwrap_or_else(|why| panic!("{why}"));
         missing.retain(|name| *name != service);
     }
