@@ -30,7 +30,7 @@ use list::List;
 use liveness::Liveness;
 use metrics::Metrics;
 use stream::Packing;
-use watching::Watched;
+use watching::{Known, Watched};
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -135,10 +135,14 @@ impl Status {
         };
         serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
         let shown = status.clone();
-        watching::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |watched| {
-            shown.metrics.states_known();
-            let mut shown = shown.shown();
-            (shown.watched, shown.states_read) = (watched, Some(SystemTime::now()));
+        watching::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |known| match known {
+            Known::States(pages) => {
+                shown.metrics.states_known();
+                let mut shown = shown.shown();
+                shown.watched.states = pages;
+                shown.states_read = Some(SystemTime::now());
+            }
+            Known::Reports(pages) => shown.shown().watched.reports = pages,
         })?;
         Ok(status)
     }

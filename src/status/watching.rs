@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -18,7 +18,9 @@ use crate::net::threads;
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// The most requests for the state from one request for the reports to the next.
-const MAX_STATES_TO_REPORT: u64 = 5;
+const MAX_STATES_TO_REPORT: u32 = 5;
+/// How to go on without reports.
+const WITHOUT_REPORTS: &str = "; --device-metrics=false (DEVICE_METRICS=false) turns this request off";
 
 /// What is known of the devices, page by page.
 #[derive(Clone, Default)]
@@ -29,41 +31,45 @@ pub struct Watched {
     pub reports: Vec<Arc<Devices<Report>>>,
 }
 
+/// What a request has brought.
+pub enum Known {
+    /// The state of all devices.
+    States(Vec<Arc<Devices<State>>>),
+    /// What the supervisors of all devices report.
+    Reports(Vec<Arc<Devices<Report>>>),
+}
+
 /// Starts a thread that asks for the state of all devices at this interval, and for the reports as well if `reported`. `publish` gets
-/// both after each success.
+/// each as soon as it is known: a failure of one does not affect the other.
 ///
 /// # Errors
 /// The thread cannot be started. The text is for the user.
 pub fn watch(
-    client: Client, interval: Duration, reported: bool, publish: impl Fn(Watched) + Send + 'static,
+    client: Client, interval: Duration, reported: bool, publish: impl Fn(Known) + Send + 'static,
 ) -> Result<(), String> {
     let run = move || {
-        let mut states = Kind::<State>::new(&client);
-        let mut reports = Kind::<Report>::new(&client);
-        let states_to_report = states_to_report(interval);
-        let mut until_report = 0;
-        let mut backoff = Backoff::new(interval);
+        let mut states = Kind::<State>::new(&client, interval, "the state of the devices", "");
+        let mut reports = Kind::<Report>::new(&client, interval, "the reports of the devices", WITHOUT_REPORTS);
+        let between_reports = interval.saturating_mul(states_to_report(interval));
+        let mut report_due = Instant::now();
         loop {
-            let mut refresh = || {
-                states.refresh()?;
-                if reported && until_report == 0 {
-                    reports.refresh().map_err(without_reports)?;
-                    until_report = states_to_report;
+            let (wait, can_go_on) = match states.refresh() {
+                Ok(pages) => {
+                    publish(Known::States(pages));
+                    (interval, true)
                 }
-                until_report = until_report.saturating_sub(1);
-                Ok(Watched { states: states.pages(), reports: reports.pages() })
+                Err(failed) => (failed.wait, failed.is_of_this_request),
             };
-            let wait = match refresh() {
-                Ok(watched) => {
-                    if backoff.failures() > 0 {
-                        log::info!("the state of the devices is known again");
+            if reported && can_go_on && Instant::now() >= report_due {
+                let wait = match reports.refresh() {
+                    Ok(pages) => {
+                        publish(Known::Reports(pages));
+                        between_reports
                     }
-                    backoff.succeeded();
-                    publish(watched);
-                    interval
-                }
-                Err(failure) => report(&failure, &mut backoff),
-            };
+                    Err(failed) => failed.wait,
+                };
+                report_due = Instant::now() + wait;
+            }
             thread::sleep(wait);
         }
     };
@@ -71,43 +77,50 @@ pub fn watch(
 }
 
 /// Requests for the state from one for the reports to the next.
-fn states_to_report(interval: Duration) -> u64 {
-    (REPORT_INTERVAL.as_secs() / interval.as_secs().max(1)).clamp(1, MAX_STATES_TO_REPORT)
+fn states_to_report(interval: Duration) -> u32 {
+    let fitting = REPORT_INTERVAL.as_secs() / interval.as_secs().max(1);
+    u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, MAX_STATES_TO_REPORT)
 }
 
-/// Says how to go on without reports where that may help: the state of the devices was read just before.
-fn without_reports(failure: Failure) -> Failure {
-    if !failure.is_of_this_request() {
-        return failure;
-    }
-    let message = format!("{}; --device-metrics=false (DEVICE_METRICS=false) turns this request off", failure.message);
-    Failure { message, ..failure }
-}
-
-/// Logs a failure, and gives the wait until the next try.
-fn report(failure: &Failure, backoff: &mut Backoff) -> Duration {
-    let level = if backoff.failures() == 0 { Level::Warn } else { Level::Debug };
-    log::log!(level, "cannot renew the state of the devices: {failure}");
-    backoff.failed(failure.retry_after)
+/// A request that failed.
+struct Failed {
+    /// Until the next try.
+    wait: Duration,
+    /// Whether another request can succeed.
+    is_of_this_request: bool,
 }
 
 /// One kind of what is known, and its pages so far.
 struct Kind<V> {
     reader: PageReader,
     pages: Pages<Arc<Devices<V>>>,
+    backoff: Backoff,
+    /// What it is, for the log.
+    about: &'static str,
+    /// What to do if the API refuses this request and no other.
+    hint: &'static str,
 }
 
-impl<V: Kept + 'static> Kind<V> {
-    fn new(client: &Client) -> Self {
-        Kind { reader: PageReader { client: client.clone() }, pages: Pages::default() }
+impl<V: Kept> Kind<V> {
+    fn new(client: &Client, interval: Duration, about: &'static str, hint: &'static str) -> Self {
+        let reader = PageReader { client: client.clone() };
+        Kind { reader, pages: Pages::default(), backoff: Backoff::new(interval), about, hint }
     }
 
-    fn refresh(&mut self) -> Result<(), Failure> {
-        self.pages.refresh(&mut self.reader, || ())
-    }
-
-    fn pages(&self) -> Vec<Arc<Devices<V>>> {
-        self.pages.contents().cloned().collect()
+    /// Asks for it. The log has the first of several failures, and the success after them.
+    fn refresh(&mut self) -> Result<Vec<Arc<Devices<V>>>, Failed> {
+        if let Err(failure) = self.pages.refresh(&mut self.reader, || ()) {
+            let is_of_this_request = failure.is_of_this_request();
+            let level = if self.backoff.failures() == 0 { Level::Warn } else { Level::Debug };
+            let hint = if is_of_this_request { self.hint } else { "" };
+            log::log!(level, "cannot renew {}: {failure}{hint}", self.about);
+            return Err(Failed { wait: self.backoff.failed(failure.retry_after), is_of_this_request });
+        }
+        if self.backoff.failures() > 0 {
+            log::info!("{} can be renewed again", self.about);
+        }
+        self.backoff.succeeded();
+        Ok(self.pages.contents().cloned().collect())
     }
 }
 

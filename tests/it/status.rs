@@ -277,25 +277,45 @@ fn vitals_that_fail_fail_no_discovery() {
     let failures: Vec<_> = failures.map(|(_, count)| *count).collect();
     assert!(failures.len() > 10 && failures.iter().all(|count| *count == 0.0), "{metrics:#?}");
     cloud.heal();
-    status.running.wait_for("the state of the devices is known again");
+    status.running.wait_for("the state of the devices can be renewed again");
 }
 
 /// The API gives a field another type, so that no record can be read.
 #[test]
 fn a_state_of_which_nothing_can_be_read_is_no_state() {
-    for (field, hint) in [("is_online", ""), ("memory_usage", "--device-metrics=false (DEVICE_METRICS=false)")] {
+    let cloud = Cloud::start(demo_fleet());
+    let set = |value: Value| cloud.change(|devices| devices.iter_mut().for_each(|it| it["is_online"] = value.clone()));
+    set(json!("new"));
+    let status = Status::start(&sidecar(&cloud));
+    let line = status.running.wait_for("cannot renew the state of the devices");
+    assert!(line.contains("none of the devices can be read: invalid type: string"), "{line}");
+    assert_eq!(status.metrics()["baletheus_last_device_refresh_timestamp_seconds"], 0.0);
+    set(Value::Null);
+    status.running.wait_for("the state of the devices can be renewed again");
+}
+
+/// Whatever becomes of one of the two requests, what the other one brings is published.
+#[test]
+fn the_state_and_the_reports_of_devices_do_not_wait_for_each_other() {
+    let hint = "; --device-metrics=false (DEVICE_METRICS=false) turns this request off";
+    let [state, reports] = [("heartbeat", "the state of the devices"), ("memory_usage", "the reports of the devices")];
+    let shows = |metrics: &BTreeMap<String, f64>, name: &str| metrics.keys().any(|key| key.starts_with(name));
+    for ((field, about), (shown, hidden), hint) in [
+        (state, ("balena_device_memory_used_bytes{", "balena_device_online{"), ""),
+        (reports, ("balena_device_online{", "balena_device_memory_used_bytes{"), hint),
+    ] {
         let cloud = Cloud::start(demo_fleet());
-        let set = |value: Value| cloud.change(|devices| devices.iter_mut().for_each(|it| it[field] = value.clone()));
-        set(json!("new"));
-        let status = Status::start(&sidecar(&cloud).env("DEVICE_METRICS", "true"));
-        let line = status.running.wait_for("cannot renew the state of the devices");
-        assert!(
-            line.contains("none of the devices can be read: invalid type: string") && line.contains(hint),
-            "{line}"
-        );
-        assert_eq!(status.metrics()["baletheus_last_device_refresh_timestamp_seconds"], 0.0);
-        set(Value::Null);
-        status.running.wait_for("the state of the devices is known again");
+        cloud.intercept(move |seen, _| seen.target.contains(field).then(|| Reply::status(500, &[], b"")));
+        let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
+        let status = Status::start(&sidecar);
+        let line = status.running.wait_for(&format!("cannot renew {about}"));
+        assert!(line.ends_with(&format!("asked for{hint}")), "{line}");
+        let metrics = status.wait_until("the other", |metrics| shows(metrics, shown));
+        assert!(!shows(&metrics, hidden), "{metrics:#?}");
+        assert_eq!(metrics["baletheus_last_device_refresh_timestamp_seconds"] > 0.0, shown.contains("online"));
+        cloud.heal();
+        status.running.wait_for(&format!("{about} can be renewed again"));
+        status.wait_until("both", |metrics| shows(metrics, hidden));
     }
 }
 
