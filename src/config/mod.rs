@@ -26,6 +26,9 @@ use parsing::{
 };
 use sources::Sources;
 
+/// balenaCloud's pages for people. An openBalena has none.
+const DASHBOARD: &str = "https://dashboard.balena-cloud.com";
+
 /// The environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
@@ -174,6 +177,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
             guard: guard(from),
             device_refresh: from.one("device-refresh", interval),
             device_metrics: from.one("device-metrics", boolean),
+            dashboard: (url.host_str() == Some("api.balena-cloud.com")).then_some(DASHBOARD),
         },
         tunnel: from.one("tunnel-url", base_url),
         warnings,

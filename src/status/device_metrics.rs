@@ -223,11 +223,6 @@ impl<'a> Known<'a> {
         self.kept.since
     }
 
-    /// Whether it runs another release than it should.
-    pub fn update_pending(self) -> bool {
-        self.kept.update_pending == Some(true)
-    }
-
     /// The state of its heartbeat.
     pub fn heartbeat(self) -> Option<&'a str> {
         self.page.heartbeats.get(usize::from(self.kept.heartbeat?)).map(|state| &**state)

@@ -43,6 +43,8 @@ pub struct Settings {
     pub device_refresh: Duration,
     /// Whether to ask for what the supervisors report, too.
     pub device_metrics: bool,
+    /// The dashboard with a page for each device, if there is one.
+    pub dashboard: Option<&'static str>,
 }
 
 /// What the endpoint shows.
@@ -54,6 +56,7 @@ pub struct Status {
     started: SystemTime,
     /// From one request for the state of the devices to the next.
     device_refresh: Duration,
+    dashboard: Option<&'static str>,
     packing: Packing,
     shown: Mutex<Shown>,
 }
@@ -115,6 +118,7 @@ impl Status {
             guard: settings.guard.clone(),
             started: SystemTime::now(),
             device_refresh: settings.device_refresh,
+            dashboard: settings.dashboard,
             packing: Packing::default(),
             shown: Mutex::default(),
         });
