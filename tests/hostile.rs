@@ -9,6 +9,7 @@
 pub mod support {
     pub mod cloud;
     pub mod fleet;
+    pub mod limited;
     pub mod odata;
     pub mod recording;
     pub mod sidecar;
@@ -21,22 +22,17 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reqwest::Url;
-use reqwest::blocking::Client;
 use serde_json::{Value, json};
 use support::cloud::{Cloud, KEY};
 use support::fleet::gateways;
+use support::limited::{Group, Prometheus, configure, free_port, mem_limit, number};
 use support::sidecar::Sidecar;
-use support::tools;
 use support::vpn::{Device, Vpn};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Below `sample_limit`, and with these values below `body_size_limit`.
 const SAMPLES: usize = 1990;
 const VALUE_LENGTH: usize = 440;
@@ -48,10 +44,6 @@ const FLEET_PORT: u16 = 9100;
 const FIRST_PORT: u16 = 9101;
 /// How often the device asks to be scraped.
 const INTERVAL: &str = "1m";
-
-fn number(name: &str, default: u64) -> u64 {
-    env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
-}
 
 /// Answers each request with what `body` makes for its number.
 fn serve(body: impl Fn(u64) -> String + Send + Sync + 'static) -> SocketAddr {
@@ -93,109 +85,14 @@ fn honest(_: u64) -> String {
     })
 }
 
-/// A group of processes with a limit of memory, by either version of cgroups.
-struct Group {
-    folder: PathBuf,
-    is_v1: bool,
-}
-
-impl Group {
-    fn new(limit: u64) -> Self {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let is_v1 = v1.is_dir();
-        let root = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") };
-        let folder = root.join(format!("baletheus-hostile-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}: this needs root", folder.display()));
-        let group = Group { folder, is_v1 };
-        let name = if is_v1 { "memory.limit_in_bytes" } else { "memory.max" };
-        fs::write(group.folder.join(name), limit.to_string()).expect("a limit of memory");
-        group
-    }
-
-    fn read(&self, v1: &str, v2: &str) -> u64 {
-        let text = fs::read_to_string(self.folder.join(if self.is_v1 { v1 } else { v2 })).unwrap_or_default();
-        text.trim().parse().unwrap_or_default()
-    }
-
-    /// What the kernel cannot take back: without what it caches of files, in bytes.
-    fn own(&self) -> u64 {
-        let text = fs::read_to_string(self.folder.join("memory.stat")).unwrap_or_default();
-        let name = if self.is_v1 { "rss " } else { "anon " };
-        let value = text.lines().find_map(|line| line.strip_prefix(name));
-        value.and_then(|value| value.parse().ok()).unwrap_or_default()
-    }
-
-    /// The most that was in use, with what the kernel caches of files, in bytes.
-    fn peak(&self) -> u64 {
-        self.read("memory.max_usage_in_bytes", "memory.peak")
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.folder);
-    }
-}
-
-/// What `docker-compose.yml` gives to Prometheus, in bytes.
-fn mem_limit() -> u64 {
-    let compose = fs::read_to_string(Path::new(ROOT).join("docker-compose.yml")).expect("the stack");
-    let service = compose.split("\n  prometheus:\n").nth(1).expect("the service");
-    let limit = service.split("mem_limit: ").nth(1).and_then(|rest| rest.split('m').next()).expect("its limit");
-    limit.parse::<u64>().expect("MiB") << 20
-}
-
-struct Prometheus {
-    child: Child,
-    client: Client,
-    url: String,
-}
-
-impl Prometheus {
-    /// By the stack's own entry point, in the group.
-    fn start(folder: &Path, group: &Group, port: u16) -> Self {
-        let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a log");
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ >\"$1/cgroup.procs\" && shift && exec sh \"$@\"", "sh"]);
-        command.arg(&group.folder).arg(Path::new(ROOT).join("packaging/entrypoints/prometheus"));
-        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        command.env("PROGRAM", tools::prometheus(3).binary).env("ETC", folder.join("etc")).env("TMPDIR", folder);
-        command.env("DATA", folder.join("data"));
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log).spawn();
-        let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("a client");
-        Self { child: child.expect("Prometheus"), client, url: format!("http://127.0.0.1:{port}") }
-    }
-
-    fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("its state").is_some()
-    }
-
-    fn get(&self, path: &str, query: &[(&str, &str)]) -> Option<Value> {
-        let url = Url::parse_with_params(&format!("{}/api/v1/{path}", self.url), query).ok()?;
-        serde_json::from_str(&self.client.get(url).send().ok()?.text().ok()?).ok()
-    }
-
-    fn value(&self, query: &str) -> f64 {
-        let answer = self.get("query", &[("query", query)]).unwrap_or_default();
-        answer["data"]["result"][0]["value"][1].as_str().and_then(|text| text.parse().ok()).unwrap_or(f64::NAN)
-    }
-
-    /// The state of the alert on new series that names this device.
-    fn alert(&self, device: &str) -> Option<String> {
-        let answer = self.get("alerts", &[])?;
-        let alert = answer["data"]["alerts"]
-            .as_array()?
-            .iter()
-            .find(|alert| alert["labels"]["alertname"] == "SeriesChurn" && alert["labels"]["device_name"] == device)?;
-        alert["state"].as_str().map(str::to_owned)
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The state of the alert on new series that names this device.
+fn alert(prometheus: &Prometheus, device: &str) -> Option<String> {
+    let answer = prometheus.get("alerts", &[])?;
+    let alert = answer["data"]["alerts"]
+        .as_array()?
+        .iter()
+        .find(|alert| alert["labels"]["alertname"] == "SeriesChurn" && alert["labels"]["device_name"] == device)?;
+    alert["state"].as_str().map(str::to_owned)
 }
 
 /// A device of the fleet, and one whose tags name its exporters.
@@ -210,23 +107,6 @@ fn fleet(honest: u64, exporters: u16) -> Vec<Value> {
         { "tag_key": "prometheus.io/alert", "value": "false" },
     ]);
     devices
-}
-
-/// The stack's configuration with the addresses of this machine.
-fn configure(folder: &Path, sidecar: &Sidecar, status: &str, tunnel: &str) {
-    let config = include_str!("../prometheus.yml")
-        .replace("/etc/prometheus/alerts", &format!("{ROOT}/alerts"))
-        .replace("/targets/balena.json", sidecar.path("balena.json").to_str().expect("a path"))
-        .replace("http://tunnel:9798", tunnel)
-        .replace("tunnel:9798", tunnel.trim_start_matches("http://"))
-        .replace("baletheus:9797", status);
-    fs::create_dir(folder.join("etc"))
-        .and_then(|()| fs::write(folder.join("etc/prometheus.yml"), config))
-        .expect("written");
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 #[test]
@@ -256,11 +136,13 @@ fn one_hostile_device_does_not_end_prometheus() {
     running.wait_for("updated balena.json");
     let (_tunnel, tunnel) = sidecar.tunnel(&vpn.url());
     let folder = tempfile::tempdir().expect("a folder");
-    configure(folder.path(), &sidecar, &status, &tunnel);
+    let tunnel_host = tunnel.trim_start_matches("http://");
+    let others = [("http://tunnel:9798", &*tunnel), ("tunnel:9798", tunnel_host), ("baletheus:9797", &status)];
+    configure(folder.path(), &sidecar, &others);
 
     let (limit, port) = (mem_limit(), free_port());
     let group = Group::new(limit);
-    let mut prometheus = Prometheus::start(folder.path(), &group, port);
+    let mut prometheus = Prometheus::start(folder.path(), &group, port, &[]);
     let start = Instant::now();
     let (mut ended, mut named, mut own) = (0, None, 0);
     println!(
@@ -271,12 +153,12 @@ fn one_hostile_device_does_not_end_prometheus() {
         while start.elapsed() < Duration::from_secs(60 * minute) {
             thread::sleep(Duration::from_secs(1));
             own = own.max(group.own());
-            if prometheus.has_ended() {
+            if prometheus.end().is_some() {
                 ended += 1;
                 println!("{:>5} s: Prometheus has ended, time {ended}", start.elapsed().as_secs());
-                prometheus = Prometheus::start(folder.path(), &group, port);
+                prometheus = Prometheus::start(folder.path(), &group, port, &[]);
             }
-            if named.is_none() && prometheus.alert("hostile").as_deref() == Some("firing") {
+            if named.is_none() && alert(&prometheus, "hostile").as_deref() == Some("firing") {
                 named = Some(start.elapsed().as_secs());
                 println!("{:>5} s: SeriesChurn names the device", start.elapsed().as_secs());
             }

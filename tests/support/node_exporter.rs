@@ -53,7 +53,12 @@ overlay /var/lib/docker/overlay2/abc/merged overlay rw,relatime,lowerdir=/a,uppe
 
 /// The flags of the example.
 pub fn flags() -> Vec<String> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/thingy/docker-compose.yml");
+    flags_of("examples/thingy/docker-compose.yml")
+}
+
+/// The flags of node_exporter in a compose file of the project.
+pub fn flags_of(compose: &str) -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(compose);
     let compose: Value = super::alerts::read(&file);
     let flags = list(&compose, "/services/node-exporter/command").iter();
     flags.map(|flag| flag.as_str().expect("a flag").to_owned()).collect()
@@ -85,7 +90,7 @@ pub fn start(folder: &Path, mounts: &str) -> (Running, SocketAddr) {
 }
 
 /// The same as `/proc/1/mountinfo` has it, which newer versions of node_exporter read. The paths are those of the root.
-fn mount_info(mounts: &str) -> String {
+pub fn mount_info(mounts: &str) -> String {
     let lines = mounts.lines().enumerate().map(|(number, line)| {
         let fields: Vec<_> = line.split(' ').collect();
         let [device, mount_point, kind, options] = fields[..4] else { panic!("{line}") };
