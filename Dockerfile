@@ -66,3 +66,13 @@ COPY --from=build --chown=65532:65532 /targets /targets
 ENV SD_FILE_PATH=/targets/balena.json LISTEN_ADDRESS=:9797 TUNNEL_LISTEN_ADDRESS=:9798
 USER 65532:65532
 ENTRYPOINT ["/baletheus"]
+
+# The simulated balenaCloud of examples/demo. It is the last stage, so that no other build runs it.
+FROM build AS demo-build
+COPY examples/demo examples/demo
+COPY tests/support tests/support
+RUN cargo build --locked --example demo
+FROM rust:1.95.0-slim-bookworm AS demo
+COPY --from=demo-build /build/target/debug/examples/demo /demo
+USER 65532:65532
+ENTRYPOINT ["/demo", "--serve"]

@@ -27,12 +27,17 @@ pub struct Exporters {
 
 impl Exporters {
     pub fn start(cloud: &Arc<Cloud>) -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into(), cloud)
+    }
+
+    /// With the VPN proxy at this address.
+    pub fn start_at(proxy: SocketAddr, cloud: &Arc<Cloud>) -> Self {
         let (server, backends) = (Cloud::start(Vec::new()), Backends::default());
         let simulated = server.url().strip_prefix("http://").and_then(|addr| addr.parse().ok()).expect("its address");
         let (known, start) = (cloud.clone(), SystemTime::now());
         server.intercept(move |seen, _| Some(reply(&known, start, seen)));
         let (known, behind) = (cloud.clone(), backends.clone());
-        let vpn = Vpn::start_with(KEY, move |uuid| {
+        let vpn = Vpn::start_with_at(proxy, KEY, move |uuid| {
             let device = find(&known, uuid)?;
             let backend = behind.lock().expect("no thread has panicked in here").get(uuid).copied();
             let ports =

@@ -67,7 +67,13 @@ impl Vpn {
 
     /// In clear, with more devices than those that it is told of.
     pub fn start_with(key: &str, others: impl Fn(&str) -> Option<Device> + Send + Sync + 'static) -> Self {
-        Self::serve(ANYWHERE, Some(key.to_owned()), None, others)
+        Self::start_with_at(ANYWHERE, key, others)
+    }
+
+    pub fn start_with_at(
+        addr: SocketAddr, key: &str, others: impl Fn(&str) -> Option<Device> + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(addr, Some(key.to_owned()), None, others)
     }
 
     /// A proxy between here and the internet.

@@ -1,7 +1,7 @@
 //! A simulated balenaCloud with 25 devices, the real sidecar and tunnel beside it, and Prometheus if it is installed.
 //! Run it with `cargo run --example demo`. Nothing leaves this machine.
 
-#[path = "../tests/support"]
+#[path = "../../tests/support"]
 pub mod support {
     pub mod cloud;
     pub mod exporter;
@@ -35,19 +35,27 @@ use support::tools;
 
 /// The time between two events in the fleet.
 const PACE: Duration = Duration::from_secs(10);
+/// The same with `--serve`, where Prometheus scrapes once a minute.
+const SERVE_PACE: Duration = Duration::from_secs(180);
+const API_PORT: u16 = 8080;
+const VPN_PORT: u16 = 3128;
 /// The limit for the first list, on a busy machine.
 const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Without a new line for this time, the log of the start is complete.
 const LOG_PAUSE: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
-    let seconds = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if arguments == ["--serve"] {
+        return serve();
+    }
+    let seconds = match arguments.as_slice() {
         [] => Some(u64::MAX),
         [option, seconds] if option == "--seconds" => seconds.parse().ok(),
         _ => None,
     };
     let Some(seconds) = seconds else {
-        eprintln!("usage: cargo run --example demo [-- --seconds N]");
+        eprintln!("usage: cargo run --example demo [-- --seconds N | -- --serve]");
         return ExitCode::from(2);
     };
     println!("demo: a simulated balenaCloud with 25 devices, an exporter on each, and the real baletheus beside it");
@@ -58,6 +66,25 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     run(Duration::from_secs(seconds))
+}
+
+/// Only the simulated balenaCloud and its VPN, for the services of examples/demo/docker-compose.yml.
+fn serve() -> ExitCode {
+    let signals = signals();
+    let cloud = Arc::new(Cloud::start_at(([0, 0, 0, 0], API_PORT).into(), demo_fleet()));
+    declare_exporters(&cloud);
+    let exporters = Exporters::start_at(([0, 0, 0, 0], VPN_PORT).into(), &cloud);
+    println!("demo: a simulated balenaCloud with 25 devices, at ports {API_PORT} (API) and {VPN_PORT} (VPN proxy)");
+    for step in 0.. {
+        if signals.recv_timeout(SERVE_PACE) != Err(RecvTimeoutError::Timeout) {
+            break;
+        }
+        println!("demo: {}", cloud.change(|devices| happen(step, devices)));
+        declare_exporters(&cloud);
+        cloud.clear_requests();
+        exporters.clear_requests();
+    }
+    ExitCode::SUCCESS
 }
 
 fn run(length: Duration) -> ExitCode {
