@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
+use crate::cannot_start::CannotStart;
 use crate::discovery::entry::Entry;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::{self, TargetFile};
 use crate::discovery::{Api, Clock, Discovery, Observer, Published, Sink};
-use crate::logging::{self, cannot_start, misconfigured};
+use crate::logging;
 use crate::signals::{self, Event};
-use crate::status::{Status, liveness};
+use crate::status::Status;
+use crate::status::liveness::{self, Unhealthy};
 use crate::systemd::{self, Notifier};
 use crate::{check, config, tunnel};
 
@@ -35,18 +37,50 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match matches.subcommand() {
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
-            Ok(end_on_stop(|| liveness::ask(matches.get_one("url").map(String::as_str), listen.as_deref())))
+            Ok(end_on_stop(|| health(matches.get_one("url").map(String::as_str), listen.as_deref())))
         }
-        Some(("tunnel", matches)) => config::tunnel(matches, &var).map(tunnel::run),
-        Some(("check", matches)) => config::check(matches, &var).map(|settings| end_on_stop(|| check::run(settings))),
-        _ => config::discovery(&matches, &var).map(discover),
+        Some(("tunnel", matches)) => config::tunnel(matches, &var).map(|settings| {
+            let Err(error) = tunnel::run(settings);
+            cannot_start(&error)
+        }),
+        Some(("check", matches)) => config::check(matches, &var).map(|settings| {
+            end_on_stop(|| match check::run(settings) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => cannot_start(&error),
+            })
+        }),
+        _ => config::discovery(&matches, &var)
+            .map(|config| discover(config).unwrap_or_else(|error| cannot_start(&error))),
     };
-    let code = code.unwrap_or_else(|errors| match matches.subcommand_name() {
-        Some(name) => misconfigured(&format!("baletheus {name}"), &errors),
-        None => misconfigured("baletheus", &errors),
-    });
+    let code = code.unwrap_or_else(|errors| misconfigured(matches.subcommand_name(), &errors));
     log::logger().flush();
     code
+}
+
+/// Logs why the system does not let the program start, and gives the exit code.
+fn cannot_start(why: &CannotStart) -> ExitCode {
+    log::error!("cannot start: {why}");
+    ExitCode::from(2)
+}
+
+/// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
+fn misconfigured(command: Option<&str>, errors: &[String]) -> ExitCode {
+    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
+    let command = command.map_or_else(String::new, |name| format!(" {name}"));
+    print(&format!("{what}\n  {}\nbaletheus{command} --help lists all options", errors.join("\n  ")));
+    ExitCode::from(2)
+}
+
+/// Prints a line to standard error, before the log has started. A standard error that is closed is no error.
+fn print(text: &str) {
+    let _ = writeln!(io::stderr(), "baletheus: {text}");
+}
+
+fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
+    let Err(error) = liveness::ask(url, listen) else { return ExitCode::SUCCESS };
+    print(&error.to_string());
+    if matches!(error, Unhealthy::NoUrl) { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// Runs a command that ends at once at a signal to stop. As PID 1 of a container it would otherwise ignore the signals.
@@ -54,13 +88,13 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
     match signals::handle(Duration::ZERO, 1, |_| ()) {
         Ok(()) => run(),
         Err(error) => {
-            logging::print(&format!("cannot start: {error}"));
+            print(&format!("cannot start: {error}"));
             ExitCode::from(2)
         }
     }
 }
 
-fn discover(config: config::Discovery) -> ExitCode {
+fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     if !config.dry_run
@@ -69,38 +103,25 @@ fn discover(config: config::Discovery) -> ExitCode {
         && error.kind() == io::ErrorKind::WouldBlock
     {
         log::error!("{}", file.failure(&error));
-        return ExitCode::from(2);
+        return Ok(ExitCode::from(2));
     }
     log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
     let interval = config.refresh;
     let query = Query::new(config.rules.fields(), &config.selection);
-    let client = match Client::new(config.api, query) {
-        Ok(client) => client,
-        Err(error) => return cannot_start(&error),
-    };
+    let client = Client::new(config.api, query)?;
     let has_status = interval.is_some() && !config.status.listen.is_empty();
     let stored = has_status.then(|| file.stored()).flatten();
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
-    let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose();
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return cannot_start(&error),
-    };
-    let mut clock = match Wakeups::start(interval.is_none()) {
-        Ok(clock) => clock,
-        Err(error) => return cannot_start(&error),
-    };
+    let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose()?;
+    let mut clock = Wakeups::start(interval.is_none())?;
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
-    let observer = match Notifier::start(observer) {
-        Ok(notifier) => notifier,
-        Err(error) => return cannot_start(&error),
-    };
+    let observer = Notifier::start(observer)?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
     let mut source = Api::start(&client, &observer);
     let inventory = Inventory::new(config.service_labels, has_status);
     let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
-    if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One line about what is going to happen, and the warnings about the options.
@@ -124,7 +145,7 @@ struct Wakeups(Receiver<Event>);
 impl Wakeups {
     /// Handles signals from now on. After a signal to stop, a refresh has [`STOP_GRACE`] to finish; the target file is whole at
     /// every moment. A single refresh (`once`) that is stopped ends with exit code 1.
-    fn start(once: bool) -> Result<Self, String> {
+    fn start(once: bool) -> Result<Self, CannotStart> {
         let (sender, receiver) = channel();
         signals::handle(STOP_GRACE, i32::from(once), move |event| {
             if event == Event::Reload {

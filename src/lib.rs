@@ -16,6 +16,7 @@
 
 mod backoff;
 pub mod balena;
+mod cannot_start;
 mod check;
 pub mod cli;
 pub mod config;
@@ -26,8 +27,10 @@ mod logging;
 mod memory;
 pub mod net;
 mod reasons;
+mod registry;
 mod signals;
 mod status;
 mod systemd;
+mod text;
 mod tunnel;
 mod values;

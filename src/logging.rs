@@ -1,7 +1,6 @@
 //! The log on standard error: text for people or JSON for machines, one line a record whatever the record holds.
 
 use std::io::{self, Write as _};
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use env_logger::{Builder, Logger, Target};
@@ -9,6 +8,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
 use crate::log_queue::Queue;
+use crate::text::{count, printable, printable_json};
 
 /// How long an ending program waits for its last lines to be read.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -37,7 +37,10 @@ pub fn init(settings: &Settings) {
         out.write_all(&line(json, record.level(), record.target(), &record.args().to_string()))
     });
     let note = move |dropped| {
-        let text = format!("{} lost: standard error was not read", count_u64(dropped, "log line"));
+        let text = format!(
+            "{} lost: standard error was not read",
+            count(usize::try_from(dropped).unwrap_or(usize::MAX), "log line")
+        );
         line(json, Level::Warn, module_path!(), &text)
     };
     // Without a thread the program writes its log directly.
@@ -91,55 +94,4 @@ struct Fields<'a> {
     level: &'a str,
     target: &'a str,
     message: &'a str,
-}
-
-/// Text that is safe on a terminal. A device chooses its own name: characters that would start a new line, move the cursor or
-/// change the direction of writing become escapes.
-pub fn printable(text: &str) -> String {
-    escaped(text, |c| c.escape_default().to_string())
-}
-
-/// JSON that is safe on a terminal, and the same JSON.
-pub fn printable_json(json: &str) -> String {
-    escaped(json, |c| format!("\\u{:04x}", u32::from(c))) // none of these characters has more digits, or is outside of a string
-}
-
-fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        let changes_direction =
-            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || changes_direction {
-            shown.push_str(&escape(c));
-        } else {
-            shown.push(c);
-        }
-        shown
-    })
-}
-
-/// `1 device`, `2 devices`.
-pub fn count(number: usize, what: &str) -> String {
-    count_u64(number as u64, what)
-}
-
-fn count_u64(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Prints a line to standard error, before the log has started or beside it. A standard error that is closed is no error.
-pub fn print(text: &str) {
-    let _ = writeln!(io::stderr(), "baletheus: {text}");
-}
-
-/// Prints all configuration errors of this command in one message, and gives the exit code. The log has not started yet.
-pub fn misconfigured(command: &str, errors: &[String]) -> ExitCode {
-    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    print(&format!("{what}\n  {}\n{command} --help lists all options", errors.join("\n  ")));
-    ExitCode::from(2)
-}
-
-/// Logs why the configuration or the system does not let the program start, and gives the exit code.
-pub fn cannot_start(why: &str) -> ExitCode {
-    log::error!("cannot start: {why}");
-    ExitCode::from(2)
 }

@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
+use crate::cannot_start::CannotStart;
 use crate::net::threads;
 
 /// What a signal asks for.
@@ -23,11 +24,10 @@ pub enum Event {
 /// After a stop the program has `grace` to end by itself; then the process exits with `code`.
 ///
 /// # Errors
-/// The system refuses the handlers or the thread. The text is for the user.
-pub fn handle(grace: Duration, code: i32, notify: impl Fn(Event) + Send + 'static) -> Result<(), String> {
+/// The system refuses the handlers or the thread.
+pub fn handle(grace: Duration, code: i32, notify: impl Fn(Event) + Send + 'static) -> Result<(), CannotStart> {
     // SIGXFSZ has a handler so that a write beyond the limit of file sizes fails and does not kill the process.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ]);
-    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ]).map_err(CannotStart::Signals)?;
     let run = move || {
         for signal in signals.forever() {
             match signal {
@@ -43,5 +43,5 @@ pub fn handle(grace: Duration, code: i32, notify: impl Fn(Event) + Send + 'stati
             }
         }
     };
-    threads::spawn("signals", run).map_err(|error| error.to_string())
+    Ok(threads::spawn("signals", run)?)
 }

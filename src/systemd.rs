@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 use crate::balena::Failure;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::{HELD_BACK, Observer, Published};
+use crate::net::threads::{self, NoThread};
 use crate::status::liveness::Liveness;
 
 /// The program has started: its settings are valid and its sockets are open.
@@ -55,8 +56,8 @@ impl<'a> Notifier<'a> {
     /// Starts a thread for the watchdog, if there is one: the loop itself sleeps for as long as `--refresh` says.
     ///
     /// # Errors
-    /// The thread cannot be started. The text is for the user.
-    pub fn start(next: &'a dyn Observer) -> Result<Self, String> {
+    /// The thread cannot be started.
+    pub fn start(next: &'a dyn Observer) -> Result<Self, NoThread> {
         let liveness = Arc::new(Liveness::start());
         if let Some(interval) = watchdog_interval() {
             let liveness = liveness.clone();
@@ -69,8 +70,7 @@ impl<'a> Notifier<'a> {
                     thread::sleep(interval);
                 }
             };
-            let started = thread::Builder::new().name("watchdog".into()).spawn(run);
-            started.map_err(|error| format!("cannot start the thread for systemd's watchdog: {error}"))?;
+            threads::spawn("watchdog", run)?;
         }
         Ok(Notifier { next, liveness })
     }

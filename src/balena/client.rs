@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::failure::Failure;
 use super::query::{self, Query};
 use super::request::{Answer, Api, Requests, Sender};
+use crate::cannot_start::CannotStart;
 
 /// The limit for `whoami`, which must not delay the first list for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +40,8 @@ impl Client {
     /// Makes a client and sends no request.
     ///
     /// # Errors
-    /// The platform's root certificates cannot be used, or a thread cannot be started. The text is for the user.
-    pub fn new(api: Api, query: Query) -> Result<Self, String> {
+    /// The platform's root certificates cannot be used, or a thread cannot be started.
+    pub fn new(api: Api, query: Query) -> Result<Self, CannotStart> {
         let limit = api.timeout;
         Ok(Client { sender: Sender::new(api)?, query, limit })
     }

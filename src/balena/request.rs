@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::Read;
-use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,16 +16,17 @@ use rustls::pki_types::CertificateDer;
 
 use super::failure::{Failure, Reason};
 use crate::backoff;
+use crate::cannot_start::CannotStart;
 use crate::key::{ApiKey, KeySource};
 use crate::memory;
-use crate::net::connector::{no_tls, trust_hint};
+use crate::net::connector::{no_client, trust_hint};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::threads::{NoThread, Resolver};
+use crate::net::{CONNECT_SHARE, USER_AGENT};
+use crate::text::causes;
 
 /// The largest answer, unpacked, in bytes, where memory sets no lower bound. 5,030 devices came in 4.9 MB from a real server.
 const MAX_ANSWER_SIZE: u64 = 64 << 20;
-/// The share of the time-out that connecting may take.
-const CONNECT_SHARE: f64 = 2.0 / 3.0;
 /// The lowest bound of an answer, in bytes.
 const MIN_ANSWER_SIZE: u64 = 1 << 20;
 /// An answer may take this part of the memory limit: two can be there at once, each beside what is made from it.
@@ -113,15 +113,15 @@ impl Sender {
     /// Sends no request yet.
     ///
     /// # Errors
-    /// The platform's root certificates cannot be used, or a thread cannot be started. The text is for the user.
-    pub fn new(api: Api) -> Result<Self, String> {
+    /// The platform's root certificates cannot be used, or a thread cannot be started.
+    pub fn new(api: Api) -> Result<Self, CannotStart> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
         // All requests go to one host, so its proxy is found once.
-        let proxy = api.proxy().map(Proxy::for_reqwest).transpose().map_err(|error| error.without_url().to_string())?;
+        let proxy = api.proxy().map(Proxy::for_reqwest).transpose().map_err(|error| no_client(&error.without_url()))?;
         let http = proxy
             .into_iter()
             .fold(Http::builder().no_proxy(), Builder::proxy)
-            .user_agent(concat!("baletheus/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             // A redirect must not carry the key to another host.
             .redirect(Policy::none())
             // The server closes idle connections after 5 s.
@@ -134,7 +134,7 @@ impl Sender {
             .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
-            .map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&chain(&error).join(": "))))?;
+            .map_err(|error| no_client(&error))?;
         let max_answer = memory::limit()
             .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
         Ok(Sender { http, api, requests: Requests::default(), max_answer })
@@ -260,8 +260,8 @@ fn excerpt(key: &ApiKey, response: Response) -> String {
 }
 
 /// An error and its causes.
-fn chain(error: &dyn Error) -> Vec<String> {
-    iter::successors(Some(error), |error: &&dyn Error| (*error).source()).map(ToString::to_string).collect()
+fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    causes(error).map(ToString::to_string).collect()
 }
 
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {

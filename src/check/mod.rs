@@ -5,16 +5,15 @@ mod probe;
 mod report;
 
 use std::io::{self, IsTerminal, Write as _};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use hyper::Uri;
-use reqwest::Url;
 use tokio::task::JoinSet;
 
 use crate::balena::query::Query;
 use crate::balena::selection::Selection;
 use crate::balena::{Api, Client};
+use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
 use crate::check::report::Row;
 use crate::discovery::entry::Entry;
@@ -22,7 +21,7 @@ use crate::discovery::inventory::Inventory;
 use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME, SERVICE};
 use crate::discovery::target::{Address, ReadGroup, Rules, read_groups};
 use crate::discovery::{self, changes};
-use crate::logging::{self, cannot_start};
+use crate::logging;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
 
@@ -41,7 +40,7 @@ pub struct Settings {
     /// Whether labels of services are read.
     pub service_labels: bool,
     /// balena's VPN proxy.
-    pub tunnel: Url,
+    pub tunnel: Uri,
     /// JSON instead of a table.
     pub json: bool,
     /// The log.
@@ -50,40 +49,38 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Checks and prints the report. The exit code is 0 if every target answers that should.
-pub fn run(settings: Settings) -> ExitCode {
+/// Checks and prints the report. Returns whether every target answers that should; the log says why there is no report.
+///
+/// # Errors
+/// The system does not let it start.
+pub fn run(settings: Settings) -> Result<bool, CannotStart> {
     logging::init(&settings.log);
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
     let (rules, fleets) = (settings.rules.clone(), settings.selection.fleets.clone());
     let (json, service_labels) = (settings.json, settings.service_labels);
-    let (client, prober) = match start(settings) {
-        Ok(started) => started,
-        Err(error) => return cannot_start(&error),
-    };
+    let (client, prober) = start(settings)?;
     let mut list = Inventory::new(service_labels, true);
     if let Err(failure) = list.refresh(&mut discovery::Api::start(&client, &()), &rules) {
         log::error!("cannot check: {failure}");
-        return ExitCode::FAILURE;
+        return Ok(false);
     }
     let mut rows: Vec<Row> = list.entries().flat_map(|entry| rows(entry)).collect();
     for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {
         log::warn!("{warning}");
     }
-    if let Err(error) = probe_all(&mut rows, prober) {
-        return cannot_start(&error.to_string());
-    }
+    probe_all(&mut rows, prober)?;
     let text = if json { report::json(&rows) } else { report::table(&rows) };
     let mut out = io::stdout().lock();
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         log::error!("cannot write to standard output: {error}");
-        return ExitCode::FAILURE;
+        return Ok(false);
     }
-    if rows.iter().any(Row::fails) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Ok(!rows.iter().any(Row::fails))
 }
 
-fn start(settings: Settings) -> Result<(Client, Prober), String> {
+fn start(settings: Settings) -> Result<(Client, Prober), CannotStart> {
     let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())?;
     let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
     if settings.rules.address == Address::Public
@@ -95,8 +92,7 @@ fn start(settings: Settings) -> Result<(Client, Prober), String> {
         );
     }
     let vpn = if settings.rules.address == Address::Vpn {
-        let url = settings.tunnel.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
-        Some(Vpn::new(connector.clone(), url, settings.api.key.clone()))
+        Some(Vpn::new(connector.clone(), settings.tunnel, settings.api.key.clone()))
     } else {
         None
     };

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
+use crate::net;
 use crate::net::connector::Connector;
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination, client, send};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
@@ -96,7 +97,7 @@ impl Prober {
         };
         let request = Request::get(uri.path_and_query().map_or("/", PathAndQuery::as_str))
             .header(HOST, authority)
-            .header(USER_AGENT, concat!("baletheus/", env!("CARGO_PKG_VERSION")))
+            .header(USER_AGENT, net::USER_AGENT)
             .header(ACCEPT, FORMATS)
             .header(ACCEPT_ENCODING, "gzip")
             .header("X-Prometheus-Scrape-Timeout-Seconds", SCRAPE_TIMEOUT.as_secs())

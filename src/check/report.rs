@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::check::probe::Answer;
 use crate::discovery::left_out::{LeftOut, LeftOutReason};
-use crate::logging::{count, printable, printable_json};
 use crate::net::connector::is_untrusted;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::unreachable_hint;
+use crate::text::{count, printable, printable_json};
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use reqwest::Url;
+use hyper::Uri;
 
 use crate::balena::Api;
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
@@ -21,7 +21,7 @@ use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, status, tunnel};
 pub use options::{OPTIONS, Opt, Verb, command};
 use parsing::{
-    address, api_url, base_url, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
+    address, api_url, base_uri, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
     listen_addresses, log_filter, mode, plain_labels, session_token, unencrypted,
 };
 use sources::Sources;
@@ -58,7 +58,7 @@ pub struct Discovery {
     /// The status endpoint.
     pub status: status::Settings,
     /// balena's VPN proxy, for `check`.
-    pub tunnel: Url,
+    pub tunnel: Uri,
     /// What is allowed but looks like a mistake; logged once at the start.
     pub warnings: Vec<String>,
 }
@@ -100,7 +100,7 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
 /// One line for each mistake.
 pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
     read(Verb::Tunnel, matches, var, |from| {
-        let url = from.one("tunnel-url", base_url);
+        let url = from.one("tunnel-url", base_uri);
         let key = key(from);
         let (proxies, mut warnings) = Proxies::from_env(from.var);
         warnings.extend(session_token(&key).into_iter().chain(unencrypted(&url)));
@@ -157,7 +157,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let dry_run = from.one("dry-run", boolean);
     Discovery {
         api: Api {
-            url: url.as_str().trim_end_matches('/').to_owned(),
+            url: url.to_string().trim_end_matches('/').to_owned(),
             key,
             proxies,
             roots: from.list("ca-file", certificates),
@@ -177,9 +177,9 @@ fn read_discovery(from: &mut Sources) -> Discovery {
             guard: guard(from),
             device_refresh: from.one("device-refresh", interval),
             device_metrics: from.one("device-metrics", boolean),
-            dashboard: (url.host_str() == Some("api.balena-cloud.com")).then_some(DASHBOARD),
+            dashboard: (url.host() == Some("api.balena-cloud.com")).then_some(DASHBOARD),
         },
-        tunnel: from.one("tunnel-url", base_url),
+        tunnel: from.one("tunnel-url", base_uri),
         warnings,
     }
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use hyper::Uri;
 use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
@@ -107,7 +108,8 @@ pub(super) fn address(from: &mut Sources) -> Address {
 /// Where the devices of a LAN are. This machine's addresses are read only if devices are reached in a LAN.
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
     let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
-    let own = own.map_err(|error| from.errors.push(error)).unwrap_or_default();
+    let report = |error| from.errors.push(format!("cannot read the addresses of this machine: {error}"));
+    let own = own.map_err(report).unwrap_or_default();
     Lan { networks: from.list("lan-network", lan::networks), own }
 }
 
@@ -154,9 +156,9 @@ pub(super) fn session_token(key: &KeySource) -> Option<String> {
 }
 
 /// The URL of the API. Its documentation has URLs that end in the version, which each request adds itself.
-pub(super) fn api_url(text: &str) -> Result<Url, String> {
+pub(super) fn api_url(text: &str) -> Result<Uri, String> {
     let text = text.trim().trim_end_matches('/');
-    base_url(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
+    base_uri(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
 }
 
 /// A plain http or https URL without a path.
@@ -173,11 +175,16 @@ pub(super) fn base_url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// A [`base_url`], as hyper takes it.
+pub(super) fn base_uri(text: &str) -> Result<Uri, String> {
+    base_url(text)?.as_str().parse().map_err(|_| "not a plain http or https URL".into())
+}
+
 /// A warning, if the key would go over the network in clear.
-pub(super) fn unencrypted(url: &Url) -> Option<String> {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+pub(super) fn unencrypted(url: &Uri) -> Option<String> {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    (url.scheme() == "http" && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
+    (url.scheme_str() == Some("http") && !local).then(|| format!("the API key travels unencrypted to {url}: use https"))
 }
 
 /// The certificates of a PEM file.

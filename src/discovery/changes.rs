@@ -17,7 +17,7 @@ use crate::balena::Client;
 use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
 use crate::key::CREATE_KEY;
-use crate::logging::count;
+use crate::text::count;
 
 /// Lines of each kind that a refresh adds to the log; the rest is at debug.
 const MAX_LINES: usize = 20;

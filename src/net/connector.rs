@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use crate::cannot_start::CannotStart;
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::records::Records;
@@ -24,10 +24,8 @@ use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
 use crate::net::traffic::{Counted, Traffic};
-
-/// The share of the time until the deadline that may pass in connecting. It is divided evenly among the addresses of a
-/// name, so the last of four has a third of the time left for TLS and for the answer.
-const CONNECT_SHARE: f64 = 2.0 / 3.0;
+use crate::net::{CONNECT_SHARE, default_port};
+use crate::text::causes;
 
 /// Something that bytes go through in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -51,9 +49,9 @@ impl Connector {
     /// Trusts the platform's root certificates and `roots`.
     ///
     /// # Errors
-    /// The platform's root certificates cannot be used. The text is for the user.
-    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, String> {
-        let tls = tls(roots).map_err(|error| no_tls(&error.to_string()))?;
+    /// The platform's root certificates cannot be used.
+    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, CannotStart> {
+        let tls = tls(roots).map_err(|error| no_tls(&error))?;
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -97,8 +95,8 @@ impl Connector {
         let uri = proxy.uri();
         let stream = self.tcp(&uri, deadline).await.map_err(unreachable)?;
         let mut stream = self.secure_if_https(stream, &uri).await.map_err(unreachable)?;
-        let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
-        let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(default));
+        let port = url.port_u16().unwrap_or_else(|| default_port(url.scheme_str().unwrap_or_default()));
+        let authority = format!("{}:{port}", url.host().unwrap_or_default());
         match connect(&mut stream, &authority, proxy.authorization().as_deref()).await {
             Ok(200) => Ok(stream),
             Ok(status) => Err(ScrapeError { status: Some(status), ..refused(&format!("answers {status}")) }),
@@ -140,8 +138,14 @@ fn tls(roots: Vec<CertificateDer<'static>>) -> Result<TlsConnector, rustls::Erro
 }
 
 /// Why no connection of a program can use TLS, and what to do.
-pub fn no_tls(why: &str) -> String {
-    format!("TLS: {why}; is the package ca-certificates installed?")
+fn no_tls(error: &(dyn Error + 'static)) -> CannotStart {
+    let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
+    CannotStart::Tls(format!("TLS: {}; is the package ca-certificates installed?", causes.join(": ")))
+}
+
+/// Why a client of reqwest cannot be made.
+pub fn no_client(error: &reqwest::Error) -> CannotStart {
+    NoThread::in_start(error).map_or_else(|| no_tls(error), CannotStart::Thread)
 }
 
 fn no_connection(error: &(dyn Error + 'static)) -> ScrapeError {
@@ -149,8 +153,7 @@ fn no_connection(error: &(dyn Error + 'static)) -> ScrapeError {
     if let Some(no_thread) = NoThread::find(error) {
         return ScrapeError::new(ScrapeReason::NoConnection, no_thread);
     }
-    let causes = iter::successors(Some(error), |error| (*error).source());
-    let Some(cause) = causes.filter_map(|error| error.downcast_ref::<io::Error>()).last() else {
+    let Some(cause) = causes(error).filter_map(|error| error.downcast_ref::<io::Error>()).last() else {
         return ScrapeError::new(ScrapeReason::NoConnection, error.to_string());
     };
     match cause.kind() {

@@ -1,14 +1,15 @@
 //! The addresses of this machine.
 
+use std::io;
+
 use ipnet::IpNet;
 
 /// Each address of this machine, with its network.
 ///
 /// # Errors
-/// The system does not list them. The text is for the user.
-pub fn addresses() -> Result<Vec<IpNet>, String> {
-    let interfaces = if_addrs::get_if_addrs();
-    let interfaces = interfaces.map_err(|error| format!("cannot read the addresses of this machine: {error}"))?;
+/// The system does not list them.
+pub fn addresses() -> io::Result<Vec<IpNet>> {
+    let interfaces = if_addrs::get_if_addrs()?;
     let network = |interface: &if_addrs::Interface| {
         let prefix = match &interface.addr {
             if_addrs::IfAddr::V4(address) => address.prefixlen,

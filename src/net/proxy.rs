@@ -9,6 +9,8 @@ use hyper::Uri;
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
+use super::default_port;
+
 /// A proxy. Neither `Display` nor `Debug` shows the user and the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
@@ -123,12 +125,9 @@ impl Proxies {
 
     /// The proxy for this scheme, host and port, unless the host is excluded.
     pub fn find(&self, scheme: &str, host: &str, port: Option<u16>) -> Option<&Proxy> {
-        let (proxy, default) = match scheme {
-            "https" => (self.https.as_ref(), 443),
-            _ => (self.http.as_ref(), 80),
-        };
+        let proxy = if scheme == "https" { self.https.as_ref() } else { self.http.as_ref() };
         let host = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
-        let port = port.unwrap_or(default);
+        let port = port.unwrap_or_else(|| default_port(scheme));
         proxy.filter(|_| !self.excluded.iter().any(|excluded| excluded.matches(&host, port)))
     }
 }

@@ -13,14 +13,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::core::Collector;
-use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::connections::{Answering, Closable, RETRY_INTERVAL, Tracked, Waiting};
+use crate::cannot_start::CannotStart;
 
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
@@ -31,8 +30,6 @@ pub const MAX_HEADERS: usize = 1024;
 const BACKLOG: i32 = 4096;
 /// The content type of text for people.
 pub const TEXT: &str = "text/plain; charset=utf-8";
-/// The content type of metrics, without which Prometheus 3 fails the scrape.
-pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Reads `host:port`, or `:port` for all interfaces, as the addresses to try in this order.
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
@@ -49,8 +46,11 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     found.map(Iterator::collect)
 }
 
-/// Listens on the first of these addresses that is free, for use with tokio; the error is for the user.
-pub fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, String> {
+/// Listens on the first of these addresses that is free, for use with tokio. `variable` is the option that has them.
+///
+/// # Errors
+/// None of them can be used.
+pub fn listen(addresses: &[SocketAddr], variable: &'static str) -> Result<TcpListener, CannotStart> {
     let mut result = Err(io::Error::other("no address"));
     for address in addresses {
         result = bind(*address);
@@ -58,7 +58,7 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, String> {
             break;
         }
     }
-    result.map_err(|error| format!("cannot listen on {addresses:?}: {error}"))
+    result.map_err(|error| CannotStart::Listen { addresses: addresses.into(), variable, error })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -163,29 +163,4 @@ pub fn reply<B: Body>(status: StatusCode, kind: &'static str, body: impl Into<B>
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
-}
-
-/// A registry with the metrics that both services have: the version and the process's own.
-pub fn registry() -> prometheus::Result<Registry> {
-    let registry = Registry::new();
-    let build = Opts::new("baletheus_build_info", "Version of baletheus.");
-    let build = register(&registry, IntGaugeVec::new(build, &["version"]))?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    #[cfg(target_os = "linux")]
-    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-    Ok(registry)
-}
-
-/// Adds a metric.
-pub fn register<M: Collector + Clone + 'static>(
-    registry: &Registry, metric: prometheus::Result<M>,
-) -> prometheus::Result<M> {
-    let metric = metric?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
-/// All metrics, in Prometheus' text format.
-pub fn metrics(registry: &Registry) -> String {
-    TextEncoder::new().encode_to_string(&registry.gather()).unwrap_or_default()
 }

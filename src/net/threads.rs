@@ -4,7 +4,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::iter;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +15,8 @@ use hyper_util::client::legacy::connect::dns::Name;
 use reqwest::dns;
 use tokio::sync::{Semaphore, oneshot};
 use tower_service::Service;
+
+use crate::text::causes;
 
 /// The most names that are looked up at once. Several, so that a look-up that hangs does not delay the others.
 const MAX_LOOK_UPS: usize = 16;
@@ -53,11 +54,10 @@ impl NoThread {
     }
 
     /// The reason in the error of a library whose start needs a thread, if the thread is refused.
-    pub fn in_start(error: &(dyn Error + 'static)) -> Option<String> {
-        let mut causes = iter::successors(Some(error), |error| (*error).source());
-        let cause = causes.find_map(|error| error.downcast_ref::<io::Error>())?;
+    pub fn in_start(error: &(dyn Error + 'static)) -> Option<Self> {
+        let cause = causes(error).find_map(|error| error.downcast_ref::<io::Error>())?;
         let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::WouldBlock];
-        kinds.contains(&cause.kind()).then(|| NoThread(io::Error::from(cause.kind())).to_string())
+        kinds.contains(&cause.kind()).then(|| NoThread(io::Error::from(cause.kind())))
     }
 }
 

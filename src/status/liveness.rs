@@ -1,18 +1,17 @@
 //! Loop liveness: each wait announces a deadline, and `/-/healthy` fails 60 s past it. `baletheus health` asks for it.
 
-use std::error::Error;
 use std::io::Read;
-use std::iter;
-use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
+use thiserror::Error;
 
-use crate::logging;
-use crate::net::connector::no_tls;
-use crate::net::threads::NoThread;
+use crate::cannot_start::CannotStart;
+use crate::net::connector::no_client;
+use crate::text::{causes, printable};
 
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -45,20 +44,33 @@ impl Liveness {
 
 /// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For a
 /// container's HEALTHCHECK, where there is no curl.
-pub fn ask(url: Option<&str>, listen: Option<&str>) -> ExitCode {
+///
+/// # Errors
+/// It is not healthy, or does not answer.
+pub fn ask(url: Option<&str>, listen: Option<&str>) -> Result<(), Unhealthy> {
     let listen = listen.map(str::trim).filter(|listen| !listen.is_empty());
     let url = url.map(|url| url.trim().to_owned()).or_else(|| listen.map(base));
     let Some(url) = url.filter(|url| !url.is_empty()) else {
-        logging::print("no URL is given, and LISTEN_ADDRESS is not set: set one of them");
-        return ExitCode::from(2);
+        return Err(Unhealthy::NoUrl);
     };
-    match healthy(&format!("{}/-/healthy", url.trim_end_matches('/'))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            logging::print(&error);
-            ExitCode::FAILURE
-        }
-    }
+    healthy(format!("{}/-/healthy", url.trim_end_matches('/')))
+}
+
+/// Why nobody says that the sidecar is healthy.
+#[derive(Debug, Error)]
+pub enum Unhealthy {
+    /// There is nothing to ask.
+    #[error("no URL is given, and LISTEN_ADDRESS is not set: set one of them")]
+    NoUrl,
+    /// There is nothing to ask with.
+    #[error(transparent)]
+    CannotStart(#[from] CannotStart),
+    /// Nobody answers at this URL.
+    #[error("{url} does not answer: {cause}; does baletheus run, and listen there (--listen, LISTEN_ADDRESS)?")]
+    NoAnswer { url: String, cause: String },
+    /// It answers that it is not healthy.
+    #[error("{url} answers {status}: {excerpt}")]
+    Answer { url: String, status: StatusCode, excerpt: String },
 }
 
 /// `:9797` and `0.0.0.0:9797` are all addresses of this machine. `localhost` may not resolve in a container.
@@ -68,14 +80,15 @@ fn base(listen: &str) -> String {
     if everywhere { format!("http://127.0.0.1:{port}") } else { format!("http://{listen}") }
 }
 
-fn healthy(url: &str) -> Result<(), String> {
+fn healthy(url: String) -> Result<(), Unhealthy> {
     let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
     let client = Client::builder().no_proxy().redirect(Policy::none()).build();
-    let client = client.map_err(|error| NoThread::in_start(&error).unwrap_or_else(|| no_tls(&last_cause(&error))))?;
+    let client = client.map_err(|error| no_client(&error))?;
     // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
-    let answer = client.get(url).timeout(HEALTH_TIMEOUT).send().map_err(|error| {
-        let cause = last_cause(&error.without_url());
-        format!("{url} does not answer: {cause}; does baletheus run, and listen there (--listen, LISTEN_ADDRESS)?")
+    let answer = client.get(&url).timeout(HEALTH_TIMEOUT).send().map_err(|error| {
+        let error = error.without_url();
+        let cause = causes(&error).last().map(ToString::to_string).unwrap_or_default();
+        Unhealthy::NoAnswer { url: url.clone(), cause }
     })?;
     let status = answer.status();
     if status.is_success() {
@@ -83,11 +96,6 @@ fn healthy(url: &str) -> Result<(), String> {
     }
     let mut excerpt = Vec::new();
     let _ = answer.take(EXCERPT_SIZE).read_to_end(&mut excerpt); // the status says enough without it
-    let excerpt = String::from_utf8_lossy(&excerpt);
-    Err(format!("{url} answers {status}: {}", logging::printable(excerpt.trim())))
-}
-
-fn last_cause(error: &dyn Error) -> String {
-    let causes = iter::successors(Some(error), |error| (*error).source());
-    causes.last().unwrap_or(error).to_string()
+    let excerpt = printable(String::from_utf8_lossy(&excerpt).trim());
+    Err(Unhealthy::Answer { url, status, excerpt })
 }

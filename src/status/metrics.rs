@@ -12,7 +12,7 @@ use crate::balena::{Failure, Reason, Requests};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
-use crate::net::server;
+use crate::registry;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
@@ -43,7 +43,7 @@ impl Metrics {
     /// # Errors
     /// A metric is declared twice or wrongly.
     pub fn new() -> Result<Self> {
-        let registry = server::registry()?;
+        let registry = registry::new()?;
         let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
         let duration = HistogramOpts::new("baletheus_refresh_duration_seconds", "How long a refresh took.");
         let declare = Declare(&registry);
@@ -153,7 +153,7 @@ impl Metrics {
             let counter = self.requests.with_label_values(&[&status]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
-        server::metrics(&self.registry)
+        registry::text(&self.registry)
     }
 }
 
@@ -162,7 +162,7 @@ struct Declare<'a>(&'a Registry);
 
 impl Declare<'_> {
     fn add<M: Collector + Clone + 'static>(&self, metric: Result<M>) -> Result<M> {
-        server::register(self.0, metric)
+        registry::register(self.0, metric)
     }
 
     fn counter(&self, name: &str, about: &str) -> Result<IntCounter> {

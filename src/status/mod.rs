@@ -12,19 +12,18 @@ mod series;
 pub mod stream;
 mod watching;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Bytes;
 
 use crate::balena::{Client, Failure, Requests};
+use crate::cannot_start::CannotStart;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{HELD_BACK, Observer, Published};
-use crate::net::server;
+use crate::net::{server, threads};
 use guard::Guard;
 use list::List;
 use liveness::Liveness;
@@ -109,11 +108,11 @@ impl Status {
     /// has.
     ///
     /// # Errors
-    /// The address cannot be used, or a thread cannot be started. The text is for the user.
-    pub fn start(settings: &Settings, client: &Client, stored: Option<Stored>) -> Result<Arc<Self>, String> {
+    /// The address cannot be used, or a thread cannot be started.
+    pub fn start(settings: &Settings, client: &Client, stored: Option<Stored>) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness: Liveness::start(),
-            metrics: Metrics::new().map_err(|error| format!("metrics: {error}"))?,
+            metrics: Metrics::new()?,
             requests: client.requests(),
             guard: settings.guard.clone(),
             started: SystemTime::now(),
@@ -126,18 +125,11 @@ impl Status {
             status.metrics.published(targets);
             status.shown().stored = Some(StoredList { text: text.into(), changed });
         }
-        let listener = server::listen(&settings.listen)
-            .map_err(|error| format!("{error}; set another --listen (LISTEN_ADDRESS)"))?;
-        let serve = || -> io::Result<()> {
-            log::info!("status on http://{}", listener.local_addr()?);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let status = status.clone();
-            thread::Builder::new()
-                .name("status".into())
-                .spawn(move || runtime.block_on(routes::serve(listener, status)))?;
-            Ok(())
-        };
-        serve().map_err(|error| format!("cannot start the status endpoint: {error}"))?;
+        let listener = server::listen(&settings.listen, "LISTEN_ADDRESS")?;
+        log::info!("status on http://{}", listener.local_addr()?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let served = status.clone();
+        threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
         watching::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |known| match known {
             Known::States(pages) => {

@@ -12,7 +12,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Answer, whole};
 use super::{Shown, Status, guard, page};
-use crate::net::server::{self, Limits, METRICS, TEXT, WhenFull};
+use crate::net::server::{self, Limits, TEXT, WhenFull};
+use crate::registry;
 
 /// The most connections. One more closes the oldest, which is idle or slow.
 const MAX_CONNECTIONS: usize = 32;
@@ -57,7 +58,7 @@ impl Status {
             "/metrics" => {
                 let own = self.metrics.text(&self.requests);
                 let list = shown.list.unwrap_or_default();
-                stream::answer(headers, &self.packing, METRICS, Series::new(own, list, shown.watched))
+                stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.watched))
             }
             "/-/healthy" => match self.liveness.overdue() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),

@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 use crate::balena::device;
 use crate::balena::pages::{Pages, Place, Read, Reader};
 use crate::balena::{Answer, Client, Failure, Reason};
-use crate::net::threads;
+use crate::net::threads::{self, NoThread};
 
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
@@ -43,10 +43,10 @@ pub enum Known {
 /// each as soon as it is known: a failure of one does not affect the other.
 ///
 /// # Errors
-/// The thread cannot be started. The text is for the user.
+/// The thread cannot be started.
 pub fn watch(
     client: Client, interval: Duration, reported: bool, publish: impl Fn(Known) + Send + 'static,
-) -> Result<(), String> {
+) -> Result<(), NoThread> {
     let run = move || {
         let mut states = Kind::<State>::new(&client, interval, "the state of the devices", "");
         let mut reports = Kind::<Report>::new(&client, interval, "the reports of the devices", WITHOUT_REPORTS);
@@ -73,7 +73,7 @@ pub fn watch(
             thread::sleep(wait);
         }
     };
-    threads::spawn("device-metrics", run).map_err(|error| error.to_string())
+    threads::spawn("device-metrics", run)
 }
 
 /// Requests for the state from one for the reports to the next.

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::discovery::labels::SCHEME;
 use crate::discovery::target::Group;
 use crate::discovery::target_file::{Identity, identity};
-use crate::logging::count;
 use crate::net::threads::{self, NoThread};
+use crate::text::count;
 
 /// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that and for
 /// what is made of it.

@@ -6,8 +6,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 use tokio::time::Instant;
 
 use crate::net::scrape_error::ScrapeReason;
-use crate::net::server::{self, register};
 use crate::net::traffic::Traffic;
+use crate::registry::{self, register};
 
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
@@ -30,7 +30,7 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics at 0.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = server::registry()?;
+        let registry = registry::new()?;
         let scrapes = Opts::new(
             "baletheus_tunnel_scrapes_total",
             "Scrapes through the tunnel, by result; of https targets, connections.",
@@ -71,7 +71,7 @@ impl Metrics {
 
     /// All metrics, in Prometheus' text format.
     pub fn text(&self) -> String {
-        server::metrics(&self.registry)
+        registry::text(&self.registry)
     }
 
     /// Counts a scrape without a duration.

@@ -19,14 +19,14 @@ mod tunnels;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use reqwest::Url;
+use hyper::Uri;
 use rustls::pki_types::CertificateDer;
 
+use crate::cannot_start::CannotStart;
 use crate::key::KeySource;
-use crate::logging::{self, cannot_start};
+use crate::logging;
 use crate::memory;
 use crate::net::connector::Connector;
 use crate::net::proxy::Proxies;
@@ -51,7 +51,7 @@ pub struct Settings {
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// balena's VPN proxy.
-    pub url: Url,
+    pub url: Uri,
     /// Path of the target file.
     pub sd_file: PathBuf,
     /// Addresses to listen on; the first that is free is used.
@@ -63,26 +63,20 @@ pub struct Settings {
 }
 
 /// Runs the tunnel until a signal ends it.
-pub fn run(settings: Settings) -> ExitCode {
+///
+/// # Errors
+/// The system does not let it start.
+pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     logging::init(&settings.log);
-    match start(settings) {
-        Ok(never) => match never {},
-        Err(error) => cannot_start(&error),
-    }
-}
-
-fn start(settings: Settings) -> Result<Infallible, String> {
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
     memory::keep_some();
-    let metrics = Metrics::new().map_err(|error| format!("metrics: {error}"))?;
+    let metrics = Metrics::new()?;
     let mut connector = Connector::new(settings.roots, settings.proxies)?;
     connector.traffic = Some(metrics.traffic.clone());
-    let url = settings.url.as_str().parse().map_err(|_| "TUNNEL_URL is invalid")?;
-    let listener = server::listen(&settings.listen)
-        .map_err(|error| format!("{error}; set another --listen (TUNNEL_LISTEN_ADDRESS)"))?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let listener = server::listen(&settings.listen, "TUNNEL_LISTEN_ADDRESS")?;
+    let address = listener.local_addr()?;
     let places = Places::of_this_process();
     let started = format!(
         "baletheus {}: tunnel on http://{address} to the targets of {}, through {}, {} at once",
@@ -92,14 +86,14 @@ fn start(settings: Settings) -> Result<Infallible, String> {
         places.tunnels
     );
     log::debug!("{} scrapes at once", places.scrapes);
-    let vpn = Vpn::new(connector, url, settings.key);
+    let vpn = Vpn::new(connector, settings.url, settings.key);
     let tunnels = Tunnels::new(
         vpn,
         Pool::new(places.tunnels),
         Offline::new(metrics.remembered.clone()),
         metrics.handshakes.clone(),
     );
-    let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone()).map_err(|error| error.to_string())?;
+    let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone())?;
     let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
@@ -120,5 +114,5 @@ fn start(settings: Settings) -> Result<Infallible, String> {
             proxy.serve(listener, places.connections).await
         })
     });
-    served.map_err(|error| error.to_string())
+    Ok(served?)
 }

@@ -23,7 +23,8 @@ use tokio::time::interval;
 
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::server::{Limits, MAX_HEADERS, METRICS, TEXT, WhenFull, reply, serve};
+use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
+use crate::registry;
 use crate::tunnel::allowed_targets::{AllowedTargets, Target};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
@@ -126,7 +127,7 @@ impl Proxy {
 
     fn own_page(&self, path: &str) -> Answer {
         let answer = match path {
-            "/metrics" => reply(StatusCode::OK, METRICS, self.metrics.text()),
+            "/metrics" => reply(StatusCode::OK, registry::CONTENT_TYPE, self.metrics.text()),
             "/-/healthy" => reply(StatusCode::OK, TEXT, "healthy\n"),
             _ => {
                 let text = "this is a proxy for Prometheus (proxy_url); there are /metrics and /-/healthy\n";

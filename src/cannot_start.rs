@@ -1,0 +1,38 @@
+//! Why the program cannot start.
+
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use crate::net::threads::NoThread;
+
+/// What the system or the environment does not allow.
+#[derive(Debug, Error)]
+pub enum CannotStart {
+    /// A thread cannot be started.
+    #[error(transparent)]
+    Thread(#[from] NoThread),
+    /// TLS cannot be used. The text says what to do.
+    #[error("{0}")]
+    Tls(String),
+    /// No address of an option can be used.
+    #[error("cannot listen on {addresses:?}: {error}; set another --listen ({variable})")]
+    Listen {
+        /// The addresses.
+        addresses: Vec<SocketAddr>,
+        /// The variable of the option.
+        variable: &'static str,
+        /// What the system says about the last one.
+        error: io::Error,
+    },
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}")]
+    Signals(io::Error),
+    /// The metrics contradict each other: a mistake in the program.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The system refuses what an event loop needs.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
