@@ -27,6 +27,7 @@ mod readme;
 mod recordings;
 mod refresh;
 mod retry_after;
+mod rule_recipes;
 mod services;
 mod shards;
 mod shipping;

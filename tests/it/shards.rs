@@ -17,11 +17,10 @@ use support::tools;
 
 const SHARDS: usize = 4;
 
-/// The only example, with another shard's number and the list of this sidecar.
+/// The first example, with another shard's number and the list of this sidecar.
 fn example(shard: usize, list: &str) -> String {
     let document = include_str!("../../docs/shards.md");
-    let blocks: Vec<_> = document.split("```yaml\n").skip(1).collect();
-    let [block] = blocks[..] else { panic!("not one example") };
+    let (_, block) = document.split_once("\n```yaml\n").expect("an example");
     let mut config = block.split("```").next().unwrap().to_owned();
     for (from, to, times) in [
         ("'1'", format!("'{shard}'"), 2),
