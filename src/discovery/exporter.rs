@@ -78,7 +78,7 @@ fn parse(text: &str) -> Result<Exporter, String> {
     if text.contains('?') {
         return Err(format!(
             "{text:?} has a query, which a target cannot carry: leave it out, and give a Prometheus job its params, by \
-             __meta_balena_exporter (docs/recipes.md)"
+             __meta_balena_exporter (docs/prometheus.md)"
         ));
     }
     if !path.is_none_or(is_path) {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::fleet::gateways;
 
-const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
+const OPTIONS_PAGE: (&str, &str) = ("docs/options.md", include_str!("../../docs/options.md"));
 const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", include_str!("../../docs/metrics.md"));
 const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
 
@@ -34,7 +34,7 @@ fn options() {
         let variables: Vec<_> = opt.vars.iter().map(|name| code(name)).collect();
         table += &format!("| {} | {} | {} | {} |\n", code(&flag), variables.join(", "), code(opt.default), opt.help);
     }
-    check(README, "<!-- options", &table);
+    check(OPTIONS_PAGE, "<!-- options", &table);
 }
 
 /// The tables of plain labels, of labels for relabelling, and of the labels of `balena_device_info`.

@@ -106,15 +106,15 @@ fn a_session_token_is_warned_of_by_discovery_check_and_tunnel() {
     assert!(!dry(&sidecar(&cloud), &[]).1.contains("WARN"));
 }
 
-/// The way that the refusal of a query names, as docs/recipes.md has it, in real Prometheus servers.
+/// The way that the refusal of a query names, as docs/prometheus.md has it, in real Prometheus servers.
 #[test]
 fn an_exporter_that_needs_parameters_gets_them_from_a_job_of_its_own() {
     let (code, log, _) =
         dry(&Sidecar::new(binary::path()).env("API_KEY", KEY), &["--exporter", "probe:9115/probe?module=http_2xx"]);
-    assert!(code == Some(2) && log.contains("__meta_balena_exporter (docs/recipes.md)"), "{log}");
+    assert!(code == Some(2) && log.contains("__meta_balena_exporter (docs/prometheus.md)"), "{log}");
 
     let recipe =
-        include_str!("../../docs/recipes.md").split_once("## An exporter that needs parameters").expect("it").1;
+        include_str!("../../docs/prometheus.md").split_once("## An exporter that needs parameters").expect("it").1;
     let config = recipe.split_once("```yaml\n").expect("a configuration").1.split_once("```").expect("its end").0;
     let exporters = Cloud::start(Vec::new());
     let kind = [("Content-Type", "text/plain; version=0.0.4")];
