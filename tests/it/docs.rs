@@ -20,7 +20,7 @@ const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
 /// README, CONTRIBUTING and the like, all of `docs/`, and each README below `examples/`.
 fn documents() -> BTreeMap<PathBuf, String> {
     let root = Path::new(ROOT);
-    let mut folders = vec![root.to_owned(), root.join("docs"), root.join("examples")];
+    let mut folders = vec![root.to_owned(), root.join("docs"), root.join("docs/dev"), root.join("examples")];
     let mut documents = BTreeMap::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {

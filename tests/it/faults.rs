@@ -1,6 +1,6 @@
 //! The API misbehaves, in one way after another, under the real binary with all of its log. Whatever the fault: the list stays,
 //! the log has the reason and not the key, the next try comes when it should, and all is well once the fault ends.
-//! `docs/faults.md` has each of them.
+//! `docs/dev/faults.md` has each of them.
 
 mod hostile;
 mod key;
@@ -60,7 +60,7 @@ fn the_document_has_each_row_and_no_other() {
     let shown = doc::rows().into_iter().flat_map(|row| row.tests);
     let shown = shown.filter(|shown| (&*shown.file, &*shown.test) == ("faults.rs", "each_fault_is_survived"));
     let told: BTreeSet<_> = shown.map(|shown| shown.row.expect("a row")).collect();
-    assert_eq!(known, told, "on the left the rows of the test, on the right those of docs/faults.md");
+    assert_eq!(known, told, "on the left the rows of the test, on the right those of docs/dev/faults.md");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `docs/faults.md` and `docs/security.md` cannot go stale: each line of their tables leads to tests that are there.
+//! `docs/dev/faults.md` and `docs/security.md` cannot go stale: each line of their tables leads to tests that are there.
 
 use std::collections::HashSet;
 use std::fs;

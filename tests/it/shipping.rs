@@ -11,7 +11,7 @@ use crate::support::executable;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
-const ARM_PAGE: &str = include_str!("../../docs/arm.md");
+const ARM_PAGE: &str = include_str!("../../docs/dev/arm.md");
 
 /// Runs the Dockerfile's choice on a machine with this memory, and returns the settings of cargo that it leaves, or what it says.
 fn choice(available: u64, swap: u64) -> Result<String, String> {

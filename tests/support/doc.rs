@@ -1,4 +1,4 @@
-//! The tables of faults in `docs/faults.md` and of attacks in `docs/security.md`.
+//! The tables of faults in `docs/dev/faults.md` and of attacks in `docs/security.md`.
 
 /// A line of a table: a fault, what the sidecar does, and the tests that show it.
 pub struct Row {
@@ -16,7 +16,7 @@ pub struct Shown {
 }
 
 pub fn rows() -> Vec<Row> {
-    let document = include_str!("../../docs/faults.md");
+    let document = include_str!("../../docs/dev/faults.md");
     let lines = document.lines().filter(|line| line.starts_with('|'));
     let lines = lines.filter(|line| !line.starts_with("| --- ") && !line.starts_with("| fault |"));
     lines.map(row).collect()

@@ -14,7 +14,7 @@ pub type Interceptor = Box<dyn FnMut(&Seen, &[u8]) -> Option<Reply> + Send>;
 
 /// A row of the table.
 pub struct Fault {
-    /// As in `docs/faults.md`.
+    /// As in `docs/dev/faults.md`.
     pub name: &'static str,
     pub inject: Inject,
     pub then: Then,
