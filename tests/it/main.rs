@@ -3,21 +3,22 @@
 
 mod alerts;
 mod check;
-mod corpus;
 mod dashboards;
 mod demo;
 mod discovery_loop;
 mod disk;
 mod docs;
 mod entrypoints;
+mod example_exporter;
 mod faults;
 mod faults_doc;
 mod history;
+mod hostile_names;
 mod lan;
 mod lock;
-mod machine;
 mod mapping;
 mod network;
+mod operating_system;
 mod options;
 mod own_tags;
 mod page;
@@ -36,8 +37,7 @@ mod status_prometheus;
 mod status_security;
 #[path = "../support/mod.rs"]
 pub mod support;
-mod thingy;
 mod tunnel;
 mod tunnel_limits;
-mod typed;
+mod typing_mistakes;
 mod vpn_recordings;
