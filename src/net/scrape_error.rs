@@ -55,6 +55,15 @@ reasons! {
     }
 }
 
+impl ScrapeReason {
+    /// Whether only `check` has it, which also connects without the VPN and looks into the answer.
+    pub fn is_of_check(self) -> bool {
+        use ScrapeReason as R;
+        let direct = [R::ConnectionRefused, R::NoRoute, R::NoSuchHost, R::NoConnection, R::Tls, R::Proxy];
+        direct.contains(&self) || [R::Http, R::Redirect, R::NotMetrics].contains(&self)
+    }
+}
+
 /// A scrape that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrapeError {

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use hyper::StatusCode;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
 use crate::net::scrape_error::ScrapeReason;
 use crate::net::traffic::Traffic;
 use crate::registry::{self, register};
+use crate::tunnel::failures::Failures;
+use crate::tunnel::target_list::{Target, TargetList};
 
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
@@ -25,6 +28,7 @@ pub struct Metrics {
     pub traffic: Traffic,
     /// Targets that the tunnel may go to.
     pub targets: IntGauge,
+    failures: Failures,
 }
 
 impl Metrics {
@@ -65,17 +69,43 @@ impl Metrics {
             remembered: register(&registry, remembered)?,
             traffic: Traffic { open: register(&registry, open)?, sent, received },
             targets: register(&registry, targets)?,
+            failures: Failures::new(&registry)?,
             registry,
         })
     }
 
     /// All metrics, in Prometheus' text format.
     pub fn text(&self) -> String {
+        self.failures.publish();
         registry::text(&self.registry)
     }
 
-    /// Counts a scrape without a duration.
-    pub fn count(&self, outcome: Outcome) {
+    /// The target file has been read.
+    pub fn listed(&self, list: &TargetList) {
+        self.targets.set(i64::try_from(list.len()).unwrap_or(i64::MAX));
+        self.failures.retain(list);
+    }
+
+    /// Counts a request that is no scrape of a target.
+    pub fn refused(&self, reason: ScrapeReason) {
+        self.count(Outcome::Failed(reason));
+    }
+
+    /// Counts a scrape without a duration, and notes whether it failed. Without a path it is one of all exporters of the target.
+    pub fn ended(&self, target: &Target, path: Option<&str>, outcome: Outcome) {
+        self.count(outcome);
+        let failure = match outcome {
+            Outcome::Passed(StatusCode::OK) => None,
+            Outcome::Passed(_) => Some(ScrapeReason::Http),
+            Outcome::Failed(reason) => Some(reason),
+            Outcome::Abandoned => return, // Prometheus knows why
+        };
+        for exporter in target.exporters_at(path) {
+            self.failures.ended(exporter, failure);
+        }
+    }
+
+    fn count(&self, outcome: Outcome) {
         self.scrapes.with_label_values(&[outcome.as_str()]).inc();
     }
 }
@@ -83,8 +113,8 @@ impl Metrics {
 /// How a scrape ends.
 #[derive(Clone, Copy)]
 pub enum Outcome {
-    /// The whole answer passed.
-    Passed,
+    /// The whole answer passed, with this status.
+    Passed(StatusCode),
     /// Prometheus closed the connection first.
     Abandoned,
     /// The tunnel or the device failed it.
@@ -95,7 +125,7 @@ impl Outcome {
     /// The value of the label `result`.
     fn as_str(self) -> &'static str {
         match self {
-            Outcome::Passed => "ok",
+            Outcome::Passed(_) => "ok",
             Outcome::Abandoned => "gone",
             Outcome::Failed(reason) => reason.as_str(),
         }
@@ -103,17 +133,18 @@ impl Outcome {
 
     /// All outcomes that the tunnel knows; it does not look into answers, as `check` does.
     fn all() -> impl Iterator<Item = Self> {
-        let of_check = |reason: &&ScrapeReason| {
-            matches!(reason, ScrapeReason::Http | ScrapeReason::Redirect | ScrapeReason::NotMetrics)
-        };
-        let reasons = ScrapeReason::ALL.iter().filter(move |reason| !of_check(reason));
-        [Outcome::Passed, Outcome::Abandoned].into_iter().chain(reasons.map(|reason| Outcome::Failed(*reason)))
+        let reasons = ScrapeReason::ALL.iter().filter(|reason| !reason.is_of_check());
+        [Outcome::Passed(StatusCode::OK), Outcome::Abandoned]
+            .into_iter()
+            .chain(reasons.map(|reason| Outcome::Failed(*reason)))
     }
 }
 
 /// A scrape in progress. It is counted when it ends.
 pub struct Scrape {
     metrics: Arc<Metrics>,
+    target: Arc<Target>,
+    path: Box<str>,
     start: Instant,
     /// How it ends, if it ends now.
     pub outcome: Outcome,
@@ -121,14 +152,14 @@ pub struct Scrape {
 
 impl Scrape {
     /// Starts now.
-    pub fn start(metrics: Arc<Metrics>) -> Self {
-        Scrape { metrics, start: Instant::now(), outcome: Outcome::Abandoned }
+    pub fn start(metrics: Arc<Metrics>, target: Arc<Target>, path: &str) -> Self {
+        Scrape { metrics, target, path: path.into(), start: Instant::now(), outcome: Outcome::Abandoned }
     }
 }
 
 impl Drop for Scrape {
     fn drop(&mut self) {
-        self.metrics.count(self.outcome);
+        self.metrics.ended(&self.target, Some(&self.path), self.outcome);
         self.metrics.duration.observe(self.start.elapsed().as_secs_f64());
     }
 }

@@ -6,6 +6,7 @@
 
 mod allowed_targets;
 mod exchange;
+mod failures;
 mod limits;
 mod metrics;
 mod offline;
@@ -14,11 +15,13 @@ mod passing;
 mod pool;
 mod proxy;
 mod relay;
+mod target_list;
 mod tunnels;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Uri;
@@ -72,7 +75,7 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
         log::warn!("{warning}");
     }
     memory::keep_some();
-    let metrics = Metrics::new()?;
+    let metrics = Arc::new(Metrics::new()?);
     let mut connector = Connector::new(settings.roots, settings.proxies)?;
     connector.traffic = Some(metrics.traffic.clone());
     let listener = server::listen(&settings.listen, "TUNNEL_LISTEN_ADDRESS")?;
@@ -93,7 +96,7 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
         Offline::new(metrics.remembered.clone()),
         metrics.handshakes.clone(),
     );
-    let allowed = AllowedTargets::new(settings.sd_file, metrics.targets.clone())?;
+    let allowed = AllowedTargets::new(settings.sd_file, metrics.clone())?;
     let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;

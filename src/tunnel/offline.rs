@@ -1,21 +1,23 @@
-//! Devices that are not connected to the VPN: after such an answer, further scrapes are refused from memory for a while. Otherwise
-//! each scrape of an offline device costs a connection to the tunnel host, with its TLS.
+//! Devices that are not connected to the VPN. Without this memory, each scrape of each target of an offline device costs a connection
+//! to the tunnel host, with its TLS.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::tunnel::target_list::Target;
 
-/// How long the first answer holds. Until then no scrape of the device asks the tunnel host.
-const FIRST_PAUSE: Duration = Duration::from_secs(4);
-/// The longest pause, whatever the interval between scrapes. Longer intervals do not suit Prometheus.
-const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// How long an answer holds at most. Longer intervals between scrapes do not suit Prometheus.
+const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// The devices that were not connected when they were asked for.
+///
+/// The tunnel host is asked once for each interval of the device's fastest target: an answer holds until a target that has had it is
+/// scraped again.
 pub struct Offline {
     devices: Mutex<HashMap<Box<str>, Device>>,
     /// Scrapes that are answered from memory.
@@ -23,27 +25,11 @@ pub struct Offline {
 }
 
 struct Device {
-    refused: ScrapeError,
+    error: ScrapeError,
     /// When the tunnel host gave this answer.
     answered: Instant,
-    /// The answer holds until then.
-    until: Instant,
-    pause: Duration,
-    /// The target by which the interval between scrapes is measured. A device may have several.
-    target: Box<str>,
-    /// When this target was scraped last.
-    scraped: Instant,
-    /// From one scrape of this target to the next, once there were two.
-    interval: Option<Duration>,
-}
-
-impl Device {
-    fn scraped(&mut self, target: &str, now: Instant) {
-        if *self.target == *target {
-            self.interval = Some(now - self.scraped);
-            self.scraped = now;
-        }
-    }
+    /// The targets that have had this answer.
+    told: HashSet<Arc<str>>,
 }
 
 impl Offline {
@@ -52,62 +38,40 @@ impl Offline {
         Offline { devices: Mutex::default(), remembered }
     }
 
-    /// The remembered answer for a target that the list has had since `listed`, if the answer still holds.
-    pub fn find(&self, target: &str, listed: Instant) -> Option<ScrapeError> {
-        let now = Instant::now();
+    /// The remembered answer for a target, if it holds.
+    pub fn find(&self, target: &Target) -> Option<ScrapeError> {
         let mut devices = self.lock();
-        let device = devices.get_mut(host(target))?;
-        device.scraped(target, now);
-        // a target that is new in the list may be there because its device is back
-        let holds = now < device.until && device.answered > listed;
-        holds.then(|| {
+        let device = devices.get_mut(target.device())?;
+        // A target that is new in the list may be there because its device is back.
+        let holds = device.answered > target.listed && device.answered.elapsed() < MAX_AGE;
+        (holds && device.told.insert(target.address.clone())).then(|| {
             self.remembered.inc();
-            device.refused.clone()
+            device.error.clone()
         })
     }
 
-    /// Remembers the answer of the tunnel host if the device is not connected. Each time in a row it holds twice as long, up to the
-    /// interval between scrapes.
-    pub fn failed(&self, target: &str, refused: &ScrapeError) {
-        if refused.reason != ScrapeReason::NotConnected {
+    /// Remembers the answer of the tunnel host if the device is not connected.
+    pub fn failed(&self, target: &Target, error: &ScrapeError) {
+        if error.reason != ScrapeReason::NotConnected {
             return;
         }
-        let now = Instant::now();
         // An answer from memory says nothing about the tunnel host, so it has no status.
-        let refused = ScrapeError { status: None, ..refused.clone() };
-        let mut devices = self.lock();
-        let device = devices.entry(host(target).into()).or_insert_with(|| Device {
-            refused: refused.clone(),
-            answered: now,
-            until: now,
-            pause: FIRST_PAUSE / 2,
-            target: target.into(),
-            scraped: now,
-            interval: None,
-        });
-        device.pause = (device.pause * 2).min(device.interval.unwrap_or(FIRST_PAUSE)).min(MAX_PAUSE);
-        device.refused = refused;
-        device.answered = now;
-        device.until = now + device.pause;
+        let error = ScrapeError { status: None, ..error.clone() };
+        let device = Device { error, answered: Instant::now(), told: [target.address.clone()].into() };
+        self.lock().insert(target.device().into(), device);
     }
 
     /// A tunnel to the target opens: its device is connected.
-    pub fn succeeded(&self, target: &str) {
-        self.lock().remove(host(target));
+    pub fn succeeded(&self, target: &Target) {
+        self.lock().remove(target.device());
     }
 
-    /// Forgets devices that are scraped no more.
+    /// Forgets answers that hold no more.
     pub fn expire(&self) {
-        let now = Instant::now();
-        self.lock().retain(|_, device| device.until + MAX_PAUSE > now);
+        self.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Device>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The device of a target `<uuid>.balena:<port>`.
-fn host(target: &str) -> &str {
-    target.rsplit_once(':').map_or(target, |(host, _)| host)
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep_until};
@@ -21,6 +22,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// A body that passes. Its tunnel is kept once the whole body has passed.
 pub struct Passing {
     target: Arc<str>,
+    status: StatusCode,
     /// None once the body has passed, or has failed.
     exchange: Option<Exchange>,
     pool: Arc<Pool>,
@@ -37,11 +39,12 @@ pub struct Passing {
 impl Passing {
     /// Passes the body of a target's answer.
     pub fn new(
-        target: Arc<str>, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
+        target: Arc<str>, status: StatusCode, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
         place: OwnedSemaphorePermit,
     ) -> Self {
         let mut passing = Passing {
             target,
+            status,
             exchange: Some(exchange),
             pool,
             deadline: Box::pin(sleep_until(deadline.at)),
@@ -62,7 +65,7 @@ impl Passing {
     }
 
     fn end(&mut self) {
-        self.scrape.outcome = Outcome::Passed;
+        self.scrape.outcome = Outcome::Passed(self.status);
         if let Some(exchange) = self.exchange.take() {
             let (pool, target) = (self.pool.clone(), self.target.clone());
             tokio::spawn(async move {

@@ -25,12 +25,13 @@ use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination}
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
 use crate::registry;
-use crate::tunnel::allowed_targets::{AllowedTargets, Target};
+use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
 use crate::tunnel::passing::Passing;
 use crate::tunnel::pool::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::relay::relay;
+use crate::tunnel::target_list::Target;
 use crate::tunnel::tunnels::{Tunnels, busy};
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
@@ -52,12 +53,12 @@ pub struct Proxy {
 
 impl Proxy {
     /// Puts the parts together.
-    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Metrics, scrapes: usize) -> Self {
+    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Arc<Metrics>, scrapes: usize) -> Self {
         Proxy {
             tunnels: Arc::new(tunnels),
             allowed,
             outages: Outages::new(metrics.targets.clone()),
-            metrics: Arc::new(metrics),
+            metrics,
             scrapes: Arc::new(Semaphore::new(scrapes)),
             warned: AtomicBool::new(false),
         }
@@ -93,7 +94,7 @@ impl Proxy {
         if !error.is_parse() {
             return; // the client went away
         }
-        self.metrics.count(Outcome::Failed(ScrapeReason::BadRequest));
+        self.metrics.refused(ScrapeReason::BadRequest);
         let why = if error.is_parse_too_large() {
             let bound = format!("the bound is {} KiB and {MAX_HEADERS} headers", MAX_HEAD >> 10);
             format!("{error}: {bound}; are there too many http_headers in the scrape config?")
@@ -115,7 +116,7 @@ impl Proxy {
             Ok(target) if method == Method::CONNECT => self.connect(target, request, deadline).await,
             Ok(target) => self.scrape(target, request, deadline).await,
             Err(refused) => {
-                self.metrics.count(Outcome::Failed(refused.reason));
+                self.metrics.refused(refused.reason);
                 Err(refused)
             }
         };
@@ -138,7 +139,7 @@ impl Proxy {
     }
 
     /// The target of a request.
-    async fn target(&self, method: &Method, url: &Uri) -> Result<Target, ScrapeError> {
+    async fn target(&self, method: &Method, url: &Uri) -> Result<Arc<Target>, ScrapeError> {
         let refuse = |why: &str| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
         match (method.as_str(), url.scheme_str()) {
             ("GET", Some("http")) | ("CONNECT", None) => {}
@@ -156,20 +157,20 @@ impl Proxy {
 
     /// Passes a scrape through a tunnel.
     async fn scrape(
-        &self, target: Target, request: Request<Incoming>, deadline: Deadline,
+        &self, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Answer, ScrapeError> {
-        let mut scrape = Scrape::start(self.metrics.clone());
+        let mut scrape = Scrape::start(self.metrics.clone(), target.clone(), request.uri().path());
         let answered = async {
             let place = self.place()?;
-            let request = request_to(&target.name, &request)?;
+            let request = request_to(&target.address, &request)?;
             let answered = deadline.wait(self.tunnels.exchange(&target, request, deadline)).await.flatten();
-            self.watch(&target.name, &answered);
+            self.watch(&target.address, &answered);
             Ok::<_, ScrapeError>((place, answered?))
         };
         let (place, (head, exchange)) =
             answered.await.inspect_err(|refused| scrape.outcome = Outcome::Failed(refused.reason))?;
         let pool = self.tunnels.pool.clone();
-        let passing = Passing::new(target.name.into(), exchange, pool, deadline, scrape, place);
+        let passing = Passing::new(target.address.clone(), head.status, exchange, pool, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(passing));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
@@ -184,17 +185,18 @@ impl Proxy {
 
     /// Answers Prometheus' CONNECT, and relays what follows.
     async fn connect(
-        &self, target: Target, request: Request<Incoming>, deadline: Deadline,
+        &self, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Answer, ScrapeError> {
         let opened = async {
             let place = self.place()?;
             let opened = self.tunnels.open(&target, deadline).await;
-            self.watch(&target.name, &opened);
+            self.watch(&target.address, &opened);
             Ok::<_, ScrapeError>((place, opened?))
         };
         let opened = opened.await;
-        let outcome = |refused: &ScrapeError| Outcome::Failed(refused.reason);
-        self.metrics.count(opened.as_ref().map_or_else(outcome, |_| Outcome::Passed));
+        let outcome =
+            opened.as_ref().map_or_else(|refused| Outcome::Failed(refused.reason), |_| Outcome::Passed(StatusCode::OK));
+        self.metrics.ended(&target, None, outcome);
         let (scrape_place, Tunnel { stream, place, .. }) = opened?;
         tokio::spawn(async move {
             if let Ok(upgraded) = hyper::upgrade::on(request).await {

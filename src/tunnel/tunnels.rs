@@ -13,10 +13,10 @@ use tokio::time::{timeout, timeout_at};
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::Vpn;
-use crate::tunnel::allowed_targets::Target;
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::offline::Offline;
 use crate::tunnel::pool::{Pool, Tunnel};
+use crate::tunnel::target_list::Target;
 
 /// A kept tunnel has the time left, divided by this, to answer. Then a new tunnel races it: the device may have another address in the
 /// VPN.
@@ -47,15 +47,15 @@ impl Tunnels {
 
     /// Opens a tunnel to a target.
     pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
-        if let Some(refused) = self.offline.find(&target.name, target.listed) {
+        if let Some(refused) = self.offline.find(target) {
             return Err(refused);
         }
         let place = self.pool.place().ok_or_else(busy)?;
         self.handshakes.inc();
-        let opened = self.vpn.open(&target.name, deadline).await;
+        let opened = self.vpn.open(&target.address, deadline).await;
         match &opened {
-            Ok(_) => self.offline.succeeded(&target.name),
-            Err(refused) => self.offline.failed(&target.name, refused),
+            Ok(_) => self.offline.succeeded(target),
+            Err(refused) => self.offline.failed(target, refused),
         }
         Ok(Tunnel::new(opened?, place))
     }
@@ -63,10 +63,10 @@ impl Tunnels {
     /// Sends a request in a kept tunnel, or else in a new one. A kept tunnel that was closed is no failure. If it does not
     /// answer in a third of the time, a new tunnel gets the same request, and the first answer wins.
     pub async fn exchange(
-        self: &Arc<Self>, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
+        self: &Arc<Self>, target: &Arc<Target>, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<Answered, ScrapeError> {
         let mut attempts = JoinSet::new();
-        if let Some(kept) = self.pool.take(&target.name) {
+        if let Some(kept) = self.pool.take(&target.address) {
             let mut attempt = Box::pin(Exchange::start(kept, request.clone()));
             match timeout(deadline.left() / RACE_DIVISOR, &mut attempt).await {
                 Ok(Ok(answered)) => return Ok(answered),

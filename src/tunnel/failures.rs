@@ -1,0 +1,60 @@
+//! Which targets could not be scraped the last time, and why.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::{IntGaugeVec, Opts, Registry};
+
+use crate::net::scrape_error::ScrapeReason;
+use crate::registry::register;
+use crate::tunnel::target_list::{Exporter, TargetList};
+
+/// The failures of the last scrapes, as a metric with a series for each.
+pub struct Failures {
+    failed: Mutex<BTreeMap<Arc<Exporter>, ScrapeReason>>,
+    series: IntGaugeVec,
+}
+
+impl Failures {
+    /// No failure so far.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let series = Opts::new(
+            "baletheus_tunnel_target_failure",
+            "1 for each target whose last scrape failed, with the reason; nothing for the others.",
+        );
+        let series = register(registry, IntGaugeVec::new(series, &["uuid", "job", "instance", "reason"]))?;
+        Ok(Failures { failed: Mutex::default(), series })
+    }
+
+    /// A scrape of this exporter ends: with a failure, or without.
+    pub fn ended(&self, exporter: &Arc<Exporter>, failure: Option<ScrapeReason>) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match failure {
+            Some(reason) => drop(failed.insert(exporter.clone(), reason)),
+            None => drop(failed.remove(exporter)),
+        }
+    }
+
+    /// Forgets exporters that the list does not have, or not with these labels.
+    pub fn retain(&self, list: &TargetList) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.retain(|exporter, _| {
+            list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
+        });
+    }
+
+    /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.
+    pub fn publish(&self) {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.series.reset();
+        let mut last = None;
+        for (exporter, reason) in &*failed {
+            let labels = [&*exporter.uuid, &*exporter.job, &*exporter.instance];
+            if last != Some(labels) {
+                let [uuid, job, instance] = labels;
+                self.series.with_label_values(&[uuid, job, instance, reason.as_str()]).set(1);
+            }
+            last = Some(labels);
+        }
+    }
+}

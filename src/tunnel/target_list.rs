@@ -1,0 +1,148 @@
+//! The content of a target file, as far as the tunnel needs it.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::memory;
+
+/// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that and for
+/// what is made of it.
+const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
+/// The lowest bound of the file, in bytes.
+const MIN_MAX_FILE: u64 = 1 << 20;
+/// The file may take this part of the memory limit: while it is read, the old list, the text and the new list are there.
+const FILES_IN_MEMORY: u64 = 8;
+/// The path of targets that name none, unless the scrape config has another one.
+const DEFAULT_PATH: &str = "/metrics";
+
+/// The targets by address.
+pub type TargetList = HashMap<Arc<str>, Arc<Target>>;
+
+/// A host and port that the tunnel may go to.
+#[derive(Debug)]
+pub struct Target {
+    /// `host:port`, in lower case.
+    pub address: Arc<str>,
+    /// Whether a target group with it has the scheme https.
+    pub is_https: bool,
+    /// Since when the file lists it.
+    pub listed: Instant,
+    /// What is scraped there: one exporter for each path.
+    pub exporters: Vec<Arc<Exporter>>,
+}
+
+impl Target {
+    /// The host: all targets with the same one are of one device.
+    pub fn device(&self) -> &str {
+        self.address.rsplit_once(':').map_or(&self.address, |(host, _)| host)
+    }
+
+    /// The exporters at this path; all of them if there is no path. A single one answers for any path, since a scrape config or a
+    /// redirect may set another one.
+    pub fn exporters_at(&self, path: Option<&str>) -> impl Iterator<Item = &Arc<Exporter>> {
+        let path = path.filter(|_| self.exporters.len() > 1);
+        self.exporters.iter().filter(move |exporter| path.is_none_or(|path| exporter.path() == path))
+    }
+}
+
+/// An exporter, by the labels that Prometheus gives to its series.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exporter {
+    /// The label `uuid`; empty without one.
+    pub uuid: Box<str>,
+    /// The label `job`; empty if the scrape config sets it.
+    pub job: Box<str>,
+    /// The label `instance`: the address, unless the file has another one.
+    pub instance: Arc<str>,
+    /// Its target's address.
+    pub address: Arc<str>,
+    /// None for [`DEFAULT_PATH`].
+    path: Option<Box<str>>,
+}
+
+impl Exporter {
+    fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or(DEFAULT_PATH)
+    }
+}
+
+/// A target group of any program that writes target files. Other labels are not read.
+#[derive(Deserialize)]
+struct Group {
+    targets: Vec<String>,
+    labels: Option<Labels>,
+}
+
+#[derive(Default, Deserialize)]
+struct Labels {
+    uuid: Option<String>,
+    job: Option<String>,
+    instance: Option<String>,
+    #[serde(rename = "__scheme__")]
+    scheme: Option<String>,
+    #[serde(rename = "__metrics_path__")]
+    path: Option<String>,
+}
+
+/// Reads a target file. Targets that were in `before` keep the time since which they are listed.
+pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, String> {
+    let text = read_bounded(path)?;
+    let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
+    drop(text);
+    let (mut list, now) = (HashMap::<Arc<str>, Target>::new(), Instant::now());
+    for Group { targets, labels } in groups {
+        let labels = labels.unwrap_or_default();
+        let owned = |label: &Option<String>| label.as_deref().map(Box::from);
+        for name in targets {
+            let address: Arc<str> = name.to_ascii_lowercase().into();
+            let target = list.entry(address.clone()).or_insert_with(|| Target {
+                listed: before.get(&address).map_or(now, |before| before.listed),
+                address: address.clone(),
+                is_https: false,
+                exporters: Vec::with_capacity(1),
+            });
+            target.is_https |= labels.scheme.as_deref() == Some("https");
+            target.exporters.push(Arc::new(Exporter {
+                uuid: owned(&labels.uuid).unwrap_or_default(),
+                job: owned(&labels.job).unwrap_or_default(),
+                instance: match labels.instance.as_deref().unwrap_or(&name) {
+                    same if *same == *address => address.clone(),
+                    other => other.into(),
+                },
+                address,
+                path: owned(&labels.path),
+            }));
+        }
+    }
+    if list.is_empty() {
+        return Err("holds no target".into());
+    }
+    Ok(list.into_iter().map(|(address, target)| (address, Arc::new(target))).collect())
+}
+
+/// The text of the file, which is no larger than memory allows.
+fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
+    let unreadable = |error| format!("cannot be read: {error}");
+    // Reading a pipe would block until somebody writes into it.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err("is no file".into());
+    }
+    let max = memory::limit().map_or(MAX_FILE, |limit| (limit / FILES_IN_MEMORY).clamp(MIN_MAX_FILE, MAX_FILE));
+    let too_large =
+        || format!("is too large: the bound is {} MiB, an eighth of the memory limit if there is one", max >> 20);
+    // Checked first, since reading the file takes as much memory.
+    if metadata.len() > max {
+        return Err(too_large());
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let mut text = Vec::new();
+    file.take(max + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > max { Err(too_large()) } else { Ok(text) }
+}
