@@ -13,7 +13,7 @@ use crate::cannot_start::CannotStart;
 use crate::discovery::entry::Entry;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::{self, TargetFile};
-use crate::discovery::{Api, Clock, Discovery, Observer, Published, Sink};
+use crate::discovery::{Clock, Discovery, ObservedApi, Observer, Published, Sink};
 use crate::logging;
 use crate::signals::{self, Event};
 use crate::status::Status;
@@ -118,7 +118,7 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     let observer = Notifier::start(observer)?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
-    let mut source = Api::start(&client, &observer);
+    let mut source = ObservedApi { client, observer: &observer };
     let inventory = Inventory::new(config.service_labels, has_status);
     let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -2,8 +2,10 @@
 //! rules, and is the same when it is made again.
 #![no_main]
 
-use baletheus::balena::{Answer, Failure};
-use baletheus::discovery::Source;
+use std::time::Duration;
+
+use baletheus::balena::client::Actor;
+use baletheus::balena::{Answer, Failure, Request, Source};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::{Address, Rules};
@@ -26,22 +28,17 @@ impl Source for Answers<'_> {
         "the API"
     }
 
-    fn page(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        let body = if after == 0 { DEVICES } else { b"{\"d\":[]}" };
+    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Answer, Failure> {
+        let body = match request {
+            Request::Devices { after: 0, .. } | Request::DevicesWith { after: 0, .. } => DEVICES,
+            Request::Releases { after: 0, .. } | Request::ReleasesById(_) => self.0,
+            _ => b"{\"d\":[]}",
+        };
         Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
-    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
-        self.page(0, 1, None)
-    }
-
-    fn releases(&mut self, after: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        let body = if after == 0 { self.0 } else { b"{\"d\":[]}" };
-        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
-    }
-
-    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
-        self.releases(0, 1, None)
+    fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {
+        Ok(Actor::User)
     }
 }
 

@@ -11,6 +11,8 @@ pub mod release;
 mod request;
 pub mod selection;
 
-pub use client::Client;
+pub use client::{Api, Client, Requests};
 pub use failure::{Failure, Reason};
-pub use request::{Answer, Api, Requests};
+pub use pages::Source;
+pub use query::Request;
+pub use request::Answer;

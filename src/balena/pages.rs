@@ -1,6 +1,14 @@
 //! Paging: records come by ascending id, page by page, and an unchanged page is not downloaded again.
 
-use super::failure::Failure;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::client::Actor;
+use super::device::{describe, records};
+use super::failure::{Failure, Reason};
+use super::query::Request;
 use super::request::Answer;
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
@@ -13,83 +21,121 @@ const MAX_PAGES: usize = 1000;
 /// The most bytes that are kept, whatever the server sends.
 const MAX_SIZE: usize = 1 << 30;
 
-/// Asks for pages and reads them.
-pub trait Reader<T> {
-    /// Asks for up to `limit` records with ids above `after`, unless that page still has this `ETag`.
+/// Answers requests: the API, or what takes its place in a test.
+pub trait Source {
+    /// Its name in messages.
+    fn name(&self) -> &str;
+
+    /// Asks, unless the answer still has this `ETag`.
     ///
     /// # Errors
-    /// The request fails.
-    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
+    /// There is no usable answer.
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure>;
+
+    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
+    ///
+    /// # Errors
+    /// There is no usable answer in what is left.
+    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
+}
+
+/// A record with its id, if it has one.
+pub type WithId<R> = (Option<u64>, R);
+
+/// A list that comes in pages, and what is made of its records.
+pub trait List {
+    /// What is kept of a page.
+    type Page;
+    /// What is read of a record.
+    type Record<'a>;
+    /// What the records are, for messages: `devices`.
+    const WHAT: &'static str;
+
+    /// Where the pages come from.
+    fn source(&mut self) -> &mut dyn Source;
+
+    /// The request for up to `limit` records with ids above `after`, by ascending id.
+    fn request(after: u64, limit: usize) -> Request<'static>;
+
+    /// The request for no more than the id of the first record above `after`.
+    fn next_id(after: u64) -> Request<'static>;
 
     /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
-    fn is_current(&self, _page: &T) -> bool {
+    fn is_current(&self, _page: &Self::Page) -> bool {
         true
     }
 
-    /// Reads a page.
+    /// Reads records, each with its id if it has one.
     ///
     /// # Errors
-    /// The body is not a page.
-    fn read(&mut self, body: &[u8], place: Place<'_, T>) -> Result<Read<T>, Failure>;
+    /// A record cannot be used, and the page not without it.
+    fn read<'a>(
+        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Self::Page>,
+    ) -> Result<Vec<WithId<Self::Record<'a>>>, Failure>;
 
-    /// Makes the page for a single record that is larger than an answer can be.
+    /// Makes a page of records, and says how many bytes it keeps in memory.
+    ///
+    /// # Errors
+    /// The page lacks something that another request does not give.
+    fn page(&mut self, records: Vec<WithId<Self::Record<'_>>>) -> Result<(Self::Page, usize), Failure>;
+
+    /// Makes the page for a single record that is larger than an answer can be. Gives its id, too.
     ///
     /// # Errors
     /// The record cannot be skipped.
-    fn too_large(&mut self, after: u64) -> Result<Read<T>, Failure>;
+    fn too_large(&mut self, after: u64) -> Result<(u64, Self::Page), Failure> {
+        Err(self.invalid(&format!("what follows id {after} is too large")))
+    }
 
     /// The failure for an answer that is not what was asked for.
-    fn invalid(&self, why: &str) -> Failure;
+    fn invalid(&mut self, why: &str) -> Failure {
+        let (api, what) = (self.source().name(), Self::WHAT);
+        let message = format!("the answer of {api} is no page of {what}: {why}; is --api-url (API_URL) right?");
+        Failure::new(Reason::BadAnswer, message)
+    }
 }
 
 /// Where a page belongs.
-#[derive(Clone, Copy)]
 pub struct Place<'a, T> {
     /// Its records have ids above this.
     pub after: u64,
-    /// Records that were asked for. Fewer mean that it is the last page.
-    pub limit: usize,
+    /// Whether there may be more records behind it.
+    pub is_full: bool,
     /// What was read there before.
     pub old: Option<&'a T>,
-    /// Where the next page began before. A page that ends there again leaves the next ones unchanged.
-    pub next: Option<u64>,
 }
 
-/// A page that was read.
-pub struct Read<T> {
-    /// What was read.
-    pub content: T,
-    /// The last id that it covers; none if it covers the rest.
-    pub end: Option<u64>,
-    /// Bytes that it keeps in memory.
-    pub size: usize,
-}
-
-/// The pages as they were read last.
+/// The pages of a list as they were read last.
 pub struct Pages<T> {
-    pages: Vec<Page<T>>,
+    pages: Vec<CachedPage<T>>,
+    /// How many records this server puts into an answer, if that is fewer than it is asked for.
+    server_limit: Option<usize>,
 }
 
-struct Page<T> {
+struct CachedPage<T> {
     after: u64,
     /// How many records this page asks for the next time.
     limit: usize,
     /// How many records a new page behind it asks for.
     next_limit: usize,
     etag: Option<String>,
-    read: Read<T>,
+    content: T,
+    /// Bytes that it keeps in memory.
+    size: usize,
+    /// The last id that it covers; none if it covers the rest.
+    end: Option<u64>,
 }
 
 impl<T> Default for Pages<T> {
     fn default() -> Self {
-        Pages { pages: Vec::new() }
+        Pages { pages: Vec::new(), server_limit: None }
     }
 }
 
 impl<T> Pages<T> {
     /// What the pages hold, in order.
     pub fn contents(&self) -> impl Iterator<Item = &T> {
-        self.pages.iter().map(|page| &page.read.content)
+        self.pages.iter().map(|page| &page.content)
     }
 
     /// Asks for every page and calls `changed` for each that is new.
@@ -97,33 +143,35 @@ impl<T> Pages<T> {
     /// # Errors
     /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that the
     /// next try is cheaper.
-    pub fn refresh(&mut self, reader: &mut impl Reader<T>, mut changed: impl FnMut()) -> Result<(), Failure> {
+    pub fn refresh(&mut self, list: &mut impl List<Page = T>, mut changed: impl FnMut()) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;
         let mut size = 0;
         loop {
-            if let Some(page) = self.fetch(index, after, reader)? {
+            if let Some(page) = self.fetch(index, after, list)? {
                 // The new page replaces all old ones that begin within it.
-                let within = |old: &Page<T>| page.read.end.is_none_or(|end| old.after < end);
+                let within = |old: &CachedPage<T>| page.end.is_none_or(|end| old.after < end);
                 let replaced = self.pages[index..].iter().take_while(|old| within(old)).count();
                 self.pages.splice(index..index + replaced, [page]);
                 changed();
             }
-            let read = &self.pages[index].read;
-            size += read.size;
-            match read.end {
+            let page = &self.pages[index];
+            size += page.size;
+            match page.end {
                 None => return Ok(()),
                 Some(end) if end > after && index + 1 < MAX_PAGES && size < MAX_SIZE => {
                     index += 1;
                     after = end;
                 }
-                Some(_) => return Err(reader.invalid("it goes on without end")),
+                Some(_) => return Err(list.invalid("it goes on without end")),
             }
         }
     }
 
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
-    fn fetch(&self, index: usize, after: u64, reader: &mut impl Reader<T>) -> Result<Option<Page<T>>, Failure> {
+    fn fetch<L: List<Page = T>>(
+        &mut self, index: usize, after: u64, list: &mut L,
+    ) -> Result<Option<CachedPage<T>>, Failure> {
         let old = self.pages.get(index).filter(|old| old.after == after);
         let before = index.checked_sub(1).map(|before| &self.pages[before]);
         let mut limit = match (old, before) {
@@ -131,26 +179,82 @@ impl<T> Pages<T> {
             (None, Some(before)) => before.next_limit,
             (None, None) => PAGE_SIZE,
         };
-        let current = old.filter(|old| reader.is_current(&old.read.content));
-        let mut etag = current.and_then(|old| old.etag.as_deref());
+        let current = old.filter(|old| list.is_current(&old.content));
+        let mut etag = current.and_then(|old| old.etag.clone());
         loop {
-            match reader.ask(after, limit, etag)? {
+            match list.source().get(L::request(after, limit), etag.as_deref())? {
                 Answer::Unchanged => return Ok(None),
                 Answer::Body { etag, body, room } => {
-                    let old = self.pages.get(index).map(|old| &old.read.content);
-                    let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
-                    let read = reader.read(&body, Place { after, limit, old, next })?;
+                    let (content, size, end) = self.read(index, after, limit, &body, list)?;
                     let (limit, next_limit) = limits(limit, room);
-                    return Ok(Some(Page { after, limit, next_limit, etag, read }));
+                    return Ok(Some(CachedPage { after, limit, next_limit, etag, content, size, end }));
                 }
                 Answer::TooLarge { .. } if limit > 1 => (limit, etag) = (limit / 2, None),
                 Answer::TooLarge { etag } => {
-                    let read = reader.too_large(after)?;
-                    return Ok(Some(Page { after, limit, next_limit: SMALL_PAGE, etag, read }));
+                    let (end, content) = list.too_large(after)?;
+                    let end = Some(end);
+                    return Ok(Some(CachedPage { after, limit, next_limit: SMALL_PAGE, etag, content, size: 0, end }));
                 }
             }
         }
     }
+
+    /// Reads an answer: what the page holds, its size, and the last id that it covers.
+    fn read<L: List<Page = T>>(
+        &mut self, index: usize, after: u64, limit: usize, body: &[u8], list: &mut L,
+    ) -> Result<(T, usize, Option<u64>), Failure> {
+        let raw = records(body).map_err(|error| list.invalid(&describe(&error)))?;
+        let count = raw.len();
+        let is_full = count >= limit || self.server_limit == Some(count);
+        let old = self.pages.get(index).map(|old| &old.content);
+        let mut records = list.read(raw, &Place { after, is_full, old })?;
+        let ids: Vec<u64> = records.iter().filter_map(|(id, _)| *id).collect();
+        if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
+            return Err(list.invalid("the ids do not rise"));
+        }
+        let end = match ids.last() {
+            Some(highest) if is_full => {
+                let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
+                Some(stable_end(&ids, *highest, next))
+            }
+            Some(highest) if has_more(list, *highest)? => {
+                self.server_limit = Some(count);
+                Some(*highest)
+            }
+            None if is_full && count > 0 => return Err(list.invalid("none of its records has an id")),
+            _ => None,
+        };
+        records.retain(|(id, _)| end.is_none() || *id <= end);
+        let (content, size) = list.page(records)?;
+        Ok((content, size, end))
+    }
+}
+
+/// Whether there is a record behind this id: a page that is shorter than it was asked for is the last one, unless the server, or
+/// a gateway before it, puts fewer records into an answer than it is asked for.
+///
+/// Nothing is asked behind a page that has not changed. So one hole remains: if a gateway gives exactly as many records as there were
+/// when the page was read, a record that comes later is found only once the page itself changes.
+fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Record {
+        id: Option<u64>,
+    }
+    let Answer::Body { body, .. } = list.source().get(L::next_id(highest), None)? else {
+        return Err(list.invalid(&format!("the id that follows {highest} is too large")));
+    };
+    let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;
+    let ids = records.iter().filter_map(|raw| serde_json::from_str::<Record>(raw.get()).ok()?.id);
+    // A server that does not know filters sends what it has sent before.
+    Ok(ids.max().is_some_and(|id| id > highest))
+}
+
+/// Where a full page ends: where it ended before, if it is still at least half full. Otherwise each record that goes would shift
+/// every page behind it.
+fn stable_end(ids: &[u64], last: u64, next: Option<u64>) -> u64 {
+    let Some(next) = next else { return last };
+    let kept = ids.iter().take_while(|id| **id <= next).count();
+    if kept < ids.len() && kept >= ids.len() / 2 { next } else { last }
 }
 
 /// How many records a page with this limit asks for the next time, and how many a new page behind it: as many as take half of the

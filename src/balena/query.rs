@@ -1,4 +1,4 @@
-//! Requests for devices as `OData` text.
+//! What is asked of the API, as `OData` text.
 //!
 //! The API's `OData` parser takes `, ( ) / : = ; _` only unencoded. Nothing here is form-encoded: spaces and the text
 //! within quotes are percent-encoded, nothing else.
@@ -9,7 +9,39 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::selection::{FleetRef, Selection, TagFilter};
 
-/// What discovery asks of each device. The requests for its pages differ only in where they begin and in their size.
+/// What is asked of the API. Lists come by ascending id, from above `after`, with up to `limit` records.
+#[derive(Clone, Copy, Debug)]
+pub enum Request<'a> {
+    /// What discovery needs of the selected devices.
+    Devices {
+        /// Above this id.
+        after: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Something else of the selected devices.
+    DevicesWith {
+        /// A `$select`, with or without an `$expand`.
+        what: &'a str,
+        /// Above this id.
+        after: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Releases that devices of the selected fleets run, with the labels of their services.
+    Releases {
+        /// Above this id.
+        after: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// The id of the next release after this one in that list.
+    NextRelease(u64),
+    /// The releases with these ids, in the form of [`Request::Releases`].
+    ReleasesById(&'a [u64]),
+}
+
+/// The text of each [`Request`] for the devices that the user selects.
 #[derive(Clone, Debug)]
 pub struct Query {
     fields: String,
@@ -40,31 +72,34 @@ impl Query {
         Query { fields, filter: filter(selection), releases: devices_of(&selection.fleets) }
     }
 
-    /// Path and query of a page for discovery.
-    pub fn page(&self, after: u64, limit: usize) -> String {
-        self.ask(&format!("$select={}&$expand={EXPAND}", self.fields), after, limit)
+    /// Path and query of a request.
+    pub fn path(&self, request: Request) -> String {
+        match request {
+            Request::Devices { after, limit } => {
+                self.devices(&format!("$select={}&$expand={EXPAND}", self.fields), after, limit)
+            }
+            Request::DevicesWith { what, after, limit } => self.devices(what, after, limit),
+            Request::Releases { after, limit } => self.running_releases(RELEASE, after, limit),
+            Request::NextRelease(after) => self.running_releases("$select=id", after, 1),
+            Request::ReleasesById(ids) => {
+                let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
+                format!("/v7/release?{RELEASE}&$filter=id%20in%20({})&$orderby=id%20asc", ids.join(","))
+            }
+        }
     }
 
-    /// Path and query of up to `limit` selected devices with ids above `after`, by ascending id. `$orderby=id` alone would
-    /// mean descending.
-    pub fn ask(&self, what: &str, after: u64, limit: usize) -> String {
+    /// `$orderby=id` alone would mean descending.
+    fn devices(&self, what: &str, after: u64, limit: usize) -> String {
         format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={limit}", self.filter)
     }
 
-    /// Path and query of up to `limit` releases that some device of the selected fleets runs, with ids above `after`.
-    pub fn releases(&self, after: u64, limit: usize) -> String {
+    fn running_releases(&self, what: &str, after: u64, limit: usize) -> String {
         let devices = &self.releases;
         format!(
-            "/v7/release?{RELEASE}&$filter=(id%20gt%20{after})%20and%20is_running_on__device/any(d:{devices})\
+            "/v7/release?{what}&$filter=(id%20gt%20{after})%20and%20is_running_on__device/any(d:{devices})\
              &$orderby=id%20asc&$top={limit}"
         )
     }
-}
-
-/// Path and query of the releases with these ids.
-pub fn releases_by_id(ids: &[u64]) -> String {
-    let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
-    format!("/v7/release?{RELEASE}&$filter=id%20in%20({})&$orderby=id%20asc", ids.join(","))
 }
 
 /// Devices of any of the fleets, within a lambda over `d`.

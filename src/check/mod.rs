@@ -6,6 +6,7 @@ mod report;
 
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::Uri;
 use tokio::task::JoinSet;
@@ -16,11 +17,12 @@ use crate::balena::{Api, Client};
 use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
 use crate::check::report::Row;
+use crate::discovery::changes;
 use crate::discovery::entry::Entry;
 use crate::discovery::inventory::Inventory;
+use crate::discovery::key_owner::KeyOwner;
 use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME, SERVICE};
 use crate::discovery::target::{Address, ReadGroup, Rules, read_groups};
-use crate::discovery::{self, changes};
 use crate::logging;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
@@ -60,9 +62,12 @@ pub fn run(settings: Settings) -> Result<bool, CannotStart> {
     }
     let (rules, fleets) = (settings.rules.clone(), settings.selection.fleets.clone());
     let (json, service_labels) = (settings.json, settings.service_labels);
-    let (client, prober) = start(settings)?;
+    let (mut client, prober) = connect(settings)?;
+    let start = Instant::now();
     let mut list = Inventory::new(service_labels, true);
-    if let Err(failure) = list.refresh(&mut discovery::Api::start(&client, &()), &rules) {
+    let refreshed = list.refresh(&mut client, &rules);
+    KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
+    if let Err(failure) = refreshed {
         log::error!("cannot check: {failure}");
         return Ok(false);
     }
@@ -80,7 +85,7 @@ pub fn run(settings: Settings) -> Result<bool, CannotStart> {
     Ok(!rows.iter().any(Row::fails))
 }
 
-fn start(settings: Settings) -> Result<(Client, Prober), CannotStart> {
+fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
     let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())?;
     let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
     if settings.rules.address == Address::Public

@@ -13,10 +13,7 @@ use super::entry::{Entry, Fleet, fingerprint};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::steering::Origin;
-use crate::balena::Client;
-use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
-use crate::key::CREATE_KEY;
 use crate::text::count;
 
 /// Lines of each kind that a refresh adds to the log; the rest is at debug.
@@ -270,19 +267,5 @@ fn write_lines(level: Level, lines: &[impl Display], number: usize) {
     }
     if number > MAX_LINES {
         log::info!("and {} more such lines at log level debug", number - MAX_LINES);
-    }
-}
-
-/// Warns about a key that shows one device or none. The API itself answers it without an error.
-pub fn warn_about_key(client: &Client) {
-    match client.whoami() {
-        Ok(Actor::Device) => {
-            log::warn!("the API key is a device's own and shows that one device only, or none: {CREATE_KEY}");
-        }
-        Ok(Actor::Application) => {
-            log::warn!("the API key is a provisioning key, which cannot read devices: {CREATE_KEY}");
-        }
-        Ok(Actor::User | Actor::Unknown) => {}
-        Err(failure) => log::debug!("cannot find out whose key this is: {failure}"),
     }
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Source;
 use super::entry::{Entry, Page};
 use super::mapper::Mapper;
 use super::services::Services;
 use super::target::Rules;
-use crate::balena::Failure;
 use crate::balena::pages::Pages;
 use crate::balena::selection::FleetRef;
+use crate::balena::{Failure, Source};
 
 /// All devices.
 #[derive(Default)]

@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::Source;
 use super::entry::{Entry, Page, fingerprint};
 use super::services::Services;
 use super::target::{self, Mapped, Rules};
 use crate::balena::device::{self, Device};
-use crate::balena::pages::{Place, Read, Reader};
-use crate::balena::{Answer, Failure, Reason};
+use crate::balena::pages::{List, Place, WithId};
+use crate::balena::{Answer, Failure, Request, Source};
 
 /// Reads pages and maps their devices.
 pub struct Mapper<'a> {
@@ -28,9 +27,21 @@ pub struct Mapper<'a> {
     pub keeps_info: bool,
 }
 
-impl Reader<Arc<Page>> for Mapper<'_> {
-    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.source.page(after, limit, etag)
+impl List for Mapper<'_> {
+    type Page = Arc<Page>;
+    type Record<'a> = Found<'a>;
+    const WHAT: &'static str = "devices";
+
+    fn source(&mut self) -> &mut dyn Source {
+        self.source
+    }
+
+    fn request(after: u64, limit: usize) -> Request<'static> {
+        Request::Devices { after, limit }
+    }
+
+    fn next_id(after: u64) -> Request<'static> {
+        Request::DevicesWith { what: "$select=id", after, limit: 1 }
     }
 
     /// A page has to be mapped again when a release that one of its devices runs declares something else.
@@ -38,58 +49,40 @@ impl Reader<Arc<Page>> for Mapper<'_> {
         !self.services_changed || page.entries.iter().all(|entry| self.has_current_labels(entry))
     }
 
-    fn read(&mut self, body: &[u8], place: Place<'_, Arc<Page>>) -> Result<Read<Arc<Page>>, Failure> {
-        let records = device::records(body).map_err(|error| self.invalid(&device::describe(&error)))?;
+    fn read<'a>(
+        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Arc<Page>>,
+    ) -> Result<Vec<WithId<Found<'a>>>, Failure> {
         let mut known = Known::of(place.old.map(|page| &**page));
-        let mut found: Vec<_> =
-            records.into_iter().map(|raw| known.find(raw, |entry| self.has_current_labels(entry))).collect();
-        let ids: Vec<u64> = found.iter().filter_map(Found::id).collect();
-        if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
-            return Err(self.invalid("the ids do not rise"));
-        }
-        let mut end = None;
-        if found.len() >= place.limit {
-            let last = *ids.last().ok_or_else(|| self.invalid("no device has an id"))?;
-            end = Some(stable_end(&ids, last, &place));
-            found.retain(|found| found.id() <= end);
-        }
-        if let Some(services) = &mut self.services {
-            let releases: Vec<u64> = found.iter().filter_map(Found::release).collect();
-            services.fetch(self.source, &releases)?;
-        }
-        Ok(self.page(found, end))
+        let found = records.into_iter().map(|raw| known.find(raw, |entry| self.has_current_labels(entry)));
+        Ok(found.map(|found| (found.id(), found)).collect())
     }
 
-    fn too_large(&mut self, after: u64) -> Result<Read<Arc<Page>>, Failure> {
+    fn page(&mut self, found: Vec<WithId<Found<'_>>>) -> Result<(Arc<Page>, usize), Failure> {
+        if let Some(services) = &mut self.services {
+            let releases: Vec<u64> = found.iter().filter_map(|(_, found)| found.release()).collect();
+            services.fetch(self.source, &releases)?;
+        }
+        Ok(self.map(found))
+    }
+
+    fn too_large(&mut self, after: u64) -> Result<(u64, Arc<Page>), Failure> {
         let why = format!("the device after id {after} is too large, and has no name");
-        let Answer::Body { body, .. } = self.source.identity(after)? else { return Err(self.invalid(&why)) };
+        let request = Request::DevicesWith { what: "$select=id,uuid,device_name", after, limit: 1 };
+        let Answer::Body { body, .. } = self.source.get(request, None)? else { return Err(self.invalid(&why)) };
         let device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop());
         let mut device = device.ok_or_else(|| self.invalid(&why))?;
         device.broken = Some("it is too large; remove long tags".into());
-        let end = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
-        Ok(self.page(vec![Found::New(0, Box::new(device))], Some(end)))
+        let id = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
+        let (page, _) = self.map(vec![(Some(id), Found::New(0, Box::new(device)))]);
+        Ok((id, page))
     }
-
-    fn invalid(&self, why: &str) -> Failure {
-        let hint = "is --api-url (API_URL) right?";
-        let message = format!("the answer of {} is no page of devices: {why}; {hint}", self.source.name());
-        Failure::new(Reason::BadAnswer, message)
-    }
-}
-
-/// Where a full page ends: where it ended before, if it is still at least half full. Otherwise each device that goes would shift
-/// every page behind it.
-fn stable_end(ids: &[u64], last: u64, place: &Place<'_, Arc<Page>>) -> u64 {
-    let Some(next) = place.next else { return last };
-    let kept = ids.iter().take_while(|id| **id <= next).count();
-    if kept < ids.len() && kept >= place.limit / 2 { next } else { last }
 }
 
 /// The devices of a page as it was, by ascending id.
 struct Known<'a>(Peekable<slice::Iter<'a, Arc<Entry>>>);
 
 /// A device of a page.
-enum Found<'a> {
+pub enum Found<'a> {
     /// Its record has not changed.
     Same(Arc<Entry>),
     /// Its record's fingerprint, and what the record says.
@@ -139,12 +132,11 @@ impl Mapper<'_> {
         entry.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
     }
 
-    fn page(&self, found: Vec<Found>, end: Option<u64>) -> Read<Arc<Page>> {
+    fn map(&self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {
         let mut page = Page::default();
         let mut text = Vec::new();
         let mut last = None;
-        for found in found {
-            let id = found.id();
+        for (id, found) in found {
             let entry = match found {
                 Found::Same(entry) => entry,
                 Found::New(record, mut device) => {
@@ -163,7 +155,7 @@ impl Mapper<'_> {
             last = id.or(last);
         }
         let size = page.entries.iter().map(|entry| entry.text.len() + entry.info.len()).sum();
-        Read { content: page.into(), end, size }
+        (page.into(), size)
     }
 
     /// Maps a device. `text` is a buffer for the target groups, reused from device to device.

@@ -4,6 +4,7 @@ pub mod changes;
 pub mod entry;
 pub mod exporter;
 pub mod inventory;
+pub mod key_owner;
 pub mod labels;
 pub mod lan;
 pub mod left_out;
@@ -18,39 +19,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
-use crate::balena::{Answer, Client, Failure};
+use crate::balena::{Answer, Client, Failure, Request, Source};
 use changes::Changes;
 use entry::Entry;
 use inventory::Inventory;
+use key_owner::KeyOwner;
 use target::Rules;
-
-/// Where pages of devices come from.
-pub trait Source {
-    /// Its name in messages.
-    fn name(&self) -> &str;
-    /// Up to `limit` devices with ids above `after`, by ascending id, unless that page still has this `ETag`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
-    /// The id, uuid and name of the next device after `after`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure>;
-    /// Up to `limit` releases that devices run, with ids above `after`, by ascending id, with the labels of their services,
-    /// unless that page still has this `ETag`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure>;
-    /// The releases with these ids, in the same form.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure>;
-}
 
 /// Where the list goes.
 pub trait Sink {
@@ -103,49 +79,26 @@ pub trait Clock {
 }
 
 /// The API as a source. Each request announces how long it may take.
-pub struct Api<'a> {
-    client: &'a Client,
-    observer: &'a dyn Observer,
-    /// The client for the first page, which has less time.
-    first: Option<Client>,
+pub struct ObservedApi<'a> {
+    /// The API.
+    pub client: Client,
+    /// What watches it.
+    pub observer: &'a dyn Observer,
 }
 
-impl<'a> Api<'a> {
-    /// Asks whose key it is, and warns about a key that shows one device or none. The first page has the rest of the time-out: while
-    /// the API's database hangs, the first refresh takes no longer than any other.
-    pub fn start(client: &'a Client, observer: &'a dyn Observer) -> Self {
-        let start = Instant::now();
-        observer.waits(start + client.timeout());
-        changes::warn_about_key(client);
-        let left = client.timeout().saturating_sub(start.elapsed());
-        Api { client, observer, first: Some(client.within(left)) }
-    }
-}
-
-impl Source for Api<'_> {
+impl Source for ObservedApi<'_> {
     fn name(&self) -> &str {
         self.client.url()
     }
 
-    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
         self.observer.waits(Instant::now() + self.client.timeout());
-        let first = self.first.take();
-        first.as_ref().unwrap_or(self.client).page(after, limit, etag)
+        self.client.get(request, etag)
     }
 
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
+    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
         self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.ask("$select=id,uuid,device_name", after, 1, None)
-    }
-
-    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.releases(after, limit, etag)
-    }
-
-    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure> {
-        self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.releases_by_id(ids)
+        self.client.owner(spent)
     }
 }
 
@@ -156,6 +109,7 @@ pub struct Discovery<'a> {
     observer: &'a dyn Observer,
     rules: Rules,
     inventory: Inventory,
+    key_owner: KeyOwner,
     changes: Changes,
 }
 
@@ -165,7 +119,8 @@ impl<'a> Discovery<'a> {
         source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: &'a dyn Observer, rules: Rules,
         inventory: Inventory, fleets: Vec<FleetRef>,
     ) -> Self {
-        Discovery { source, sink, observer, rules, inventory, changes: Changes::new(fleets) }
+        let (key_owner, changes) = (KeyOwner::default(), Changes::new(fleets));
+        Discovery { source, sink, observer, rules, inventory, key_owner, changes }
     }
 
     /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns whether
@@ -212,7 +167,11 @@ impl<'a> Discovery<'a> {
     }
 
     fn fetch_and_publish(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
-        self.inventory.refresh(self.source, &self.rules)?;
+        let start = clock.now();
+        let refreshed = self.inventory.refresh(self.source, &self.rules);
+        let devices = self.inventory.entries().count();
+        self.key_owner.check(self.source, &refreshed, devices, clock.now() - start);
+        refreshed?;
         self.changes.begin(|| self.sink.published().unwrap_or_default());
         let published = self.sink.publish(&self.inventory)?;
         self.changes.announce(&self.inventory, published, &self.sink.name(), clock.now());

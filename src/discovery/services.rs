@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::Source;
+use serde_json::value::RawValue;
+
 use super::exporter::{self, Exporter};
 use crate::balena::device::{describe, records};
-use crate::balena::pages::{Pages, Place, Read, Reader};
+use crate::balena::pages::{List, Pages, Place, WithId};
 use crate::balena::release::{self, Release, Service};
-use crate::balena::{Answer, Failure, Reason};
+use crate::balena::{Answer, Failure, Reason, Request, Source};
 use crate::values::{boolean, items, one_of, scrape_interval, scrape_timeout};
 
 /// What every label begins with, before a dot or a slash.
@@ -31,6 +32,14 @@ pub struct Declared {
     pub exporters: Vec<ServiceExporter>,
     /// Problems, each with fleet, release and service.
     warnings: Vec<String>,
+}
+
+impl Declared {
+    /// Bytes that it keeps, about.
+    fn size(&self) -> usize {
+        let warnings: usize = self.warnings.iter().map(String::len).sum();
+        warnings + self.exporters.len() * size_of::<ServiceExporter>()
+    }
 }
 
 /// An exporter that a service declares.
@@ -86,8 +95,8 @@ impl Services {
     /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or 500.
     pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
         let mut changed = false;
-        let mut reader = ReleaseReader { source, known: &self.by_release };
-        match self.pages.refresh(&mut reader, || changed = true) {
+        let mut list = ReleaseList { source, known: &self.by_release };
+        match self.pages.refresh(&mut list, || changed = true) {
             Ok(()) => self.missing = false,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
@@ -111,66 +120,73 @@ impl Services {
             return Ok(());
         }
         for ids in unknown.chunks(MAX_IDS) {
-            let answer = source.releases_by_id(ids).map_err(explained)?;
-            let Answer::Body { body, .. } = answer else { return Err(invalid(source.name(), "it is too large")) };
-            for declared in read_page(&body, source.name(), &self.by_release)? {
+            let mut list = ReleaseList { source, known: &self.by_release };
+            for declared in list.named(ids).map_err(explained)? {
                 self.by_release.insert(declared.release, declared);
             }
         }
         match unknown.iter().find(|id| !self.by_release.contains_key(id)) {
             Some(id) => {
-                Err(invalid(source.name(), &format!("a device runs release {id}, and the API does not list it")))
+                let why = format!("a device runs release {id}, and the API does not list it");
+                Err(explained(ReleaseList { source, known: &self.by_release }.invalid(&why)))
             }
             None => Ok(()),
         }
     }
 }
 
-struct ReleaseReader<'a> {
+struct ReleaseList<'a> {
     source: &'a mut dyn Source,
     known: &'a HashMap<u64, Arc<Declared>>,
 }
 
-impl Reader<Vec<Arc<Declared>>> for ReleaseReader<'_> {
-    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.source.releases(after, limit, etag)
+impl ReleaseList<'_> {
+    /// The releases with these ids.
+    fn named(&mut self, ids: &[u64]) -> Result<Vec<Arc<Declared>>, Failure> {
+        let answer = self.source.get(Request::ReleasesById(ids), None)?;
+        let Answer::Body { body, .. } = answer else { return Err(self.invalid("it is too large")) };
+        let records = records(&body).map_err(|error| self.invalid(&describe(&error)))?;
+        records.into_iter().map(|raw| self.release(raw)).collect()
     }
 
-    fn read(&mut self, body: &[u8], place: Place<'_, Vec<Arc<Declared>>>) -> Result<Read<Vec<Arc<Declared>>>, Failure> {
-        let content = read_page(body, self.source.name(), self.known)?;
-        let ids: Vec<u64> = content.iter().map(|declared| declared.release).collect();
-        if ids.first().is_some_and(|first| *first <= place.after) || !ids.is_sorted() {
-            return Err(self.invalid("the ids do not rise"));
-        }
-        let end = ids.last().copied().filter(|_| ids.len() >= place.limit);
-        let size = body.len();
-        Ok(Read { content, end, size })
-    }
-
-    fn too_large(&mut self, after: u64) -> Result<Read<Vec<Arc<Declared>>>, Failure> {
-        Err(self.invalid(&format!("the release after id {after} is too large")))
-    }
-
-    fn invalid(&self, why: &str) -> Failure {
-        invalid(self.source.name(), why)
+    /// Reads a release. An unchanged one keeps its [`Declared`].
+    fn release(&mut self, raw: &RawValue) -> Result<Arc<Declared>, Failure> {
+        let release = release::parse(raw).map_err(|error| self.invalid(&describe(&error)))?;
+        let declared = declared(&release);
+        let known = self.known.get(&declared.release).filter(|known| ***known == declared);
+        Ok(known.cloned().unwrap_or_else(|| declared.into()))
     }
 }
 
-fn read_page(body: &[u8], api: &str, known: &HashMap<u64, Arc<Declared>>) -> Result<Vec<Arc<Declared>>, Failure> {
-    let bad = |error| invalid(api, &describe(&error));
-    let releases = records(body).map_err(bad)?.into_iter().map(release::parse);
-    releases
-        .map(|release| {
-            let declared = declared(&release.map_err(bad)?);
-            let same = known.get(&declared.release).filter(|known| ***known == declared);
-            Ok(same.cloned().unwrap_or_else(|| declared.into()))
-        })
-        .collect()
-}
+impl List for ReleaseList<'_> {
+    type Page = Vec<Arc<Declared>>;
+    type Record<'a> = Arc<Declared>;
+    const WHAT: &'static str = "releases";
 
-fn invalid(api: &str, why: &str) -> Failure {
-    let message = format!("the answer of {api} is no page of releases: {why}");
-    explained(Failure::new(Reason::BadAnswer, message))
+    fn source(&mut self) -> &mut dyn Source {
+        self.source
+    }
+
+    fn request(after: u64, limit: usize) -> Request<'static> {
+        Request::Releases { after, limit }
+    }
+
+    fn next_id(after: u64) -> Request<'static> {
+        Request::NextRelease(after)
+    }
+
+    fn read(
+        &mut self, records: Vec<&RawValue>, _: &Place<'_, Self::Page>,
+    ) -> Result<Vec<WithId<Arc<Declared>>>, Failure> {
+        let read = |raw| self.release(raw).map(|declared| (Some(declared.release), declared));
+        records.into_iter().map(read).collect()
+    }
+
+    fn page(&mut self, declared: Vec<WithId<Arc<Declared>>>) -> Result<(Self::Page, usize), Failure> {
+        let declared: Vec<_> = declared.into_iter().map(|(_, declared)| declared).collect();
+        let size = declared.iter().map(|declared| declared.size()).sum();
+        Ok((declared, size))
+    }
 }
 
 /// Says what the request was for, and how to go on without it where that may help.

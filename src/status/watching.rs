@@ -2,17 +2,19 @@
 //!
 //! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect discovery.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
+use serde_json::value::RawValue;
 
 use super::device_metrics::{Devices, Kept, Record, Report, State};
 use crate::backoff::Backoff;
 use crate::balena::device;
-use crate::balena::pages::{Pages, Place, Read, Reader};
-use crate::balena::{Answer, Client, Failure, Reason};
+use crate::balena::pages::{List, Pages, Place, WithId};
+use crate::balena::{Client, Failure, Request, Source};
 use crate::net::threads::{self, NoThread};
 
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
@@ -92,7 +94,7 @@ struct Failed {
 
 /// One kind of what is known, and its pages so far.
 struct Kind<V> {
-    reader: PageReader,
+    client: Client,
     pages: Pages<Arc<Devices<V>>>,
     backoff: Backoff,
     /// What it is, for the log.
@@ -103,13 +105,13 @@ struct Kind<V> {
 
 impl<V: Kept> Kind<V> {
     fn new(client: &Client, interval: Duration, about: &'static str, hint: &'static str) -> Self {
-        let reader = PageReader { client: client.clone() };
-        Kind { reader, pages: Pages::default(), backoff: Backoff::new(interval), about, hint }
+        Kind { client: client.clone(), pages: Pages::default(), backoff: Backoff::new(interval), about, hint }
     }
 
     /// Asks for it. The log has the first of several failures, and the success after them.
     fn refresh(&mut self) -> Result<Vec<Arc<Devices<V>>>, Failed> {
-        if let Err(failure) = self.pages.refresh(&mut self.reader, || ()) {
+        let mut list = DeviceList { client: &mut self.client, kept: PhantomData::<V> };
+        if let Err(failure) = self.pages.refresh(&mut list, || ()) {
             let is_of_this_request = failure.is_of_this_request();
             let level = if self.backoff.failures() == 0 { Level::Warn } else { Level::Debug };
             let hint = if is_of_this_request { self.hint } else { "" };
@@ -124,48 +126,53 @@ impl<V: Kept> Kind<V> {
     }
 }
 
-struct PageReader {
-    client: Client,
+struct DeviceList<'a, V> {
+    client: &'a mut Client,
+    kept: PhantomData<V>,
 }
 
-impl<V: Kept> Reader<Arc<Devices<V>>> for PageReader {
-    fn ask(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        self.client.ask(V::QUERY, after, limit, etag)
+impl<V: Kept> List for DeviceList<'_, V> {
+    type Page = Arc<Devices<V>>;
+    type Record<'a> = Record<'a>;
+    const WHAT: &'static str = "devices";
+
+    fn source(&mut self) -> &mut dyn Source {
+        self.client
+    }
+
+    fn request(after: u64, limit: usize) -> Request<'static> {
+        Request::DevicesWith { what: V::QUERY, after, limit }
+    }
+
+    fn next_id(after: u64) -> Request<'static> {
+        Request::DevicesWith { what: "$select=id", after, limit: 1 }
     }
 
     /// A device that cannot be read is skipped: discovery reports it. If none of a full page or of the first one can be read, that is a
     /// failure: no value would look like a state that is known.
-    fn read(&mut self, body: &[u8], place: Place<'_, Arc<Devices<V>>>) -> Result<Read<Arc<Devices<V>>>, Failure> {
-        let records = device::records(body).map_err(|error| self.failure(&device::describe(&error)))?;
-        let is_full = records.len() >= place.limit;
-        let mut page = Devices::default();
+    fn read<'a>(
+        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Self::Page>,
+    ) -> Result<Vec<WithId<Record<'a>>>, Failure> {
+        let mut read = Vec::with_capacity(records.len());
         let mut unreadable = None;
         for raw in records {
             match serde_json::from_str::<Record>(raw.get()) {
-                Ok(record) => page.add(&record),
+                Ok(record) => read.push((Some(record.id), record)),
                 Err(error) => unreadable = Some(error),
             }
         }
-        if let Some(error) = unreadable.filter(|_| page.devices.is_empty() && (is_full || place.after == 0)) {
-            return Err(self.failure(&format!("none of the devices can be read: {}", device::describe(&error))));
+        if let Some(error) = unreadable.filter(|_| read.is_empty() && (place.is_full || place.after == 0)) {
+            return Err(self.invalid(&format!("none of the devices can be read: {}", device::describe(&error))));
         }
-        let end = page.devices.last().map(|(id, _)| *id).filter(|_| is_full);
+        Ok(read)
+    }
+
+    fn page(&mut self, records: Vec<WithId<Record<'_>>>) -> Result<(Self::Page, usize), Failure> {
+        let mut page = Devices::default();
+        for (_, record) in &records {
+            page.add(record);
+        }
         let size = page.devices.len() * size_of::<(u64, V)>();
-        Ok(Read { content: page.into(), end, size })
-    }
-
-    fn too_large(&mut self, after: u64) -> Result<Read<Arc<Devices<V>>>, Failure> {
-        Err(self.failure(&format!("the device after id {after} is too large")))
-    }
-
-    fn invalid(&self, why: &str) -> Failure {
-        self.failure(why)
-    }
-}
-
-impl PageReader {
-    fn failure(&self, why: &str) -> Failure {
-        let message = format!("the answer of {} is no page of devices: {why}", self.client.url());
-        Failure::new(Reason::BadAnswer, message)
+        Ok((page.into(), size))
     }
 }

@@ -96,4 +96,17 @@ proptest! {
             }
         }
     }
+
+    /// Whatever a gateway gives at once, a first list is whole.
+    #[test]
+    fn a_first_list_is_whole_from_behind_a_gateway(count in 0..150_u64, limit in 1..60_usize, most in 1..200_usize) {
+        let devices: Devices = (1..=count).map(|id| (id, (0, id % RELEASES))).collect();
+        let ports = (1..RELEASES).map(|id| (id, 80)).collect();
+        let (rows, releases) = (rows(&devices), releases(&ports));
+        let mut capped = Inventory::new(true, false);
+        let mut source = Rows::new(&rows, most).with_releases(&releases, None).capped(limit);
+        capped.refresh(&mut source, &rules()).expect("nothing fails");
+        let ids: Vec<u64> = capped.entries().map(|entry| entry.id).collect();
+        prop_assert_eq!(ids, (1..=count).collect::<Vec<_>>());
+    }
 }

@@ -2,16 +2,23 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
 use crate::support::fleet::{gateway, gateways};
 use crate::support::sidecar::PATIENCE;
+use crate::support::status::Status;
 use serde_json::{Value, json};
 
+/// The requests for pages of devices.
 fn pages(cloud: &Cloud) -> Vec<Seen> {
-    cloud.requests().into_iter().filter(|seen| seen.target.starts_with("/v7/device?")).collect()
+    cloud.requests().into_iter().filter(|seen| seen.target.starts_with("/v7/device?") && !asks_for_more(seen)).collect()
+}
+
+/// Whether it asks for no more than the id of the next record.
+fn asks_for_more(seen: &Seen) -> bool {
+    seen.target.contains("?$select=id&$filter=") && seen.target.ends_with("&$top=1")
 }
 
 /// Above which id, and how many.
@@ -268,21 +275,111 @@ fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
     );
 }
 
+/// Requests that hang are counted: each of them takes its time-out.
 #[test]
 fn a_database_that_hangs_costs_a_first_refresh_its_timeout_once() {
-    let cloud = Cloud::start(gateways(3));
-    cloud.intercept(|_, _| Some(Reply::steps([Step::Hang])));
-    for command in [&["--oneshot"][..], &["check"]] {
-        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "4s").args(command.iter().copied());
-        let start = Instant::now();
+    for (command, labels) in [("--oneshot", "false"), ("--oneshot", "true"), ("check", "true")] {
+        let cloud = Cloud::start(gateways(3));
+        cloud.intercept(|_, _| Some(Reply::steps([Step::Hang])));
+        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "1s").env("SERVICE_LABELS", labels).args([command]);
         let (status, log) = sidecar.start().wait();
-        let took = start.elapsed();
         assert_eq!(status.code(), Some(1), "{log:#?}");
-        assert!(log.iter().any(|line| line.contains("no whole answer from") && line.contains("within 4s")), "{log:#?}");
-        assert!((3.9..7.9).contains(&took.as_secs_f64()), "{command:?}: {took:?}");
+        assert!(log.iter().any(|line| line.contains("no whole answer from") && line.contains("within 1s")), "{log:#?}");
+        assert_eq!(cloud.requests().len(), 1, "{command}");
     }
-    // whose key it is, and the first page, of each of the two
-    assert_eq!(cloud.requests().len(), 4);
+}
+
+#[test]
+fn whose_key_it_is_takes_what_the_list_has_left_of_the_timeout() {
+    const TIMEOUT: u64 = 4000;
+    const LIST: u64 = 1500;
+    let cloud = Cloud::start(gateways(1));
+    cloud.intercept(|seen, due| match seen.target.as_str() {
+        "/actor/v1/whoami" => Some(Reply::steps([Step::Hang])),
+        _ if asks_for_more(seen) => None,
+        _ => Some(Reply::steps([Step::Pause(Duration::from_millis(LIST)), Step::Send(due.to_vec())])),
+    });
+    let log = sidecar(&cloud).env("API_TIMEOUT", "4s").env("LOG_LEVEL", "debug").oneshot();
+    let (_, limit) =
+        log.split_once("whose key this is: no whole answer from ").expect("a line").1.split_once("within ").unwrap();
+    let limit = limit.split(['\n', ';']).next().unwrap().replace(' ', "");
+    let limit = humantime::parse_duration(&limit).expect("a duration").as_millis();
+    assert!(limit <= u128::from(TIMEOUT - LIST), "{limit} ms: {log}");
+    assert!(log.contains("updated balena.json: 1 target"), "{log}");
+}
+
+/// A gateway gives 400 records at once, however many are asked for.
+#[test]
+fn a_page_that_is_shorter_than_asked_for_is_not_the_last_if_there_is_more() {
+    let cloud = Cloud::start(gateways(1300));
+    cloud.limit_answers(400);
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 1300 targets of 1300 devices");
+    let shown =
+        |seen: &Seen| format!("{} {}{}", range(seen).0, seen.status, if asks_for_more(seen) { " more?" } else { "" });
+    let devices = |cloud: &Cloud| -> Vec<String> {
+        cloud.requests().iter().filter(|seen| seen.target.starts_with("/v7/device?")).map(shown).collect()
+    };
+    let first = ["0 200", "400 200 more?", "400 200", "800 200", "1200 200", "1300 200 more?"];
+    assert_eq!(devices(&cloud)[..6], first);
+    // At rest it costs what it costs without a gateway: an answer without a body for each page.
+    cloud.clear_requests();
+    cloud.wait_for_requests(9, PATIENCE);
+    let quiet = ["0 304", "400 304", "800 304", "1200 304"];
+    let seen = devices(&cloud);
+    let start = seen.iter().position(|seen| seen.starts_with("0 ")).unwrap();
+    assert_eq!(seen[start..start + 4], quiet);
+    // A device that goes moves no other page, and one that comes at the end is found.
+    cloud.change(|devices| devices.retain(|device| device["id"] != 10));
+    running.wait_for("(+0 -1 ~0)");
+    cloud.change(|devices| devices.push(gateway(1301)));
+    running.wait_for("(+1 -0 ~0)");
+    let ids: Vec<String> = (1..=1301).filter(|id| *id != 10).map(|id| format!("{id:032x}.balena:80")).collect();
+    let list: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
+    assert_eq!(list.iter().map(|group| group["targets"][0].as_str().unwrap()).collect::<Vec<_>>(), ids);
+    cloud.clear_requests();
+    cloud.wait_for_requests(9, PATIENCE);
+    let seen = devices(&cloud);
+    let start = seen.iter().position(|seen| seen.starts_with("0 ")).unwrap();
+    assert_eq!(seen[start..start + 4], quiet);
+}
+
+#[test]
+fn the_last_page_costs_one_small_request_only_when_it_has_changed() {
+    let cloud = Cloud::start(gateways(3));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    cloud.wait_for_requests(5, PATIENCE);
+    let small = || cloud.requests().iter().filter(|seen| asks_for_more(seen)).count();
+    assert_eq!(small(), 1);
+    cloud.change(|devices| devices[0]["device_name"] = "renamed".into());
+    running.wait_for("(+0 -0 ~1)");
+    assert_eq!(small(), 2);
+}
+
+/// Labels of services' labels and of the state come in the same way, by the same rule.
+#[test]
+fn releases_and_states_come_whole_from_behind_a_gateway() {
+    let cloud = Cloud::start(gateways(70));
+    cloud.limit_answers(20);
+    cloud.change(|devices| {
+        for (id, device) in (1_u64..).zip(devices) {
+            device["is_running__release"] =
+                json!([{ "id": id, "commit": format!("{id:06x}"), "raw_version": "1.0.0" }]);
+        }
+    });
+    for id in 1..=70 {
+        cloud.set_services(id, &[("app", &[("prometheus.io.port", "8080")], &[])]);
+    }
+    let sidecar = sidecar(&cloud).env("SERVICE_LABELS", "true").env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let status = Status::of(sidecar.start());
+    status.running.wait_for("updated balena.json: 70 targets of 70 devices");
+    assert!(cloud.requests().iter().all(|seen| !seen.target.contains("id%20in%20(")), "releases were missing");
+    status.wait_until("all states", |metrics| {
+        metrics.keys().filter(|name| name.starts_with("balena_device_online{")).count() == 70
+    });
 }
 
 #[test]
@@ -434,32 +531,51 @@ fn an_answer_that_drips_or_hangs_ends_at_the_timeout() {
 
 #[test]
 fn refreshes_are_counted_from_start_to_start() {
-    let cloud = Cloud::start(gateways(1));
+    let cloud = Cloud::start(gateways(2));
     cloud.intercept(|seen, due| {
-        let pause = if seen.target.starts_with("/actor") { 0 } else { 3 };
+        let pause = if asks_for_more(seen) { 0 } else { 3 };
         Some(Reply::steps(vec![Step::Pause(Duration::from_secs(pause)), Step::Send(due.to_vec())]))
     });
     let sidecar = sidecar(&cloud).env("REFRESH_RATE", "4s");
     let _running = sidecar.start();
-    let seen = cloud.wait_for_requests(5, PATIENCE);
+    cloud.wait_for_requests(5, PATIENCE);
+    let seen = pages(&cloud);
     // Three intervals of 4 s. Counted from the end of an answer that takes 3 s, they would be 21 s.
-    let apart = seen[4].at - seen[1].at;
+    let apart = seen[3].at - seen[0].at;
     assert!((11.9..19.0).contains(&apart.as_secs_f64()), "{apart:?}");
 }
 
 #[test]
-fn a_devices_own_key_is_warned_of_and_a_failing_whoami_is_not() {
+fn whose_key_it_is_gets_asked_once_after_one_device_or_none_or_a_401() {
+    let asked = |cloud: &Cloud| cloud.requests().iter().filter(|seen| seen.target == "/actor/v1/whoami").count();
     let cloud = Cloud::start(recorded_devices());
-    cloud.add_device_key("0123456789abcdef0123456789abcdef", 1);
-    let output = sidecar(&cloud).env("API_KEY", "0123456789abcdef0123456789abcdef").command().arg("--oneshot").output();
-    let log = String::from_utf8(output.unwrap().stderr).unwrap();
-    assert!(log.contains("WARN  the API key is a device's own") && log.contains("create a named API key"), "{log}");
+    sidecar(&cloud).oneshot();
+    assert_eq!(asked(&cloud), 0, "a list of 30 devices");
 
+    cloud.add_device_key("0123456789abcdef0123456789abcdef", 1);
+    // A device's own key is refused what an organization says, and shows its one device without that.
+    for refuses in [true, false] {
+        cloud.clear_requests();
+        if !refuses {
+            let body = json!({ "d": [recorded_devices()[0]] }).to_string();
+            cloud.intercept(move |seen, _| {
+                seen.target.contains("$expand").then(|| Reply::status(200, &[], body.as_bytes()))
+            });
+        }
+        let output =
+            sidecar(&cloud).env("API_KEY", "0123456789abcdef0123456789abcdef").command().arg("--oneshot").output();
+        let log = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(log.contains("WARN  the API key is a device's own") && log.contains("create a named API key"), "{log}");
+        assert_eq!(asked(&cloud), 1);
+    }
+
+    let cloud = Cloud::start(gateways(1));
     cloud.intercept(|seen, _| seen.target.starts_with("/actor").then(|| Reply::status(500, &[], b"")));
-    let log = sidecar(&cloud).oneshot();
-    assert!(log.contains("updated balena.json: 30 targets") && !log.contains("WARN"), "{log}");
-    let asked = cloud.requests().iter().filter(|seen| seen.target == "/actor/v1/whoami").count();
-    assert_eq!(asked, 2, "once a run");
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    cloud.wait_for_requests(6, PATIENCE);
+    assert_eq!(asked(&cloud), 1, "once a run");
+    assert!(running.log().iter().all(|line| !line.contains("WARN")), "{:#?}", running.log());
 }
 
 #[test]

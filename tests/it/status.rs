@@ -64,8 +64,8 @@ fn every_device_is_there_without_an_exporter_and_goes_with_the_fleet() {
     let (fridge, offline, lamp, low) = (uuid("fridge-01"), uuid("fridge-03"), uuid("lamp-0001"), uuid("lamp-0002"));
     let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
     let status = Status::start(&sidecar);
-    let metrics =
-        status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_online")));
+    let metrics = status
+        .wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_cpu_usage_ratio")));
     let value = |name: &str, uuid: &str| metrics.get(&format!("balena_device_{name}{{uuid=\"{uuid}\"}}")).copied();
     assert_eq!((value("online", &fridge), value("online", &offline)), (Some(1.0), Some(0.0)));
     assert_eq!((value("update_pending", &fridge), value("update_pending", &lamp)), (Some(0.0), Some(1.0)));
@@ -217,7 +217,7 @@ fn the_readme_has_every_metric() {
     status.running.wait_for("refresh failed");
     cloud.heal();
     status.running.signal("HUP");
-    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_online")));
+    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_cpu_usage_ratio")));
     let text = status.text("/metrics");
     let help = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
     let ours = help.filter(|(name, _)| name.starts_with("bale"));

@@ -204,6 +204,8 @@ struct Shared {
     /// The images of each release, with the labels of their services.
     services: Mutex<HashMap<u64, Vec<Value>>>,
     keys: Mutex<Keys>,
+    /// The most records of an answer.
+    limit: Mutex<usize>,
     requests: Mutex<Vec<Seen>>,
     came: Condvar,
     interceptor: Mutex<Option<Interceptor>>,
@@ -258,6 +260,7 @@ impl Cloud {
             devices: Mutex::new(devices),
             services: Mutex::default(),
             keys: Mutex::new(Keys { named: KEY.to_owned(), devices: HashMap::new() }),
+            limit: Mutex::new(usize::MAX),
             requests: Mutex::default(),
             came: Condvar::new(),
             interceptor: Mutex::default(),
@@ -294,6 +297,11 @@ impl Cloud {
     /// Edits the fleet.
     pub fn change<R>(&self, edit: impl FnOnce(&mut Vec<Value>) -> R) -> R {
         edit(&mut lock(&self.shared.devices))
+    }
+
+    /// From now on an answer has at most so many records, as behind a gateway.
+    pub fn limit_answers(&self, records: usize) {
+        *lock(&self.shared.limit) = records;
     }
 
     /// Sets the images of a release, as the API has them.
@@ -580,10 +588,12 @@ impl Shared {
         if seen.method != "GET" {
             return Answer::empty(500);
         }
-        let Ok(request) = odata::parse(request) else {
+        let Ok(mut request) = odata::parse(request) else {
             let complaint = format!("Malformed url: '{}'", seen.target);
             return Answer::json(400, Value::from(complaint).to_string());
         };
+        let limit = *lock(&self.limit);
+        request.query.top = Some(request.query.top.map_or(limit, |top| top.min(limit)));
         let reader = self.reader(seen);
         let resource = match request.resource.as_str() {
             "device" if reader != Reader::Guest => &DEVICE,

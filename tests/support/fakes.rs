@@ -6,13 +6,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use baletheus::balena::client::Actor;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
-use baletheus::balena::{Answer, Api, Client, Failure, Reason};
+use baletheus::balena::{Answer, Api, Client, Failure, Reason, Request, Source};
 use baletheus::discovery::entry::Entry;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::Rules;
-use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, Source, exporter, target_file};
+use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, exporter, target_file};
 use baletheus::key::{ApiKey, KeySource};
 use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ pub fn api(url: &str) -> Client {
 
 /// How long the failure of a page asks the client to wait, if it does.
 pub fn retry_after(client: &Client) -> Option<Duration> {
-    client.page(0, 1, None).expect_err("a failure").retry_after
+    client.clone().get(Request::Devices { after: 0, limit: 1 }, None).expect_err("a failure").retry_after
 }
 
 /// A device and its id in the database, which its record may have or not.
@@ -48,6 +49,8 @@ pub struct Rows<'a> {
     rows: &'a [Row],
     most: usize,
     fails: Option<usize>,
+    /// The most records of an answer, however many are asked for.
+    server_limit: usize,
     requests: usize,
     /// Answers that had a body.
     pub bodies: usize,
@@ -59,7 +62,12 @@ pub struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// An answer holds up to `most` devices.
     pub fn new(rows: &'a [Row], most: usize) -> Self {
-        Rows { rows, most, fails: None, requests: 0, bodies: 0, releases: None, late: None }
+        Rows { rows, most, server_limit: usize::MAX, fails: None, requests: 0, bodies: 0, releases: None, late: None }
+    }
+
+    /// An answer holds up to `limit` records, as behind a gateway, and says nothing about more.
+    pub fn capped(self, server_limit: usize) -> Self {
+        Rows { server_limit, ..self }
     }
 
     /// With the releases that the devices run, of which the list does not show a late one yet.
@@ -92,34 +100,37 @@ impl Source for Rows<'_> {
         "the API"
     }
 
-    fn page(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        if limit > self.most {
-            return Ok(Answer::TooLarge { etag: None });
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
+        let releases = || self.releases.expect("labels of services are read only where there are some");
+        match request {
+            Request::Devices { after, limit } | Request::DevicesWith { after, limit, .. } => {
+                if limit > self.most {
+                    return Ok(Answer::TooLarge { etag: None });
+                }
+                let rows = self.rows.iter().filter(|(id, _)| *id > after).take(limit.min(self.server_limit));
+                let rows: Vec<_> = rows.map(|(_, row)| row).collect();
+                let fit = self.most / rows.len().max(1);
+                let mut answer = self.answer(rows, etag)?;
+                if let Answer::Body { room, .. } = &mut answer {
+                    *room = fit;
+                }
+                Ok(answer)
+            }
+            Request::Releases { after, limit } => {
+                let late = self.late;
+                let listed = releases().iter().filter(|(id, _)| *id > after && Some(*id) != late);
+                self.answer(listed.take(limit.min(self.server_limit)).map(|(_, release)| release).collect(), etag)
+            }
+            Request::NextRelease(after) => self.get(Request::Releases { after, limit: 1 }, etag),
+            Request::ReleasesById(ids) => {
+                let named = releases().iter().filter(|(id, _)| ids.contains(id));
+                self.answer(named.map(|(_, release)| release).collect(), None)
+            }
         }
-        let rows: Vec<_> = self.rows.iter().filter(|(id, _)| *id > after).take(limit).map(|(_, row)| row).collect();
-        let fit = self.most / rows.len().max(1);
-        let mut answer = self.answer(rows, etag)?;
-        if let Answer::Body { room, .. } = &mut answer {
-            *room = fit;
-        }
-        Ok(answer)
     }
 
-    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
-        unreachable!("a page of one device is never too large here")
-    }
-
-    fn releases(&mut self, after: u64, limit: usize, etag: Option<&str>) -> Result<Answer, Failure> {
-        let releases = self.releases.expect("labels of services are read only where there are some");
-        let late = self.late;
-        let listed = releases.iter().filter(|(id, _)| *id > after && Some(*id) != late).take(limit);
-        self.answer(listed.map(|(_, release)| release).collect(), etag)
-    }
-
-    fn releases_by_id(&mut self, ids: &[u64]) -> Result<Answer, Failure> {
-        let releases = self.releases.expect("labels of services are read only where there are some");
-        let named = releases.iter().filter(|(id, _)| ids.contains(id));
-        self.answer(named.map(|(_, release)| release).collect(), None)
+    fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {
+        Ok(Actor::User)
     }
 }
 
@@ -142,21 +153,18 @@ impl Source for Bytes<'_> {
         "the API"
     }
 
-    fn page(&mut self, after: u64, top: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        if after == 0 && top > self.most { Ok(Answer::TooLarge { etag: None }) } else { self.identity(after) }
-    }
-
-    fn identity(&mut self, after: u64) -> Result<Answer, Failure> {
-        let body = if after == 0 { self.body } else { br#"{"d":[]}"# };
+    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Answer, Failure> {
+        let is_first = match request {
+            Request::Devices { after: 0, limit } if limit > self.most => return Ok(Answer::TooLarge { etag: None }),
+            Request::Devices { after, .. } | Request::DevicesWith { after, .. } => after == 0,
+            _ => unreachable!("labels of services are not read here"),
+        };
+        let body = if is_first { self.body } else { br#"{"d":[]}"# };
         Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
-    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
-    }
-
-    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
+    fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {
+        Ok(Actor::User)
     }
 }
 
@@ -242,7 +250,7 @@ impl Source for LoopSource<'_> {
         "the API"
     }
 
-    fn page(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, _: Request, _: Option<&str>) -> Result<Answer, Failure> {
         let Loop { now, plan, refresh, .. } = self.0;
         let (took, planned) = plan.borrow_mut().pop_front().expect("no refresh after the clock said to stop");
         self.0.push(Did::Fetched);
@@ -254,16 +262,8 @@ impl Source for LoopSource<'_> {
         }
     }
 
-    fn identity(&mut self, _: u64) -> Result<Answer, Failure> {
-        unreachable!("no page is too large here")
-    }
-
-    fn releases(&mut self, _: u64, _: usize, _: Option<&str>) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
-    }
-
-    fn releases_by_id(&mut self, _: &[u64]) -> Result<Answer, Failure> {
-        unreachable!("labels of services are not read here")
+    fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {
+        Ok(Actor::User)
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Query {
     filter: Option<Expr>,
     /// Each with whether it is descending.
     order: Vec<(Path, bool)>,
-    top: Option<usize>,
+    pub top: Option<usize>,
     skip: usize,
 }
 

@@ -316,7 +316,7 @@ pub fn faults() -> Vec<Fault> {
         body("shape-twice", "{\"d\":[],\"d\":[]}", "duplicate field `d`"),
         body("ids-fall", page((1..=6).rev()), "the ids do not rise"),
         answers("page-repeats", Fails(&["the ids do not rise"], BacksOff), |_, _| Some(Reply::status(200, &[], &bare_page(0)))),
-        answers("page-no-ids", Fails(&["no device has an id"], BacksOff), |_, _| {
+        answers("page-no-ids", Fails(&["none of its records has an id"], BacksOff), |_, _| {
             Some(Reply::status(200, &[], format!("{{\"d\":[{}{{}}]}}", "{},".repeat(999)).as_bytes()))
         }),
 
