@@ -553,8 +553,7 @@ fn the_example_for_devices_answers_without_any_capability() {
         "node_network_address_info{",
         "node_load1 ",
         "node_memory_MemAvailable_bytes ",
-        "node_network_receive_bytes_total{device=\"lo\"}",
-        "node_uname_info{",
+        "node_network_receive_bytes_total{device=",
     ] {
         assert!(page.lines().any(|line| line.starts_with(sample)), "no {sample} in\n{page}");
     }

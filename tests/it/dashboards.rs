@@ -229,7 +229,8 @@ impl Stack {
             .env("LISTEN_ADDRESS", "127.0.0.1:0")
             .env("DEVICE_REFRESH_RATE", "1s")
             .env("DEVICE_METRICS", "true");
-        let (node_exporter, address) = node_exporter::start(&sidecar.path("device"), node_exporter::OF_THE_CONTAINER);
+        let (node_exporter, address) =
+            node_exporter::start(node_exporter::FULL, &sidecar.path("device"), node_exporter::OF_THE_CONTAINER);
         let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
         if let Some(real) = uuids.get(REAL) {
             exporters.forward(real, address);

@@ -9,14 +9,14 @@ use crate::support::binary;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::{demo_fleet, set_release};
 use crate::support::grafana::{list, text};
-use crate::support::node_exporter::{OF_THE_CONTAINER, OF_THE_HOST, start};
+use crate::support::node_exporter::{FULL, LEAN, OF_THE_CONTAINER, OF_THE_HOST, flags_of, start};
 use crate::support::sidecar::{PATIENCE, Sidecar};
 use serde_json::Value;
 
-/// The page of the exporter with these mounts.
-fn page(mounts: &str) -> String {
+/// The page of the exporter with this profile and these mounts.
+fn page(profile: &str, mounts: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
-    let (_exporter, address) = start(folder.path(), mounts);
+    let (_exporter, address) = start(profile, folder.path(), mounts);
     scrape(address)
 }
 
@@ -46,18 +46,21 @@ fn by_mount_point<'a>(page: &'a str, metric: &str) -> BTreeMap<&'a str, f64> {
 /// The named volume is the data partition; nothing is listed that cannot be read.
 #[test]
 fn a_container_measures_the_data_partition_by_its_named_volume() {
-    let page = page(OF_THE_CONTAINER);
-    assert_eq!(by_mount_point(&page, "node_filesystem_device_error"), [("/", 0.0), ("/data", 0.0)].into());
-    let sizes = by_mount_point(&page, "node_filesystem_size_bytes");
-    assert!(sizes.len() == 2 && sizes["/data"] > 0.0 && sizes["/"] == sizes["/data"], "{sizes:?}");
-    assert!(page.contains(r#"node_filesystem_files_free{device="/dev/mmcblk0p6",fstype="ext4",mountpoint="/data"}"#));
+    for (profile, all) in [(LEAN, &["/data"][..]), (FULL, &["/", "/data"])] {
+        let page = page(profile, OF_THE_CONTAINER);
+        let errors = by_mount_point(&page, "node_filesystem_device_error");
+        assert_eq!(errors, all.iter().map(|mount_point| (*mount_point, 0.0)).collect());
+        let sizes = by_mount_point(&page, "node_filesystem_size_bytes");
+        assert!(sizes["/data"] > 0.0 && sizes.values().all(|size| *size == sizes["/data"]), "{sizes:?}");
+        assert!(page.contains("node_filesystem_files_free{device=\"/dev/mmcblk0p6\","));
+    }
 }
 
 /// A Raspberry Pi with an SD card and a USB disk: the partitions of a card would be three quarters of these samples.
 #[test]
 fn partitions_are_no_disks() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (_exporter, address) = start(folder.path(), OF_THE_CONTAINER);
+    let (_exporter, address) = start(LEAN, folder.path(), OF_THE_CONTAINER);
     let disks = [
         "ram0",
         "loop0",
@@ -84,9 +87,12 @@ fn partitions_are_no_disks() {
 /// With the label `io.balena.features.procfs`, which other services may need: no error for ever, and no false disk.
 #[test]
 fn mounts_of_the_host_are_no_errors() {
-    let page = page(OF_THE_HOST);
-    assert_eq!(by_mount_point(&page, "node_filesystem_device_error"), [("/", 0.0)].into());
-    assert_eq!(by_mount_point(&page, "node_filesystem_size_bytes").keys().collect::<Vec<_>>(), [&"/"]);
+    for (profile, all) in [(LEAN, &[][..]), (FULL, &["/"])] {
+        let page = page(profile, OF_THE_HOST);
+        let errors = by_mount_point(&page, "node_filesystem_device_error");
+        assert_eq!(errors, all.iter().map(|mount_point| (*mount_point, 0.0)).collect());
+        assert!(by_mount_point(&page, "node_filesystem_size_bytes").keys().eq(all), "{page}");
+    }
 }
 
 /// Another label value begins a new series, and the stack's memory has no room for each series twice.
@@ -115,15 +121,25 @@ fn a_release_begins_no_series_anew_in_the_stack() {
 /// As baletheus reads them, on a port that takes neither root nor a capability.
 #[test]
 fn the_example_declares_its_exporter_by_labels() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/thingy/docker-compose.yml");
-    let compose: Value = crate::support::alerts::read(&file);
-    let service = &compose["services"]["node-exporter"];
-    let labels = &service["labels"];
-    assert_eq!((text(labels, "prometheus.io.port"), text(labels, "prometheus.io.job")), ("9100", "node"));
-    assert!(labels.get("io.balena.features.procfs").is_none(), "it would see the host's mounts");
-    assert!(list(service, "/command").contains(&Value::from("--web.listen-address=:9100")));
-    assert_eq!(service["cap_drop"], serde_json::json!(["ALL"]));
-    assert!(service.get("user").is_none() && service.get("cap_add").is_none(), "the image's user is nobody");
-    let volumes = list(service, "/volumes");
-    assert!(volumes.contains(&Value::from("data:/data")) && compose["volumes"].get("data").is_some(), "{volumes:?}");
+    for (profile, job) in [(LEAN, "node"), (FULL, "node-full")] {
+        let compose: Value = crate::support::alerts::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(profile));
+        let service = &compose["services"]["node-exporter"];
+        let labels = &service["labels"];
+        assert_eq!((text(labels, "prometheus.io.port"), text(labels, "prometheus.io.job")), ("9100", job));
+        assert!(labels.get("io.balena.features.procfs").is_none(), "it would see the host's mounts");
+        assert!(list(service, "/command").contains(&Value::from("--web.listen-address=:9100")));
+        assert_eq!(service["cap_drop"], serde_json::json!(["ALL"]));
+        assert!(service.get("user").is_none() && service.get("cap_add").is_none(), "the image's user is nobody");
+        let volumes = list(service, "/volumes");
+        assert!(
+            volumes.contains(&Value::from("data:/data")) && compose["volumes"].get("data").is_some(),
+            "{volumes:?}"
+        );
+    }
+}
+
+/// The monitoring device is measured as the others are.
+#[test]
+fn the_exporter_of_the_stack_is_that_of_the_example() {
+    assert_eq!(flags_of("docker-compose.yml"), flags_of(LEAN));
 }

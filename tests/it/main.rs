@@ -35,6 +35,7 @@ mod shipping;
 mod status;
 mod status_prometheus;
 mod status_security;
+mod stored;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod tunnel;

@@ -200,10 +200,11 @@ impl<'a> Metrics<'a> {
             [(cpu, (38.0 + 45.0 * usage).round())],
         );
         if self.text("/is_of__device_type/0/slug").starts_with("raspberrypi") {
-            let undervolted = f64::from(u8::from(self.device["is_undervolted"] == true));
-            let volts = r#"{chip="soc:firmware_raspberrypi_hwmon",sensor="in0"}"#;
+            // node_exporter takes the alarm for a voltage in thousandths.
+            let undervolted = if self.device["is_undervolted"] == true { 0.001 } else { 0.0 };
+            let volts = r#"{chip="rpi_volt",sensor="in0"}"#;
             let alarm = "Hardware monitor for voltage (lcrit_alarm)";
-            page.add("node_hwmon_in_lcrit_alarm", "gauge", alarm, [(volts, undervolted)]);
+            page.add("node_hwmon_in_lcrit_alarm_volts", "gauge", alarm, [(volts, undervolted)]);
             let degrees = r#"{chip="thermal_thermal_zone0",sensor="temp1"}"#;
             let heat = (38.0 + 45.0 * usage).round();
             page.add("node_hwmon_temp_celsius", "gauge", "Hardware monitor for temperature (input)", [(degrees, heat)]);

@@ -51,10 +51,10 @@ tmpfs /tmp tmpfs rw,relatime 0 0
 overlay /var/lib/docker/overlay2/abc/merged overlay rw,relatime,lowerdir=/a,upperdir=/b,workdir=/c 0 0
 ";
 
-/// The flags of the example.
-pub fn flags() -> Vec<String> {
-    flags_of("examples/thingy/docker-compose.yml")
-}
+/// The example: what alerts and most panels read.
+pub const LEAN: &str = "examples/thingy/docker-compose.yml";
+/// With what other dashboards read.
+pub const FULL: &str = "examples/thingy/full/docker-compose.yml";
 
 /// The flags of node_exporter in a compose file of the project.
 pub fn flags_of(compose: &str) -> Vec<String> {
@@ -64,9 +64,9 @@ pub fn flags_of(compose: &str) -> Vec<String> {
     flags.map(|flag| flag.as_str().expect("a flag").to_owned()).collect()
 }
 
-/// Runs in `folder`, where it finds these mounts and the rest of this machine's `/proc`; `/` and the named volume `/data` are
+/// Runs as in this compose file, in `folder`, where it finds these mounts and the rest of this machine's `/proc`; `/` and the named volume `/data` are
 /// folders in there.
-pub fn start(folder: &Path, mounts: &str) -> (Running, SocketAddr) {
+pub fn start(compose: &str, folder: &Path, mounts: &str) -> (Running, SocketAddr) {
     let (proc, root) = (folder.join("proc"), folder.join("root"));
     fs::create_dir_all(proc.join("1")).expect("a folder");
     fs::create_dir_all(root.join("data")).expect("a folder");
@@ -80,7 +80,7 @@ pub fn start(folder: &Path, mounts: &str) -> (Running, SocketAddr) {
     fs::write(proc.join("1/mountinfo"), mount_info(mounts)).expect("written");
 
     let mut command = Command::new(tools::node_exporter());
-    command.args(flags().iter().filter(|flag| !flag.starts_with("--web.listen-address")));
+    command.args(flags_of(compose).iter().filter(|flag| !flag.starts_with("--web.listen-address")));
     command.arg("--web.listen-address=127.0.0.1:0");
     command.arg(format!("--path.procfs={}", proc.display())).arg(format!("--path.rootfs={}", root.display()));
     let running = Running::spawn(command);
