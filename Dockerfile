@@ -5,7 +5,7 @@ FROM prom/prometheus:v3.5.3 AS prometheus
 USER root
 # A new volume gets its owner from here, so that only the sidecar may write targets. /tmp is a tmpfs and gets its mode from here.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
-COPY packaging/entrypoints/common packaging/entrypoints/prometheus /entrypoints/
+COPY packaging/entrypoints/common packaging/entrypoints/prometheus packaging/entrypoints/dropped.yml /entrypoints/
 COPY prometheus.yml /etc/prometheus/prometheus.yml
 COPY alerts /etc/prometheus/alerts
 USER 65534:65534

@@ -9,8 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{executable, tools};
@@ -62,6 +63,7 @@ impl Image {
         command.arg(script).args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("HOME", "/nowhere").env("API_KEY", "the-api-key");
         command.env("ETC", self.path("etc")).env("TMPDIR", self.path("tmp")).env("PROGRAM", self.path("program"));
+        command.env("PROMTOOL", tools::prometheus(3).promtool);
         command.env("PASSWORD_FOLDER", self.path("password")).env("CGROUP", self.path("cgroup"));
         command.envs(variables.iter().copied());
         command
@@ -134,45 +136,176 @@ fn prometheus_gets_values_as_they_were_typed() {
     }
 }
 
-/// Prometheus reads its log into memory at each start, and would never come back if the memory does not suffice. Three unclean ends in a
-/// row within ten minutes drop the log; blocks stay.
+/// A stand-in for Prometheus that says whether it reads or is ready, and what its entry point leaves of the data.
+struct Reader {
+    image: Image,
+    status: Arc<Mutex<&'static str>>,
+    port: u16,
+}
+
+impl Reader {
+    const FILES: [&str; 4] = ["wal/00000001", "chunks_head/000001", "01BLOCK/index", "lock"];
+
+    fn new() -> Self {
+        let image = Image::new("prometheus");
+        executable::write(&image.path("program"), "#!/bin/sh\nexec sleep 60\n");
+        fs::write(image.path("boot"), "one\n").unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (port, status) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::new("503 Service Unavailable")));
+        let answer = status.clone();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let _ = stream.read(&mut [0; 1024]);
+                let status = *answer.lock().unwrap();
+                let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        });
+        let reader = Self { image, status, port };
+        reader.fill();
+        reader
+    }
+
+    fn fill(&self) {
+        for name in Self::FILES {
+            let file = self.image.path("data").join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+    }
+
+    fn reading(&self) -> PathBuf {
+        self.image.path("data/reading")
+    }
+
+    /// Starts it, kills it once `seen` holds, and gives what was left of the data at its start, and what was said.
+    fn killed_once(&self, seen: impl Fn() -> bool) -> (usize, String) {
+        let listen = format!("--web.listen-address=127.0.0.1:{}", self.port);
+        let data = self.image.path("data");
+        let boot = self.image.path("boot");
+        let variables = [("DATA", data.to_str().unwrap()), ("BOOT_ID", boot.to_str().unwrap())];
+        let mut command = self.image.command(&variables, &[&listen]);
+        let mut running = Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !seen() {
+            assert!(Instant::now() < deadline, "it is not counted. Is wget installed?");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let mut stderr = running.0.stderr.take().unwrap();
+        let left = Self::FILES.iter().filter(|name| data.join(name).exists()).count();
+        drop(running);
+        let mut said = String::new();
+        stderr.read_to_string(&mut said).unwrap();
+        (left, said)
+    }
+
+    /// Killed while it reads: the count in the file becomes this one.
+    fn killed_while_reading(&self, count: u32) -> (usize, String) {
+        let boot = fs::read_to_string(self.image.path("boot")).unwrap();
+        let line = format!("{} {count}\n", boot.trim());
+        self.killed_once(|| fs::read_to_string(self.reading()).is_ok_and(|text| text == line))
+    }
+}
+
+/// Prometheus reads its log into memory at each start, and would never come back if the memory does not suffice. Three ends while it
+/// reads drop the log; blocks stay, and an alert says what is missing.
 #[test]
 fn prometheus_forgets_a_log_that_ends_it() {
+    let reader = Reader::new();
+    for count in 1..=3 {
+        assert_eq!(reader.killed_while_reading(count), (4, String::new()));
+    }
+    let (left, said) = reader.killed_while_reading(1);
+    assert!(left == 2 && reader.image.path("data/01BLOCK/index").exists(), "{left} {said}");
+    assert!(said.contains("killed three times while it read"), "{said}");
+    let rules = reader.image.config()["rule_files"].as_array().unwrap().clone();
+    let dropped = rules.iter().find_map(|file| file.as_str().filter(|file| file.ends_with("/dropped.yml")));
+    let output = Command::new(tools::prometheus(3).promtool).args(["check", "rules"]).arg(dropped.unwrap()).output();
+    assert!(output.unwrap().status.success());
+
+    // A start that gets ready ends the count, and so do a clean end and another boot of the machine: the clock has no part in it.
+    reader.fill();
+    reader.killed_while_reading(2);
+    *reader.status.lock().unwrap() = "200 OK";
+    assert_eq!(reader.killed_once(|| !reader.reading().exists()), (4, String::new()));
+    *reader.status.lock().unwrap() = "503 Service Unavailable";
+    reader.killed_while_reading(1);
+    fs::remove_file(reader.image.path("data/lock")).unwrap();
+    reader.killed_while_reading(1);
+    reader.fill();
+    reader.killed_while_reading(2);
+    for boot in ["two", "three", "four"] {
+        fs::write(reader.image.path("boot"), boot).unwrap();
+        assert_eq!(reader.killed_while_reading(1), (4, String::new()));
+    }
+}
+
+/// What keeps Prometheus from its start is no reason to drop samples: a typo, and a disk that takes no file. The real Prometheus has
+/// all samples in the end.
+#[test]
+fn a_bad_start_loses_no_sample() {
     let image = Image::new("prometheus");
-    let data = image.path("data");
-    let text = data.to_str().unwrap().to_owned();
-    let names = ["wal/00000001", "chunks_head/000001", "01BLOCK/index", "lock"];
-    let fill = || {
-        for name in names {
-            fs::create_dir_all(data.join(name).parent().unwrap()).unwrap();
-            fs::write(data.join(name), "").unwrap();
+    let own = "    static_configs:\n      - targets: ['localhost:9090']\n";
+    let config = fs::read_to_string(image.path("etc/prometheus.yml")).unwrap();
+    let reserved = support::port::Reserved::any();
+    let port = reserved.number();
+    let good = config.replace(own, &own.replace("9090", &port.to_string())).replace("interval: 60s", "interval: 1s");
+    let good = good.replace("/etc/prometheus/alerts", "/nowhere");
+    assert_ne!(good, config);
+    let place = image.path("etc/prometheus.yml");
+    fs::write(&place, &good).unwrap();
+    let (data, real) = (image.path("data"), tools::prometheus(3));
+    fs::create_dir(&data).unwrap();
+    let start = |args: &[&str]| {
+        let listen = format!("--web.listen-address=127.0.0.1:{port}");
+        let mut command = image.command(&[("DATA", data.to_str().unwrap())], &[&[&*listen], args].concat());
+        command.env("PROGRAM", &real.binary).env("PROMTOOL", &real.promtool);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let query = |query: &str| -> Option<f64> {
+        let url = format!("http://127.0.0.1:{port}/api/v1/query?query={query}");
+        let answer: Value = serde_json::from_str(&client().get(url).send().ok()?.text().ok()?).ok()?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    };
+    let samples = || query("count_over_time(up{job=\"prometheus\"}[1h])");
+    let run_until = |least: f64| {
+        let running = Running(start(&[]));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (now, ready) = (samples().unwrap_or_default(), !data.join("reading").exists());
+            // Killed, as by a power cut, when the samples are in the log.
+            if now >= least && ready {
+                drop(running);
+                return now;
+            }
+            assert!(Instant::now() < deadline, "{now} samples, and {least} were wanted");
+            thread::sleep(Duration::from_millis(50));
         }
     };
-    let start = || {
-        let output = image.run(&[("DATA", &text)], &[]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let left = names.iter().filter(|name| data.join(name).exists()).count();
-        (left, String::from_utf8(output.stderr).unwrap())
-    };
-    fill();
-    for _ in 0..2 {
-        assert_eq!(start(), (4, String::new()));
+    let mut known = run_until(3.0);
+    assert!(data.join("lock").exists(), "the end was unclean");
+    for _ in 0..4 {
+        for (broken, args) in
+            [(good.replace("job_name: grafana", "job_nam: grafana"), &[][..]), (good.clone(), &["--typo"][..])]
+        {
+            fs::write(&place, broken).unwrap();
+            let output = start(args).wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && (said.contains("job_nam") || said.contains("typo")), "{said}");
+        }
     }
-    let (left, said) = start();
-    assert!(left == 2 && data.join("01BLOCK/index").exists(), "{left} {said}");
-    assert!(said.contains("ended three times within ten minutes"), "{said}");
-    assert_eq!(start().0, 2, "it counts anew");
-
-    // A clean end between them, and ends that are further apart.
-    fill();
-    start();
-    fs::remove_file(data.join("lock")).unwrap();
-    start();
-    fill();
-    assert_eq!((start().0, start().0), (4, 4));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    fs::write(data.join("starts"), format!("{}\n{}\n{}\n", now - 5000, now - 700, now - 300)).unwrap();
-    assert_eq!(start().0, 4);
+    fs::write(&place, &good).unwrap();
+    for _ in 0..3 {
+        known = run_until(known + 2.0);
+    }
+    // A folder in its place: the note about a start cannot be written.
+    fs::create_dir(data.join("reading")).unwrap();
+    let running = Running(start(&[]));
+    let deadline = Instant::now() + PATIENCE;
+    while samples().unwrap_or_default() <= known {
+        assert!(Instant::now() < deadline, "{:?} samples of {known}", samples());
+        thread::sleep(Duration::from_millis(50));
+    }
+    drop(running);
 }
 
 /// What Prometheus 3 itself makes of the name.
