@@ -100,7 +100,7 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     if !config.dry_run
         && let Err(error) = file.lock()
         // Other errors may pass. Each refresh reports them.
-        && error.kind() == io::ErrorKind::WouldBlock
+        && matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::AlreadyExists)
     {
         log::error!("{}", file.failure(&error));
         return Ok(ExitCode::from(2));
@@ -164,7 +164,8 @@ impl Clock for Wakeups {
 
     fn wait(&mut self, until: Instant) -> bool {
         match self.0.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(event) => event == Event::Reload,
+            // Those that came meanwhile ask for the same refresh.
+            Ok(event) => event == Event::Reload && self.0.try_iter().all(|event| event == Event::Reload),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => true,
         }
     }

@@ -240,6 +240,34 @@ fn sighup_in_the_midst_of_a_refresh_is_not_lost() {
     assert_eq!(cloud.requests().iter().filter(|seen| is_page(seen)).count(), 2);
 }
 
+/// Those that come during a refresh ask for the same refresh.
+#[test]
+fn twelve_sighups_in_the_midst_of_a_refresh_are_one() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
+    let path = sidecar.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let sidecar = sidecar.env("NOTIFY_SOCKET", path.to_str().unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    cloud.intercept(|seen, due| is_page(seen).then(|| Reply::steps([Step::Pause(PATIENCE), Step::Send(due.to_vec())])));
+    let running = sidecar.start();
+    cloud.wait_for_requests(2, PATIENCE);
+    for _ in 0..12 {
+        running.signal("HUP");
+        let mut buffer = [0; 4096];
+        while !buffer.starts_with(b"RELOADING=1") {
+            socket.recv(&mut buffer).expect("a notification");
+        }
+    }
+    cloud.change(|devices| drop(devices.pop()));
+    cloud.heal();
+    running.wait_for("updated balena.json: 19 targets");
+    cloud.change(|devices| drop(devices.pop()));
+    running.signal("HUP");
+    running.wait_for("updated balena.json: 18 targets");
+    assert_eq!(cloud.requests().iter().filter(|seen| is_page(seen)).count(), 3);
+}
+
 /// Whether a signal waits to be taken.
 fn pending(id: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();

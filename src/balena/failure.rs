@@ -46,8 +46,8 @@ impl Reason {
             400 => (Reason::BadRequest, "the API cannot read the request; please report it"),
             401 => (
                 Reason::Unauthorized,
-                "check API_KEY; or the key may not read fleets, tags or releases; or the API's database is down, which the \
-                 API reports in the same way",
+                "the API key is wrong, expired or of another kind: check API_KEY (the API also answers this while its database \
+                 is down)",
             ),
             403 => (Reason::Forbidden, "the API key may not do this: check API_KEY"),
             404 => (Reason::NotFound, "this server has no API v7: is it too old, or --api-url (API_URL) wrong?"),

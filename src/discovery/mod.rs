@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
 use crate::balena::{Answer, Client, Failure, Request, Source};
+use crate::text::count;
 use changes::Changes;
 use entry::Entry;
 use inventory::Inventory;
@@ -140,6 +141,10 @@ impl<'a> Discovery<'a> {
             let start = clock.now();
             let next = match self.refresh(clock) {
                 Ok(_) => {
+                    if backoff.failures() > 0 {
+                        let failures = count(backoff.failures() as usize, "failure");
+                        log::info!("the refresh has succeeded again, after {failures}");
+                    }
                     backoff.succeeded();
                     start + interval
                 }

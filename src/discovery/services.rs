@@ -100,7 +100,12 @@ impl Services {
             Ok(()) => self.missing = false,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
-            Err(failure) => return Err(explained(failure)),
+            // A wrong key or a stopped database is not about labels: no device can be read either.
+            Err(failure) if failure.is_of_this_request() => {
+                let devices = source.get(Request::Devices { after: 0, limit: 1 }, None);
+                return Err(devices.err().unwrap_or_else(|| explained(failure)));
+            }
+            Err(failure) => return Err(failure),
         }
         if changed {
             let declared = self.pages.contents().flatten();
@@ -189,18 +194,18 @@ impl List for ReleaseList<'_> {
     }
 }
 
-/// Says what the request was for, and how to go on without it where that may help.
+/// Says how to go on without labels: devices can be read.
 fn explained(failure: Failure) -> Failure {
-    // An API that cannot be reached answers no other request either.
-    if matches!(failure.reason, Reason::Connect | Reason::Tls) {
+    if !failure.is_of_this_request() {
         return failure;
     }
-    let mut message = format!("cannot read the labels of services: {}", failure.message);
-    if matches!(failure.reason, Reason::Unauthorized | Reason::Forbidden) {
-        message += "; a key that may not read releases works with --service-labels=false (SERVICE_LABELS=false)";
-    } else if failure.is_of_this_request() {
-        message += "; --service-labels=false (SERVICE_LABELS=false) turns this request off";
-    }
+    let why = match failure.status {
+        Some(status @ (401 | 403)) => format!("the key may read devices, but not releases (the API answers {status})"),
+        _ => failure.message,
+    };
+    let message = format!(
+        "cannot read the labels of services: {why}; --service-labels=false (SERVICE_LABELS=false) turns this request off"
+    );
     Failure { message, ..failure }
 }
 

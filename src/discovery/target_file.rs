@@ -1,14 +1,13 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
-use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
+use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::iter;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -24,6 +23,8 @@ use crate::balena::{Failure, Reason};
 const MAX_STORED_SIZE: u64 = 256 << 20;
 /// The beginning of the names of unfinished files.
 const PREFIX: &str = "new-";
+/// How many random letters and digits follow it.
+const RANDOM_LENGTH: usize = 6;
 
 /// The target file, and the folder beside it where the next one is written.
 ///
@@ -52,13 +53,14 @@ pub struct Stored {
     pub targets: usize,
 }
 
-/// Device, inode, size and time of change: whatever replaces a file changes one of them.
-pub type Identity = (u64, u64, u64, i64, i64);
+/// Device, inode, size and times of change: whatever replaces a file, writes it or changes its permissions changes one of them.
+pub type Identity = (u64, u64, u64, [i64; 4]);
 
 /// The identity of the file at this path, if there is one.
 pub fn identity(path: &Path) -> Option<Identity> {
     let file = fs::metadata(path).ok()?;
-    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+    let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+    Some((file.dev(), file.ino(), file.size(), times))
 }
 
 impl TargetFile {
@@ -72,26 +74,52 @@ impl TargetFile {
     /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left there.
     ///
     /// # Errors
-    /// The folder cannot be used. `WouldBlock` means that another process writes this file.
+    /// The folder cannot be used. `WouldBlock` means that another process writes this file, `AlreadyExists` that something else than
+    /// a file is in its place.
     pub fn lock(&mut self) -> io::Result<()> {
+        self.check_place()?;
         let path = self.scratch.join("lock");
         let inode = |file: io::Result<Metadata>| file.ok().map(|file| (file.dev(), file.ino()));
         if self.lock.as_ref().is_some_and(|lock| inode(lock.metadata()) == inode(fs::metadata(&path))) {
             return Ok(());
         }
-        fs::create_dir_all(&self.scratch)?;
+        self.make_scratch()?;
         // This neither waits for a pipe nor empties what a link leads to.
         let lock = File::options().read(true).append(true).create(true).open(&path)?;
         // On a file system without locks the file is written all the same.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "another baletheus writes it"));
         }
-        let is_ours = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(PREFIX);
-        for left in fs::read_dir(&self.scratch)?.flatten().filter(is_ours) {
+        for left in fs::read_dir(&self.scratch)?.flatten().filter(is_unfinished) {
             let _ = fs::remove_file(left.path()); // the next start tries again
         }
         self.lock = Some(lock);
         Ok(())
+    }
+
+    /// Refuses what a list must not replace: a device that all programs of the machine use, or a link, while Prometheus goes on to
+    /// read the file that it leads to.
+    fn check_place(&self) -> io::Result<()> {
+        let kind = fs::symlink_metadata(&self.path).ok().and_then(|found| special(found.file_type()));
+        kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
+    }
+
+    /// Makes the folder, unless it is there. A folder that somebody else owns, or a link, could make this program remove others' files.
+    /// A directory that has vanished since the start may be a disk that is not mounted: it is not made again.
+    fn make_scratch(&self) -> io::Result<()> {
+        let make = if self.lock.is_none() { fs::create_dir_all } else { fs::create_dir };
+        make(&self.scratch).or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })?;
+        let (folder, above) = (fs::symlink_metadata(&self.scratch)?, fs::metadata(directory(&self.path))?);
+        // Some file systems give all their files one owner.
+        let is_ours = folder.uid() == rustix::process::geteuid().as_raw() || folder.uid() == above.uid();
+        if folder.is_dir() && is_ours {
+            return Ok(());
+        }
+        let folder = self.scratch.display();
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{folder} is no folder of this user: remove it")))
     }
 
     /// The failure for an error with the file.
@@ -99,6 +127,10 @@ impl TargetFile {
         let path = self.path.display();
         let what_to_do = if error.kind() == io::ErrorKind::WouldBlock {
             "stop the other one".to_owned()
+        } else if error.kind() == io::ErrorKind::AlreadyExists {
+            "remove it, if only this program uses it".to_owned()
+        } else if error.kind() == io::ErrorKind::NotFound {
+            "its directory is gone: is a disk not mounted?".to_owned()
         } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
             "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
         } else {
@@ -149,13 +181,15 @@ impl TargetFile {
         self.lock()?;
         // Where the permissions cannot be set afterwards, these hold, less the umask.
         let permissions = Permissions::from_mode(self.mode);
-        let file = tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(&self.scratch)?;
+        let mut builder = tempfile::Builder::new();
+        let file =
+            builder.prefix(PREFIX).rand_bytes(RANDOM_LENGTH).permissions(permissions).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
         parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
         self.set_mode(file.as_file());
-        file.as_file().sync_all()?;
+        sync(file.as_file())?;
         file.persist(&self.path)?;
         // The list is there now, whatever becomes of the rest. Some network and FUSE file systems sync no directory.
         if let Err(error) = File::open(directory(&self.path)).and_then(|directory| directory.sync_all()) {
@@ -195,6 +229,7 @@ impl Sink for TargetFile {
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
+        self.check_place().map_err(|error| self.failure(&error))?;
         if self.seen.is_some() && self.seen == identity(&self.path).map(|identity| (identity, list.version())) {
             return Ok(Published::Unchanged);
         }
@@ -221,8 +256,45 @@ pub fn parts<'l>(texts: impl Iterator<Item = &'l [u8]>) -> impl Iterator<Item = 
     iter::once(start).chain(groups).chain([end])
 }
 
-/// Whether something is mounted at this path, as a container does with a single file. Kernels before 5.8 do not tell.
+/// What a file of this type is, if a list must not replace it.
+fn special(kind: FileType) -> Option<&'static str> {
+    let kinds = [
+        (kind.is_symlink(), "a link"),
+        (kind.is_fifo(), "a pipe"),
+        (kind.is_socket(), "a socket"),
+        (kind.is_block_device() || kind.is_char_device(), "a device"),
+    ];
+    kinds.into_iter().find_map(|(is_it, name)| is_it.then_some(name))
+}
+
+/// Whether it is what a killed run left: a file with the name that `tempfile` gives.
+fn is_unfinished(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    let random = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).unwrap_or_default();
+    let is_random = random.len() == RANDOM_LENGTH && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_random && entry.file_type().is_ok_and(|kind| kind.is_file())
+}
+
+/// Waits until the file is on the disk. Some network and FUSE file systems do not know how: the list matters more.
+fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {
+            log::debug!("cannot sync the list: {error}; a power failure may cost it");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Whether something is mounted at this path, as a container does with a single file. Only Linux tells, from 5.8 on.
+#[cfg(not(target_os = "linux"))]
+fn is_mounted(_: &Path) -> bool {
+    false
+}
+
+#[cfg(target_os = "linux")]
 fn is_mounted(path: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
     let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     found.is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

@@ -6,6 +6,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,7 +65,9 @@ impl Trouble<'_> {
             );
         }
         assert_eq!(self.cloud.requests().last().unwrap().status, 304);
-        assert_eq!(fs::read(&file).ok().filter(|_| self.keeps), self.keeps.then_some(before));
+        if self.keeps {
+            assert_eq!(fs::read(&file).unwrap(), before);
+        }
         assert_eq!(running.log().iter().filter(|line| line.contains("updated")).count(), 1);
         cure();
         running.signal("HUP");
@@ -223,17 +226,25 @@ fn no_permission_at_the_start() {
     running.wait_for("updated disk/balena.json: 20 targets");
 }
 
+/// It may be a disk that is not mounted: the list would fill the disk below, and nobody would read it.
 #[test]
-fn a_directory_that_goes_is_made_again() {
+fn a_directory_that_goes_is_not_made_again_before_the_next_start() {
     let cloud = Cloud::start(many(20));
     let sidecar = sidecar(&cloud);
+    let (disk, root) = (sidecar.path("disk"), sidecar.dir.path().to_owned());
     let running = sidecar.start();
-    running.wait_for("updated disk/balena.json");
-    for count in 2..4 {
-        fs::remove_dir_all(sidecar.path("disk")).unwrap();
-        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (+0 -0 ~0)", count - 1);
-        assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), due(&sidecar));
-    }
+    let says = "its directory is gone: is a disk not mounted?";
+    let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says, keeps: false };
+    let cause = || fs::remove_dir_all(&disk).unwrap();
+    let cure = || {
+        assert!(!disk.exists());
+        fs::create_dir(&disk).unwrap();
+    };
+    trouble.befalls(cause, cure);
+    drop(running);
+    fs::remove_dir_all(&disk).unwrap();
+    sidecar.oneshot();
+    assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), due(&sidecar));
 }
 
 #[test]
@@ -317,6 +328,7 @@ fn foreign(file: &Path, other: &Path, kind: &str) {
         "half a list" => fs::write(file, "[\n{\"targets\":[\"a.balena:80\"],\"labels\":{").unwrap(),
         "another's list" => fs::write(file, r#"[{"targets": ["other:80"], "labels": {"job": "other"}}]"#).unwrap(),
         "a pipe" => run(Command::new("mkfifo").arg(file)),
+        "a socket" => drop(UnixListener::bind(file).unwrap()),
         "a link" => symlink(other, file).unwrap(),
         "a link to nowhere" => symlink("nowhere", file).unwrap(),
         "a file that nobody may read" => {
@@ -330,16 +342,7 @@ fn foreign(file: &Path, other: &Path, kind: &str) {
 #[test]
 fn what_stands_in_the_way_is_replaced() {
     let cloud = Cloud::start(many(20));
-    for kind in [
-        "garbage",
-        "nothing",
-        "half a list",
-        "another's list",
-        "a pipe",
-        "a link",
-        "a link to nowhere",
-        "a file that nobody may read",
-    ] {
+    for kind in ["garbage", "nothing", "half a list", "another's list", "a file that nobody may read"] {
         let sidecar = sidecar(&cloud);
         let (file, other) = (sidecar.path(FILE), sidecar.path("other"));
         fs::write(&other, "of somebody").unwrap();
@@ -360,6 +363,82 @@ fn what_stands_in_the_way_is_replaced() {
         is_right();
         assert_eq!(fs::read(&other).unwrap(), b"of somebody", "{kind}");
         assert!(!running.log().iter().any(|line| line.contains("WARN")), "{kind}: {:#?}", running.log());
+    }
+}
+
+/// A list must replace no device of the machine. A link would be replaced as well, and Prometheus reads the file that it led to.
+#[test]
+fn what_is_no_file_is_refused() {
+    let cloud = Cloud::start(many(20));
+    for (kind, says) in
+        [("a pipe", "a pipe"), ("a socket", "a socket"), ("a link", "a link"), ("a link to nowhere", "a link")]
+    {
+        let sidecar = sidecar(&cloud);
+        let (file, other, root) = (sidecar.path(FILE), sidecar.path("other"), sidecar.dir.path().to_owned());
+        fs::write(&other, "of somebody").unwrap();
+        let says =
+            format!("cannot write disk/balena.json: it is {says}; remove it, if only this program uses it, or set");
+        foreign(&file, &other, kind);
+        let stays = || {
+            assert!(!fs::symlink_metadata(&file).unwrap().is_file(), "{kind}");
+            assert_eq!(fs::read(&other).unwrap(), b"of somebody", "{kind}");
+        };
+        let output = finish(sidecar.command());
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && log.contains(&says), "{kind}: {log}");
+        stays();
+        // It appears later.
+        fs::remove_file(&file).unwrap();
+        let running = sidecar.start();
+        let says = says.strip_prefix("cannot write ").unwrap();
+        let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says, keeps: false };
+        let cause = || {
+            fs::remove_file(&file).unwrap();
+            foreign(&file, &other, kind);
+        };
+        let cure = || {
+            stays();
+            fs::remove_file(&file).unwrap();
+        };
+        trouble.befalls(cause, cure);
+    }
+    // As somebody who cannot harm the machine.
+    let sidecar = sidecar(&cloud).env("SD_FILE_PATH", "/dev/null");
+    let output = finish(as_user(&sidecar));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && log.contains("cannot write /dev/null: it is a device; "), "{log}");
+}
+
+/// What looks like an unfinished list there is of somebody else.
+#[test]
+fn a_link_in_the_place_of_its_folder_is_not_followed() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let (other, folder) = (sidecar.path("other"), sidecar.path("disk/.balena.json.tmp"));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("new-abc123"), "of somebody").unwrap();
+    symlink(&other, &folder).unwrap();
+    let running = sidecar.start();
+    let line = running.wait_for("refresh failed: cannot write disk/balena.json: ");
+    assert!(line.contains("disk/.balena.json.tmp is no folder of this user: remove it"), "{line}");
+    assert_eq!(fs::read(other.join("new-abc123")).unwrap(), b"of somebody");
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    fs::remove_file(&folder).unwrap();
+    running.signal("HUP");
+    running.wait_for("updated disk/balena.json: 20 targets");
+}
+
+#[test]
+fn permissions_that_somebody_changes_are_put_right() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let running = Running::spawn(as_user(&sidecar));
+    running.wait_for("updated disk/balena.json");
+    for (count, mode) in [(2, 0), (3, 0o600), (4, 0o666)] {
+        chmod(&sidecar.path(FILE), mode);
+        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (+0 -0 ~0)", count - 1);
+        let found = fs::metadata(sidecar.path(FILE)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, 0o644, "after {mode:o}");
     }
 }
 
@@ -385,6 +464,8 @@ fn what_a_killed_write_left_goes_at_the_next_start_and_nothing_else() {
     let foreign = [
         "disk/.balena.json.tmp/notes.txt",
         "disk/.balena.json.tmp/newer",
+        "disk/.balena.json.tmp/new-year.txt",
+        "disk/.balena.json.tmp/new-abcdefg",
         "disk/.balena.json.tmp/new-folder/file",
         "disk/.other.json.tmp/lock",
         &format!("disk/.other.json.tmp/{left}"),
@@ -402,5 +483,5 @@ fn what_a_killed_write_left_goes_at_the_next_start_and_nothing_else() {
     }
     let mut all = unfinished(&scratch);
     all.sort();
-    assert_eq!(all, ["new-folder", "newer", "notes.txt"]);
+    assert_eq!(all, ["new-abcdefg", "new-folder", "new-year.txt", "newer", "notes.txt"]);
 }

@@ -590,3 +590,21 @@ fn a_redirect_is_not_followed_and_says_where_it_leads() {
     assert!(log.contains(&format!("301 Moved Permanently, to {location}: set --api-url (API_URL)")), "{log}");
     assert!(other.requests().is_empty(), "the key went to another host");
 }
+
+#[test]
+fn the_first_success_after_failures_is_one_line() {
+    let cloud = Cloud::start(gateways(2));
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json");
+    cloud.intercept(|_, _| Some(Reply::status(503, &[], b"")));
+    running.wait_for_lines("refresh failed", 2);
+    cloud.heal();
+    running.wait_for("INFO  the refresh has succeeded again, after ");
+    cloud.clear_requests();
+    cloud.wait_for_requests(3, PATIENCE);
+    let log = running.log();
+    let failures = log.iter().filter(|line| line.contains("refresh failed")).count();
+    let again: Vec<_> = log.iter().filter(|line| line.contains("succeeded again")).collect();
+    assert!(again.len() == 1 && again[0].ends_with(&format!(", after {failures} failures")), "{log:#?}");
+}

@@ -273,8 +273,8 @@ fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_r
 #[test]
 fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
     let faults: Vec<(&str, Reply, &str)> = vec![
-        ("401", Reply::status(401, &[], b""), "401 Unauthorized"),
-        ("403", Reply::status(403, &[], b""), "403 Forbidden"),
+        ("401", Reply::status(401, &[], b""), "may read devices, but not releases (the API answers 401)"),
+        ("403", Reply::status(403, &[], b""), "may read devices, but not releases (the API answers 403)"),
         ("500", Reply::status(500, &[], b""), "500 Internal Server Error"),
         ("429", Reply::status(429, &[("Retry-After", "1")], b""), "429 Too Many Requests"),
         ("hang", Reply::steps([Step::Hang]), "no whole answer"),
@@ -306,14 +306,33 @@ fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
         if name == "empty" {
             cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(200, &[], br#"{"d":[]}"#)));
         }
-        let line = running.wait_for("refresh failed: cannot read the labels of services: ");
+        let line = running.wait_for("refresh failed: ");
         // An API that cannot be reached, or wants a pause, says nothing about labels.
         let has_way_out = !["429", "hang", "closed"].contains(&name);
-        assert_eq!((line.contains(said), line.contains("SERVICE_LABELS=false")), (true, has_way_out), "{name}: {line}");
+        let way_out =
+            ["cannot read the labels of services: ", "SERVICE_LABELS=false"].map(|text| line.matches(text).count());
+        assert!(line.contains(said) && way_out == [usize::from(has_way_out); 2], "{name}: {line}");
         assert_eq!(sidecar.list(), before, "{name}");
         cloud.heal();
         running.wait_for_lines("updated balena.json", 2);
         assert_eq!(targets(&sidecar.list()), ["gw-1 app app 81 -"], "{name}");
+    }
+}
+
+/// A key that is refused, and a database that is stopped, say nothing about labels.
+#[test]
+fn a_key_that_reads_no_device_is_not_a_matter_of_labels() {
+    for status in [401, 403, 500] {
+        let cloud = Cloud::start(with_releases(1));
+        cloud.intercept(move |_, _| Some(Reply::status(status, &[], b"")));
+        let sidecar = sidecar(&cloud);
+        let running = sidecar.start();
+        let line = running.wait_for("refresh failed: ");
+        assert!(line.contains(&format!("/ answers {status} ").replace('/', &cloud.url())), "{line}");
+        assert!(!line.contains("label") && !line.contains("SERVICE_LABELS"), "{line}");
+        let (_, hint) = line.split_once(": the API ").unwrap_or_else(|| panic!("{line}"));
+        let (hint, _) = hint.split_once("; balena.json stays").unwrap_or_else(|| panic!("{line}"));
+        assert!(hint.split(' ').count() < 25, "{hint}");
     }
 }
 

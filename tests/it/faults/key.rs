@@ -34,7 +34,10 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     // The API has the new key first, and the file a moment later.
     cloud.set_key(ROTATED);
     let line = running.wait_for("refresh failed: ");
-    assert!(line.contains("401 Unauthorized: check API_KEY"), "{line}");
+    assert!(
+        line.contains("401 Unauthorized: the API key is wrong, expired or of another kind: check API_KEY"),
+        "{line}"
+    );
     fs::write(&file, ROTATED).unwrap();
     more(6);
     // The other way round it costs not even a refresh.
@@ -60,7 +63,10 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
             None => fs::remove_file(&file).unwrap(),
         }
         let line = running.wait_for_lines("refresh failed: ", failures() + 1);
-        assert!(line.contains("401 Unauthorized: check API_KEY"), "{what}: {line}");
+        assert!(
+            line.contains("401 Unauthorized: the API key is wrong, expired or of another kind: check API_KEY"),
+            "{what}: {line}"
+        );
         let kept = format!("Bearer {KEY}");
         assert!(
             cloud.requests().last().unwrap().header("authorization") == Some(&kept),

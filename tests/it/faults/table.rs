@@ -188,7 +188,7 @@ pub fn faults() -> Vec<Fault> {
 
         // What an answer says.
         status("400", 400, &[], "\"Malformed url: 'x'\"", Fails(&["400 Bad Request, \"Malformed url: 'x'\"", "please report it"], BacksOff)),
-        status("401", 401, &[], "", Fails(&["401 Unauthorized", "check API_KEY", "the API's database is down"], BacksOff)),
+        status("401", 401, &[], "", Fails(&["401 Unauthorized", "check API_KEY", "its database is down"], BacksOff)),
         status("403", 403, &[], "", Fails(&["403 Forbidden", "check API_KEY"], BacksOff)),
         status("404", 404, &[], "", Fails(&["404 Not Found", "--api-url (API_URL)"], BacksOff)),
         status("431", 431, &[], "", Fails(&["431 Request Header Fields Too Large", "fleets by id"], BacksOff)),
