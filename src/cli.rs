@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
 use crate::cannot_start::CannotStart;
+use crate::config::ConfigError;
 use crate::discovery::entry::Entry;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::{self, TargetFile};
@@ -65,10 +66,11 @@ fn cannot_start(why: &CannotStart) -> ExitCode {
 }
 
 /// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
-fn misconfigured(command: Option<&str>, errors: &[String]) -> ExitCode {
+fn misconfigured(command: Option<&str>, errors: &[ConfigError]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
     let command = command.map_or_else(String::new, |name| format!(" {name}"));
-    print(&format!("{what}\n  {}\nbaletheus{command} --help lists all options", errors.join("\n  ")));
+    let errors: Vec<_> = errors.iter().map(|error| format!("  {error}")).collect();
+    print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));
     ExitCode::from(2)
 }
 

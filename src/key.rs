@@ -1,98 +1,83 @@
-//! The API key: it never prints, and a file that holds it is read again when the key is refused.
+//! The API key: what it cannot be, and its renewal from its file when it is refused.
 
-use std::fmt;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::secret::{BadSecret, Secret};
 
 /// What to do about a key of the wrong kind.
 pub const CREATE_KEY: &str =
     "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
-/// The largest key file, in bytes.
-const MAX_FILE_SIZE: u64 = 4096;
+/// Words of placeholders.
+const PLACEHOLDERS: [&str; 6] = ["your", "api_key", "api-key", "apikey", "changeme", "placeholder"];
+/// A named key has as many letters and digits.
+const KEY_LENGTH: usize = 32;
 
-/// A checked key.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// Checks a key.
-    ///
-    /// # Errors
-    /// It cannot be sent in a header. The text never shows the key.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let key = text.trim();
-        if key.is_empty() {
-            return Err("is empty".into());
-        }
-        if key.starts_with(['"', '\'']) || key.ends_with(['"', '\'']) {
-            return Err("has a quote at its beginning or end, which is no part of a key: remove it".into());
-        }
-        match key.bytes().position(|b| !b.is_ascii_graphic()) {
-            Some(at) => Err(format!(
-                "contains a line break, a blank or a non-ASCII character after {at} characters; copy the key again"
-            )),
-            None => Ok(ApiKey(key.to_owned())),
-        }
-    }
-
-    /// Reads a key from a file of at most 4 KiB.
-    ///
-    /// # Errors
-    /// The file cannot be read, or it holds no key. The text never shows the key.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let mut text = String::new();
-        let read = File::open(path).and_then(|file| file.take(MAX_FILE_SIZE).read_to_string(&mut text));
-        read.map_err(|error| format!("cannot be read: {error}"))?;
-        Self::new(&text)
-    }
-
-    /// The secret, for the request.
-    pub fn secret(&self) -> &str {
-        &self.0
-    }
+/// Checks a key.
+///
+/// # Errors
+/// It is none.
+pub fn key(text: &str) -> Result<Secret, BadSecret> {
+    checked(Secret::new(text)?)
 }
 
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("ApiKey(…)")
+/// Reads a key from its file.
+///
+/// # Errors
+/// The file cannot be read, or it holds no key.
+pub fn read(path: &Path) -> Result<Secret, BadSecret> {
+    checked(Secret::read(path)?)
+}
+
+fn checked(secret: Secret) -> Result<Secret, BadSecret> {
+    let text = secret.reveal();
+    if let Some((name, _)) = text.split_once('=').filter(|(name, _)| name.to_ascii_uppercase().ends_with("KEY")) {
+        return Err(BadSecret::Assignment(name.to_owned()));
     }
+    let lower = text.to_ascii_lowercase();
+    let has_word = PLACEHOLDERS.iter().any(|word| lower.contains(word));
+    // A key may have such letters by chance.
+    let is_unlike_a_key = text.len() < KEY_LENGTH || !text.bytes().any(|byte| byte.is_ascii_digit());
+    if text.contains(['<', '>', '{', '}', '$']) || (has_word && is_unlike_a_key) {
+        return Err(BadSecret::Placeholder);
+    }
+    Ok(secret)
 }
 
 /// The key in use, and the file that it came from. Clones share the key.
 #[derive(Clone, Debug)]
 pub struct KeySource {
-    key: Arc<Mutex<ApiKey>>,
+    key: Arc<Mutex<Secret>>,
     file: Option<PathBuf>,
 }
 
 impl KeySource {
     /// A key, and the file that it was read from, if any.
-    pub fn new(key: ApiKey, file: Option<PathBuf>) -> Self {
+    pub fn new(key: Secret, file: Option<PathBuf>) -> Self {
         KeySource { key: Arc::new(Mutex::new(key)), file }
     }
 
     /// The key to use now.
-    pub fn current(&self) -> ApiKey {
+    pub fn current(&self) -> Secret {
         self.lock().clone()
     }
 
     /// Whether there is another key to try than the refused one. Reads the file again, unless another thread has renewed the key
     /// in the meantime. Blocks on the file system.
-    pub fn renew(&self, refused: &ApiKey) -> bool {
+    pub fn renew(&self, refused: &Secret) -> bool {
         if self.current() == *refused
             && let Some(file) = &self.file
             // Reading a pipe would block until somebody writes into it.
             && fs::metadata(file).is_ok_and(|file| file.is_file())
-            && let Ok(key) = ApiKey::read(file)
+            && let Ok(key) = read(file)
         {
             *self.lock() = key;
         }
         self.current() != *refused
     }
 
-    fn lock(&self) -> MutexGuard<'_, ApiKey> {
+    fn lock(&self) -> MutexGuard<'_, Secret> {
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -28,6 +28,7 @@ mod memory;
 pub mod net;
 mod reasons;
 mod registry;
+pub mod secret;
 mod signals;
 mod status;
 mod systemd;

@@ -1,6 +1,26 @@
 //! How text becomes a value: the same for an option, a tag and a label of a service.
 
+use std::borrow::Cow;
 use std::time::Duration;
+
+use thiserror::Error;
+
+/// Why a text is no value of its kind, as the end of a sentence about it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct BadValue(Cow<'static, str>);
+
+impl From<&'static str> for BadValue {
+    fn from(why: &'static str) -> Self {
+        BadValue(why.into())
+    }
+}
+
+impl From<String> for BadValue {
+    fn from(why: String) -> Self {
+        BadValue(why.into())
+    }
+}
 
 /// Whether text is in quotes. A shell removes them; Docker's `--env-file`, for one, takes them for a part of the value.
 pub fn is_quoted(text: &str) -> bool {
@@ -15,7 +35,7 @@ pub fn items(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// true/false, 1/0, yes/no or on/off, in any case.
-pub fn boolean(text: &str) -> Result<bool, String> {
+pub fn boolean(text: &str) -> Result<bool, BadValue> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -24,20 +44,22 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 }
 
 /// One of a few words.
-pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, String> {
+pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, BadValue> {
     let found = known.iter().find(|(name, _)| *name == text.trim());
-    found.map(|(_, value)| *value).ok_or_else(|| format!("not one of {}", known.map(|(name, _)| name).join(", ")))
+    found
+        .map(|(_, value)| *value)
+        .ok_or_else(|| format!("not one of {}", known.map(|(name, _)| name).join(", ")).into())
 }
 
 /// A duration with its unit, from one second up to `longest` seconds.
-pub fn duration(text: &str, longest: u64) -> Result<Duration, String> {
+pub fn duration(text: &str, longest: u64) -> Result<Duration, BadValue> {
     let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;
     let range = Duration::from_secs(1)..=Duration::from_secs(longest);
     range.contains(&duration).then_some(duration).ok_or("out of range".into())
 }
 
 /// An interval of up to 30 days: a duration, or a bare number of milliseconds.
-pub fn interval(text: &str) -> Result<Duration, String> {
+pub fn interval(text: &str) -> Result<Duration, BadValue> {
     const LONGEST: u64 = 30 * 86400;
     let text = text.trim();
     let is_bare = text.bytes().all(|b| b.is_ascii_digit());
@@ -50,7 +72,7 @@ pub fn interval(text: &str) -> Result<Duration, String> {
 }
 
 /// An interval between scrapes: a duration of Prometheus, at least 5 s.
-pub fn scrape_interval(text: &str) -> Result<(&str, u64), String> {
+pub fn scrape_interval(text: &str) -> Result<(&str, u64), BadValue> {
     match prometheus_duration(text)? {
         (_, ..5000) => Err("it is shorter than 5s".into()),
         interval => Ok(interval),
@@ -58,7 +80,7 @@ pub fn scrape_interval(text: &str) -> Result<(&str, u64), String> {
 }
 
 /// The time-out of a scrape: a duration of Prometheus, longer than 0.
-pub fn scrape_timeout(text: &str) -> Result<(&str, u64), String> {
+pub fn scrape_timeout(text: &str) -> Result<(&str, u64), BadValue> {
     match prometheus_duration(text)? {
         (_, 0) => Err("it has to be longer than 0s".into()),
         timeout => Ok(timeout),
@@ -67,13 +89,13 @@ pub fn scrape_timeout(text: &str) -> Result<(&str, u64), String> {
 
 /// A duration in Prometheus' own grammar, as text and in milliseconds: `1h30m`, units descending, each at most once.
 /// `humantime` has another grammar. The source is `model.ParseDuration` of Prometheus' `common`.
-pub fn prometheus_duration(text: &str) -> Result<(&str, u64), String> {
+pub fn prometheus_duration(text: &str) -> Result<(&str, u64), BadValue> {
     const DAY: u64 = 86_400_000;
     const UNITS: [(&str, u64); 7] =
         [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     // Leading zeros make a duration of any length.
     const MAX_LENGTH: usize = 64;
-    let bad = || "it is not a duration of Prometheus, such as 30s or 1m30s".to_owned();
+    let bad = || BadValue::from("it is not a duration of Prometheus, such as 30s or 1m30s");
     if text.is_empty() || text.len() > MAX_LENGTH {
         return Err(bad());
     }

@@ -12,9 +12,9 @@ use reqwest::{StatusCode, Url};
 use super::client::Client;
 use super::failure::{Failure, Reason};
 use crate::backoff;
-use crate::key::ApiKey;
 use crate::net::connector::trust_hint;
 use crate::net::threads::NoThread;
+use crate::secret::Secret;
 use crate::text::causes;
 
 /// Bytes of an error's body that are read for the message.
@@ -44,7 +44,7 @@ pub enum Answer {
 impl Client {
     /// Sends a request, and reads its answer within this time.
     pub(super) fn exchange(
-        &self, key: &ApiKey, path: &str, etag: Option<&str>, limit: Duration,
+        &self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration,
     ) -> Result<Answer, Failure> {
         let response = self.send(key, path, etag, limit)?;
         let new_etag = text_of(response.headers(), &ETAG);
@@ -61,10 +61,10 @@ impl Client {
         }
     }
 
-    fn send(&self, key: &ApiKey, path: &str, etag: Option<&str>, limit: Duration) -> Result<Response, Failure> {
+    fn send(&self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration) -> Result<Response, Failure> {
         let url = Url::parse(&format!("{}{path}", self.api.url))
             .map_err(|error| Failure::new(Reason::BadAnswer, format!("cannot ask {}: {error}", self.api.url)))?;
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.secret()))
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
             .map_err(|_| Failure::new(Reason::Unauthorized, "the API key cannot be sent: check API_KEY"))?;
         bearer.set_sensitive(true);
         // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
@@ -116,7 +116,7 @@ impl Client {
     }
 
     /// An answer that is not the one asked for.
-    fn refused(&self, key: &ApiKey, response: Response) -> Failure {
+    fn refused(&self, key: &Secret, response: Response) -> Failure {
         let (status, url) = (response.status(), &self.api.url);
         let (reason, hint) = Reason::of_status(status.as_u16());
         let header = |name| text_of(response.headers(), name);
@@ -129,13 +129,13 @@ impl Client {
 
 /// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before it:
 /// enough of the answer is read that the key is never cut in two.
-fn excerpt(key: &ApiKey, response: Response) -> String {
+fn excerpt(key: &Secret, response: Response) -> String {
     let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
     let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
     let mut body = Vec::new();
-    let read = response.take(EXCERPT_SIZE + key.secret().len() as u64).read_to_end(&mut body);
+    let read = response.take(EXCERPT_SIZE + key.reveal().len() as u64).read_to_end(&mut body);
     let body = if is_html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
-    let text = location.as_deref().unwrap_or(&body).split(key.secret()).next().unwrap_or_default();
+    let text = location.as_deref().unwrap_or(&body).split(key.reveal()).next().unwrap_or_default();
     let text: String = text.chars().take(200).collect();
     if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
 }

@@ -1,5 +1,6 @@
 //! Which devices the user asks for: fleets, and tags that a device must have.
 
+use crate::values::BadValue;
 use std::fmt;
 
 use super::device::{self, Device};
@@ -29,16 +30,16 @@ impl FleetRef {
     ///
     /// # Errors
     /// The text is neither.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, BadValue> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
-            return text.parse().map(FleetRef::Id).map_err(|_| format!("{text} is too large for an id"));
+            return text.parse().map(FleetRef::Id).map_err(|_| format!("{text} is too large for an id").into());
         }
         match *text.split('/').collect::<Vec<_>>() {
             [name] => Ok(FleetRef::Name(name.to_owned())),
             [organization, name] if !organization.is_empty() && !name.is_empty() => {
                 Ok(FleetRef::Slug(text.to_lowercase()))
             }
-            _ => Err(format!("{text:?} is not organization/name")),
+            _ => Err(format!("{text:?} is not organization/name").into()),
         }
     }
 
@@ -75,7 +76,7 @@ impl TagFilter {
     ///
     /// # Errors
     /// No tag can have such a key.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, BadValue> {
         let (mut key, mut value) = (String::new(), None);
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
@@ -93,7 +94,7 @@ impl TagFilter {
             }
         }
         if !(1..=100).contains(&key.chars().count()) || key.contains(char::is_whitespace) {
-            return Err(format!("{key:?} is not a tag's key, which has 1 to 100 characters and no white space"));
+            return Err(format!("{key:?} is not a tag's key, which has 1 to 100 characters and no white space").into());
         }
         Ok(TagFilter { key, value })
     }

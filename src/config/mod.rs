@@ -1,5 +1,6 @@
 //! Options → the checked settings of each command. All errors are reported together, before any work.
 
+mod error;
 mod options;
 mod parsing;
 mod sources;
@@ -19,6 +20,7 @@ use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, status, tunnel};
+pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb, command};
 use parsing::{
     address, api_url, base_uri, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
@@ -66,16 +68,16 @@ pub struct Discovery {
 /// Reads the options of discovery.
 ///
 /// # Errors
-/// One line for each mistake.
-pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<Discovery, Vec<String>> {
+/// All mistakes.
+pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<Discovery, Vec<ConfigError>> {
     read(Verb::Discover, matches, var, read_discovery)
 }
 
 /// Reads the options of `check`.
 ///
 /// # Errors
-/// One line for each mistake.
-pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<String>> {
+/// All mistakes.
+pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<ConfigError>> {
     read(Verb::Check, matches, var, |from| {
         let discovery = read_discovery(from);
         let through_tunnel = discovery.rules.address == Address::Vpn;
@@ -97,8 +99,8 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
 /// Reads the options of `tunnel`.
 ///
 /// # Errors
-/// One line for each mistake.
-pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<String>> {
+/// All mistakes.
+pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<ConfigError>> {
     read(Verb::Tunnel, matches, var, |from| {
         let url = from.one("tunnel-url", base_uri);
         let key = key(from);
@@ -119,10 +121,9 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
 
 fn read<T>(
     verb: Verb, matches: &ArgMatches, var: Variables, judge: impl FnOnce(&mut Sources) -> T,
-) -> Result<T, Vec<String>> {
+) -> Result<T, Vec<ConfigError>> {
     let mut from = Sources { verb, matches, var, errors: Vec::new() };
     let settings = judge(&mut from);
-    from.errors.dedup(); // an option may be looked at twice
     if from.errors.is_empty() { Ok(settings) } else { Err(from.errors) }
 }
 
@@ -136,7 +137,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     warnings.extend(unencrypted(&url));
     let address = address(from);
     let exporters = exporters(from);
-    check_exporters(&exporters, address, &mut from.errors, &mut warnings);
+    warnings.extend(check_exporters(&exporters, address, from));
     let selection = Selection {
         fleets: from.list("fleet", |text| items(text).map(FleetRef::parse).collect()),
         tags: from.all("tag", TagFilter::parse),

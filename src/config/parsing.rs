@@ -3,36 +3,35 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use super::error::ConfigError;
 use super::sources::Sources;
 use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS};
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
-use crate::key::{ApiKey, CREATE_KEY, KeySource};
+use crate::key::{self, CREATE_KEY, KeySource};
 use crate::net;
+use crate::secret::{BadSecret, Secret};
 use crate::status::guard::{ANY_HOST, Guard};
-use crate::values::{boolean, items, one_of};
+use crate::values::{BadValue, boolean, items, one_of};
 
 /// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
 const MAX_CA_FILE_SIZE: u64 = 16 << 20;
 
-pub(super) fn log_filter(text: &str) -> Result<String, String> {
+pub(super) fn log_filter(text: &str) -> Result<String, BadValue> {
     env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
 
-pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     net::server::addresses(text)
 }
-
-const NO_KEY: &str = "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access \
-    tokens) and set API_KEY to it, or API_KEY_FILE to a file that holds it";
 
 /// Who may ask the status endpoint. The host in the address to listen on is an allowed name, too.
 pub(super) fn guard(from: &mut Sources) -> Guard {
@@ -43,53 +42,52 @@ pub(super) fn guard(from: &mut Sources) -> Guard {
     Guard { hosts, token: token(from) }
 }
 
-pub(super) fn status_host(text: &str) -> Result<String, String> {
+pub(super) fn status_host(text: &str) -> Result<String, BadValue> {
     if text == ANY_HOST { Ok(text.to_owned()) } else { domain(text) }
 }
 
 /// The shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN_LENGTH: usize = 16;
 
-pub(super) fn token(from: &mut Sources) -> Option<ApiKey> {
-    let (source, values) = from.given("status-token-file")?;
-    let token = secret_from_file(&source, &values[0], "token of at least 16 characters").and_then(|(token, _)| {
-        let is_long = token.secret().len() >= MIN_TOKEN_LENGTH;
-        let short =
-            || format!("{source} is {:?}: the token in it has fewer than {MIN_TOKEN_LENGTH} characters", values[0]);
-        is_long.then_some(token).ok_or_else(short)
+fn token(from: &mut Sources) -> Option<Secret> {
+    let (given, values) = from.given("status-token-file")?;
+    let token = Secret::read(values[0].as_ref()).and_then(|token| {
+        let is_long = token.reveal().len() >= MIN_TOKEN_LENGTH;
+        is_long.then_some(token).ok_or(BadSecret::Short(MIN_TOKEN_LENGTH))
     });
-    token.map_err(|error| from.errors.push(error)).ok()
+    let report = |why| from.report(secret_file(given, &values[0], why, "token of at least 16 characters"));
+    token.map_err(report).ok()
 }
 
 pub(super) fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
-        (Some(_), Some((source, _))) => Err(format!("API_KEY and {source} are both set: set one of them")),
-        (Some((source, values)), None) => {
-            ApiKey::new(&values[0]).map(|key| (key, None)).map_err(|error| format!("{source} {error}"))
+        (Some((given, _)), Some((other, _))) => Err(ConfigError::TwoKeys { given, other }),
+        (Some((given, values)), None) => {
+            key::key(&values[0]).map(|key| (key, None)).map_err(|why| ConfigError::Key { given, why })
         }
-        (None, Some((source, values))) => {
-            secret_from_file(&source, &values[0], "key").map(|(key, path)| (key, Some(path)))
+        (None, Some((given, values))) => {
+            let path = PathBuf::from(&values[0]);
+            let key = key::read(&path).map_err(|why| secret_file(given, &values[0], why, "key"));
+            key.map(|key| (key, Some(path)))
         }
-        (None, None) => Err(NO_KEY.into()),
+        (None, None) => Err(ConfigError::NoKey),
     };
     let (key, file) = key.unwrap_or_else(|error| {
         // What is wrong with the variable itself was reported already.
-        from.errors.extend((from.errors.len() == before).then_some(error));
-        (ApiKey::default(), None)
+        if from.errors.len() == before {
+            from.report(error);
+        }
+        (Secret::default(), None)
     });
     KeySource::new(key, file)
 }
 
-pub(super) fn secret_from_file(source: &str, value: &str, what: &str) -> Result<(ApiKey, PathBuf), String> {
-    let path = PathBuf::from(value);
+fn secret_file(given: String, path: &str, why: BadSecret, what: &'static str) -> ConfigError {
     // The value may be the secret itself, by mistake.
-    let is_path = value.contains(['/', '.']) || path.exists();
-    let shown = if is_path { format!("{value:?}") } else { "not shown".into() };
-    let key = ApiKey::read(&path).map_err(|error| {
-        format!("{source} is {shown}: the file {error}; it takes the path of a file with the {what}")
-    })?;
-    Ok((key, path))
+    let is_path = path.contains(['/', '.']) || Path::new(path).exists();
+    let value = if is_path { format!("{path:?}") } else { "not shown".into() };
+    ConfigError::SecretFile { given, value, why, what }
 }
 
 pub(super) fn address(from: &mut Sources) -> Address {
@@ -99,8 +97,8 @@ pub(super) fn address(from: &mut Sources) -> Address {
     if !from.one("USE_PUBLIC_URLS", boolean) {
         return address;
     }
-    if let Some((source, values)) = chosen.filter(|_| address != Address::Public) {
-        from.errors.push(format!("USE_PUBLIC_URLS is true, but {source} is {}: set one of them", values.join(" ")));
+    if let Some((given, values)) = chosen.filter(|_| address != Address::Public) {
+        from.report(ConfigError::Address { given, value: values.join(" ") });
     }
     Address::Public
 }
@@ -108,8 +106,7 @@ pub(super) fn address(from: &mut Sources) -> Address {
 /// Where the devices of a LAN are. This machine's addresses are read only if devices are reached in a LAN.
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
     let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
-    let report = |error| from.errors.push(format!("cannot read the addresses of this machine: {error}"));
-    let own = own.map_err(report).unwrap_or_default();
+    let own = own.map_err(|error| from.report(ConfigError::Interfaces(error))).unwrap_or_default();
     Lan { networks: from.list("lan-network", lan::networks), own }
 }
 
@@ -130,39 +127,36 @@ pub(super) fn exporters(from: &mut Sources) -> Vec<Exporter> {
     })
 }
 
-/// Reports exporters that are the same target to Prometheus, which tells targets apart by job and address. All public URLs of a
-/// device are one address.
-pub(super) fn check_exporters(
-    list: &[Exporter], address: Address, errors: &mut Vec<String>, warnings: &mut Vec<String>,
-) {
+/// Reports exporters that are the same target to Prometheus, and warns of ports that are not used.
+pub(super) fn check_exporters(list: &[Exporter], address: Address, from: &mut Sources) -> Vec<String> {
     let public = address == Address::Public;
     for (index, exporter) in list.iter().enumerate() {
         let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
         if let Some(other) = list[..index].iter().find(same) {
-            let same = "are the same target to Prometheus: give each its own name";
-            errors.push(format!("exporters (--exporter, EXPORTERS) {other} and {exporter} {same}"));
-        }
-        if public && exporter.port != 80 {
-            let port = exporter.port;
-            warnings.push(format!("exporter {exporter}: a public device URL leads to port 80, {port} is not used"));
+            from.report(ConfigError::SameTarget(other.clone(), exporter.clone()));
         }
     }
+    let unused = list.iter().filter(|exporter| public && exporter.port != 80);
+    let warning = |exporter: &Exporter| {
+        format!("exporter {exporter}: a public device URL leads to port 80, {} is not used", exporter.port)
+    };
+    unused.map(warning).collect()
 }
 
 /// A warning, if the key expires by itself. A session token is a JWT, which has two dots; a named key has none.
 pub(super) fn session_token(key: &KeySource) -> Option<String> {
-    let dots = key.current().secret().bytes().filter(|byte| *byte == b'.').count();
+    let dots = key.current().reveal().bytes().filter(|byte| *byte == b'.').count();
     (dots == 2).then(|| format!("the API key looks like a session token, which expires: {CREATE_KEY}"))
 }
 
 /// The URL of the API. Its documentation has URLs that end in the version, which each request adds itself.
-pub(super) fn api_url(text: &str) -> Result<Uri, String> {
+pub(super) fn api_url(text: &str) -> Result<Uri, BadValue> {
     let text = text.trim().trim_end_matches('/');
     base_uri(["/v6", "/v7"].iter().find_map(|version| text.strip_suffix(version)).unwrap_or(text))
 }
 
 /// A plain http or https URL without a path.
-pub(super) fn base_url(text: &str) -> Result<Url, String> {
+pub(super) fn base_url(text: &str) -> Result<Url, BadValue> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
@@ -171,12 +165,12 @@ pub(super) fn base_url(text: &str) -> Result<Url, String> {
     if url.path() == "/" {
         Ok(url)
     } else {
-        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()))
+        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()).into())
     }
 }
 
 /// A [`base_url`], as hyper takes it.
-pub(super) fn base_uri(text: &str) -> Result<Uri, String> {
+pub(super) fn base_uri(text: &str) -> Result<Uri, BadValue> {
     base_url(text)?.as_str().parse().map_err(|_| "not a plain http or https URL".into())
 }
 
@@ -188,44 +182,44 @@ pub(super) fn unencrypted(url: &Uri) -> Option<String> {
 }
 
 /// The certificates of a PEM file.
-pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, BadValue> {
     let mut pem = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
     read.map_err(|error| format!("the file cannot be read: {error}"))?;
     if pem.len() as u64 > MAX_CA_FILE_SIZE {
-        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20));
+        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20).into());
     }
     let roots: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
     if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }
 }
 
-pub(super) fn domain(text: &str) -> Result<String, String> {
+pub(super) fn domain(text: &str) -> Result<String, BadValue> {
     let is_part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     let good = text.len() <= 190 && text.split('.').all(is_part);
     good.then(|| text.to_ascii_lowercase()).ok_or("not a domain name".into())
 }
 
-pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, String> {
+pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, BadValue> {
     let known: Vec<_> = labels::plain(LABELS).map(|label| label.name).collect();
     let find = |name: &str| known.iter().find(|label| **label == name).copied();
     match text.trim() {
         "all" => Ok(known),
         "none" => Ok(Vec::new()),
         list => items(list)
-            .map(|name| find(name).ok_or_else(|| format!("no label {name}, there are {}", known.join(", "))))
+            .map(|name| find(name).ok_or_else(|| format!("no label {name}, there are {}", known.join(", ")).into()))
             .collect(),
     }
 }
 
 /// The path of a file, which need not exist.
-pub(super) fn file_path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn file_path(text: &str) -> Result<PathBuf, BadValue> {
     let path = PathBuf::from(text);
     let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
     is_file.then_some(path).ok_or("it is a directory".into())
 }
 
-pub(super) fn mode(text: &str) -> Result<u32, String> {
+pub(super) fn mode(text: &str) -> Result<u32, BadValue> {
     let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).map_err(|_| "not an octal number")?;
     (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
 }

@@ -5,8 +5,9 @@ use std::ffi::{OsStr, OsString};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
+use super::error::ConfigError;
 use super::options::{Verb, option};
-use crate::values::{is_quoted, items};
+use crate::values::{BadValue, is_quoted, items};
 
 /// The beginning of variables that balena reserves: a fleet cannot set them, and the supervisor may.
 const RESERVED: &str = "BALENA_";
@@ -19,8 +20,8 @@ pub struct Sources<'a> {
     pub matches: &'a ArgMatches,
     /// The environment.
     pub var: &'a dyn Fn(&str) -> Option<OsString>,
-    /// One line each, for the user.
-    pub errors: Vec<String>,
+    /// The mistakes so far, each once.
+    pub errors: Vec<ConfigError>,
 }
 
 impl Sources<'_> {
@@ -39,10 +40,10 @@ impl Sources<'_> {
         let differs =
             |(name, other): &(&str, OsString)| trimmed(other) != trimmed(&value) && !name.starts_with(RESERVED);
         if let Some((other, _)) = set.find(differs) {
-            self.errors.push(format!("{variable} and {other} are set to different values: set one of them"));
+            self.report(ConfigError::Different { given: variable, other });
         }
         let Some(value) = value.to_str() else {
-            self.errors.push(format!("{variable} is not UTF-8"));
+            self.report(ConfigError::NotUtf8 { given: variable });
             return None;
         };
         self.checked(name, variable.into(), vec![value.trim().to_owned()])
@@ -52,35 +53,42 @@ impl Sources<'_> {
     /// keep quotes, unlike a shell.
     fn checked(&mut self, name: &str, source: String, values: Vec<String>) -> Option<(String, Vec<String>)> {
         if values.iter().any(|value| is_quoted(value)) {
-            self.errors.push(format!("{source} has quotes around its value, and they are part of it: remove them"));
+            self.report(ConfigError::Quotes { given: source });
             return None;
         }
         if let Some(value) = values.iter().find(|value| items(value).next().is_none()) {
-            let help = option(self.verb, name).help;
-            self.errors
-                .push(format!("{source} is {value:?}: it has no value; set one, or leave it out; it takes: {help}"));
+            self.report_value(name, &source, value, "it has no value; set one, or leave it out");
             return None;
         }
         Some((source, values))
     }
 
     /// The values of an option without a default.
-    pub fn all<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    pub fn all<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, BadValue>) -> Vec<T> {
         let Some((source, values)) = self.given(name) else { return Vec::new() };
-        let mut read_or_report = |text: &String| {
-            let report = |error| {
-                // A URL may contain a password or a key.
-                let is_secret = text.contains("://") && text.contains(['@', '?']);
-                let shown = if is_secret { "not shown".into() } else { format!("{text:?}") };
-                self.errors.push(format!("{source} is {shown}: {error}; it takes: {}", option(self.verb, name).help));
-            };
-            read(text).map_err(report).ok()
-        };
+        let mut read_or_report =
+            |text: &String| read(text).map_err(|why| self.report_value(name, &source, text, &why.to_string())).ok();
         values.iter().filter_map(&mut read_or_report).collect()
     }
 
+    /// Adds a mistake, unless it is known: an option may be looked at twice.
+    pub fn report(&mut self, error: ConfigError) {
+        let text = error.to_string();
+        if !self.errors.iter().any(|known| known.to_string() == text) {
+            self.errors.push(error);
+        }
+    }
+
+    fn report_value(&mut self, name: &str, source: &str, text: &str, why: &str) {
+        // A URL may contain a password or a key.
+        let is_secret = text.contains("://") && text.contains(['@', '?']);
+        let value = if is_secret { "not shown".into() } else { format!("{text:?}") };
+        let takes = option(self.verb, name).help;
+        self.report(ConfigError::Value { given: source.into(), value, why: why.into(), takes });
+    }
+
     /// The items of an option whose values are lists.
-    pub fn list<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<Vec<T>, String>) -> Vec<T> {
+    pub fn list<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<Vec<T>, BadValue>) -> Vec<T> {
         let list: Vec<T> = self.all(name, &read).into_iter().flatten().collect();
         if list.is_empty() { read(option(self.verb, name).default).unwrap_or_default() } else { list }
     }
@@ -89,7 +97,7 @@ impl Sources<'_> {
     ///
     /// # Panics
     /// The default cannot be read: a mistake in the table.
-    pub fn one<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, String>) -> T {
+    pub fn one<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, BadValue>) -> T {
         self.all(name, &read)
             .pop()
             .unwrap_or_else(|| read(option(self.verb, name).default).expect("defaults can be read"))

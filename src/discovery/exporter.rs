@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::values::items;
+use crate::values::{BadValue, items};
 
 /// Jobs of the stack's own services. A device that took one of these names could silence alerts about the stack.
 const RESERVED: [&str; 5] = ["alertmanager", "baletheus", "baletheus-tunnel", "grafana", "prometheus"];
@@ -31,7 +31,7 @@ impl fmt::Display for Exporter {
 ///
 /// # Errors
 /// An item cannot be understood, or the list is empty.
-pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
+pub fn parse_list(text: &str) -> Result<Vec<Exporter>, BadValue> {
     let list: Vec<_> = items(text).map(parse).collect::<Result<_, _>>()?;
     if list.is_empty() { Err("it names no exporter".into()) } else { Ok(list) }
 }
@@ -40,7 +40,7 @@ pub fn parse_list(text: &str) -> Result<Vec<Exporter>, String> {
 ///
 /// # Errors
 /// The name, the port or the path cannot be understood.
-pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, String> {
+pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
     parse(&format!("{name}:{}", with_path(port, path)?))
 }
 
@@ -48,23 +48,23 @@ pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, Str
 ///
 /// # Errors
 /// The port or the path cannot be understood.
-pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, String> {
+pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
     parse(&with_path(port, path)?)
 }
 
 /// `PORT/PATH`, where the path is of another label or tag unless the port has one.
-fn with_path(port: &str, path: Option<&str>) -> Result<String, String> {
+fn with_path(port: &str, path: Option<&str>) -> Result<String, BadValue> {
     if port.contains(':') {
-        return Err(format!("{port:?} is not PORT[/PATH]"));
+        return Err(format!("{port:?} is not PORT[/PATH]").into());
     }
     let path = path.filter(|_| !port.contains('/')).unwrap_or_default();
     if !path.is_empty() && !path.starts_with('/') {
-        return Err(format!("the path {path:?} does not begin with /"));
+        return Err(format!("the path {path:?} does not begin with /").into());
     }
     Ok(format!("{port}{path}"))
 }
 
-fn parse(text: &str) -> Result<Exporter, String> {
+fn parse(text: &str) -> Result<Exporter, BadValue> {
     let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let path = Some(path).filter(|path| !path.is_empty());
     let (name, port) = address.split_once(':').map_or((None, address), |(name, port)| (Some(name), port));
@@ -79,10 +79,11 @@ fn parse(text: &str) -> Result<Exporter, String> {
         return Err(format!(
             "{text:?} has a query, which a target cannot carry: leave it out, and give a Prometheus job its params, by \
              __meta_balena_exporter (docs/prometheus.md)"
-        ));
+        )
+        .into());
     }
     if !path.is_none_or(is_path) {
-        return Err(format!("the path in {text:?} is not a plain path"));
+        return Err(format!("the path in {text:?} is not a plain path").into());
     }
     Ok(Exporter { name: name.map(str::to_owned), port, path: path.map(str::to_owned) })
 }
@@ -91,12 +92,12 @@ fn parse(text: &str) -> Result<Exporter, String> {
 ///
 /// # Errors
 /// What is wrong with it, as the end of a sentence.
-pub fn check_name(name: &str) -> Result<(), String> {
+pub fn check_name(name: &str) -> Result<(), BadValue> {
     if !(1..=64).contains(&name.len()) || !name.bytes().all(|b| is_one_of(b, b"_.-")) {
         return Err("is not 1 to 64 of a-z A-Z 0-9 _ . -".into());
     }
     if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
-        return Err(format!("is reserved: {name} is a job of the stack"));
+        return Err(format!("is reserved: {name} is a job of the stack").into());
     }
     Ok(())
 }

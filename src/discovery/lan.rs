@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::balena::device::Device;
-use crate::values::items;
+use crate::values::{BadValue, items};
 
 /// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.
 pub const PRIVATE: &str = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
@@ -134,17 +134,17 @@ impl Lan {
 ///
 /// # Errors
 /// An item is no network that a device can be in.
-pub fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+pub fn networks(text: &str) -> Result<Vec<IpNet>, BadValue> {
     items(text).map(network).collect()
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+fn network(text: &str) -> Result<IpNet, BadValue> {
     let network: IpNet = text.parse().map_err(|_| format!("{text:?} is no network such as 192.168.1.0/24"))?;
     if network != network.trunc() {
-        return Err(format!("{text} has bits beside its prefix: the network is {}", network.trunc()));
+        return Err(format!("{text} has bits beside its prefix: the network is {}", network.trunc()).into());
     }
     match NEVER.iter().find(|never| never.contains(&network)) {
-        Some(never) => Err(format!("{text} is within {never}, which no device is in")),
+        Some(never) => Err(format!("{text} is within {never}, which no device is in").into()),
         None => Ok(network),
     }
 }

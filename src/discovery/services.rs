@@ -10,7 +10,7 @@ use crate::balena::device::{describe, records};
 use crate::balena::pages::{List, Pages, Place, WithId};
 use crate::balena::release::{self, Release, Service};
 use crate::balena::{Answer, Failure, Reason, Request, Source};
-use crate::values::{boolean, items, one_of, scrape_interval, scrape_timeout};
+use crate::values::{BadValue, boolean, items, one_of, scrape_interval, scrape_timeout};
 
 /// What every label begins with, before a dot or a slash.
 const PREFIX: &str = "prometheus.io";
@@ -244,7 +244,7 @@ fn labels(service: &Service) -> BTreeMap<&str, &str> {
     with('/').chain(with('.')).collect()
 }
 
-fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<ServiceExporter>, String> {
+fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<ServiceExporter>, BadValue> {
     if let Some(text) = labels.get("scrape")
         && !boolean(text).map_err(|error| wrong("scrape", text, &error))?
     {
@@ -252,7 +252,7 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
     }
     let Some(ports) = labels.get("port") else {
         let has_others = labels.keys().any(|name| KNOWN.contains(name));
-        return if has_others { Err(format!("it has no label {PREFIX}.port")) } else { Ok(Vec::new()) };
+        return if has_others { Err(format!("it has no label {PREFIX}.port").into()) } else { Ok(Vec::new()) };
     };
     let scheme = match labels.get("scheme") {
         Some(text) => {
@@ -264,21 +264,25 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
     let interval = duration(labels, "interval", scrape_interval)?;
     let timeout = duration(labels, "timeout", scrape_timeout)?;
     match (&interval, &timeout) {
-        (None, Some((text, _))) => return Err(wrong("timeout", text, "it needs an interval beside it")),
+        (None, Some((text, _))) => return Err(wrong("timeout", text, &"it needs an interval beside it".into())),
         (Some((_, interval)), Some((text, timeout))) if timeout > interval => {
-            return Err(wrong("timeout", text, "it is longer than the interval, and Prometheus drops such a target"));
+            return Err(wrong(
+                "timeout",
+                text,
+                &"it is longer than the interval, and Prometheus drops such a target".into(),
+            ));
         }
         _ => {}
     }
     let job = labels.get("job").copied();
     let name = job.unwrap_or(&service.name);
     exporter::check_name(name).map_err(|error| match job {
-        Some(job) => wrong("job", job, &format!("it {error}")),
-        None => format!("its name {error}; the label {PREFIX}.job gives its exporters another one"),
+        Some(job) => wrong("job", job, &format!("it {error}").into()),
+        None => format!("its name {error}; the label {PREFIX}.job gives its exporters another one").into(),
     })?;
     let ports: Vec<&str> = items(ports).collect();
     if ports.is_empty() {
-        return Err(wrong("port", "", "it names no port"));
+        return Err(wrong("port", "", &"it names no port".into()));
     }
     ports
         .into_iter()
@@ -292,15 +296,15 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
 }
 
 fn duration(
-    labels: &BTreeMap<&str, &str>, name: &str, read: fn(&str) -> Result<(&str, u64), String>,
-) -> Result<Option<(String, u64)>, String> {
+    labels: &BTreeMap<&str, &str>, name: &str, read: fn(&str) -> Result<(&str, u64), BadValue>,
+) -> Result<Option<(String, u64)>, BadValue> {
     let Some(text) = labels.get(name) else { return Ok(None) };
     let (text, millis) = read(text).map_err(|error| wrong(name, text, &error))?;
     Ok(Some((text.to_owned(), millis)))
 }
 
-fn wrong(name: &str, value: &str, error: &str) -> String {
+fn wrong(name: &str, value: &str, error: &BadValue) -> BadValue {
     let shown: String = value.chars().take(SHOWN_VALUE).collect();
-    let error: String = error.chars().take(200).collect(); // it may quote all of the value
-    format!("its label {PREFIX}.{name} is {shown:?}: {error}")
+    let error: String = error.to_string().chars().take(200).collect(); // it may quote all of the value
+    format!("its label {PREFIX}.{name} is {shown:?}: {error}").into()
 }

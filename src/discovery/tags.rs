@@ -2,6 +2,7 @@
 
 use super::exporter::{self, Exporter};
 use crate::balena::device::{Device, Tag, tag_value};
+use crate::values::BadValue;
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "prometheus.io/scrape";
@@ -111,7 +112,7 @@ pub struct Tags<'a, 'w> {
 impl<'a> Tags<'a, '_> {
     /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as absent.
     pub fn read<T: Copy>(
-        &mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, String>, narrows: Narrows<T>,
+        &mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
     ) -> Option<T> {
         let (own, fleet) = self.both(key, &parse);
         own.filter(|own| self.may(key, *own, fleet, narrows)).or(fleet)
@@ -120,7 +121,7 @@ impl<'a> Tags<'a, '_> {
     /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without both
     /// it stays. Returns whether there is such a tag.
     pub fn set<S, T: Copy>(
-        &mut self, exporters: &mut [S], key: &str, parse: impl Fn(&'a str) -> Result<T, String>,
+        &mut self, exporters: &mut [S], key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
         property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,
     ) -> bool {
         let (own, fleet) = self.both(key, &parse);
@@ -131,7 +132,7 @@ impl<'a> Tags<'a, '_> {
         own.or(fleet).is_some()
     }
 
-    fn both<T>(&mut self, key: &str, parse: &impl Fn(&'a str) -> Result<T, String>) -> (Option<T>, Option<T>) {
+    fn both<T>(&mut self, key: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> (Option<T>, Option<T>) {
         let device = self.device;
         (self.of(device.tags(), true, key, parse), self.of(device.fleet_tags(), false, key, parse))
     }
@@ -163,7 +164,7 @@ impl<'a> Tags<'a, '_> {
         let list = self.of(tags, is_own, EXPORTERS, &|text| {
             let list = exporter::parse_list(text)?;
             let is_short = list.len() <= MAX_EXPORTERS;
-            is_short.then_some(list).ok_or_else(|| format!("it names more than {MAX_EXPORTERS} exporters"))
+            is_short.then_some(list).ok_or_else(|| format!("it names more than {MAX_EXPORTERS} exporters").into())
         });
         if let Some(list) = list {
             return Some((EXPORTERS, list));
@@ -175,7 +176,7 @@ impl<'a> Tags<'a, '_> {
 
     /// A tag of one owner.
     fn of<T>(
-        &mut self, tags: &'a [Tag], is_own: bool, key: &str, parse: &impl Fn(&'a str) -> Result<T, String>,
+        &mut self, tags: &'a [Tag], is_own: bool, key: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>,
     ) -> Option<T> {
         let value = tag_value(tags, key)?;
         if is_own && self.own_tags == OwnTags::Off {
@@ -184,7 +185,7 @@ impl<'a> Tags<'a, '_> {
         }
         let error = match parse(value.trim()) {
             Ok(parsed) => return Some(parsed),
-            Err(error) => error.chars().take(SHOWN_ERROR).collect::<String>(), // it may quote all of the value
+            Err(error) => error.to_string().chars().take(SHOWN_ERROR).collect::<String>(), // it may quote all of the value
         };
         let fleet = self.device.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());
         let owner = if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };

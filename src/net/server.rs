@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connections::{Answering, Closable, RETRY_INTERVAL, Tracked, Waiting};
 use crate::cannot_start::CannotStart;
+use crate::values::BadValue;
 
 /// How long bytes may wait for a client that does not read, in milliseconds.
 #[cfg(target_os = "linux")]
@@ -32,7 +33,7 @@ const BACKLOG: i32 = 4096;
 pub const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Reads `host:port`, or `:port` for all interfaces, as the addresses to try in this order.
-pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     const BAD_FORM: &str = "not host:port or :port";
     if let Some(port) = text.strip_prefix(':') {
         // The second one is for hosts without IPv6.
@@ -41,7 +42,7 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     }
     let found = text.to_socket_addrs().map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => BAD_FORM.into(),
-        _ => format!("the host's name cannot be resolved: {error}"),
+        _ => format!("the host's name cannot be resolved: {error}").into(),
     });
     found.map(Iterator::collect)
 }

@@ -5,12 +5,13 @@
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
 
-use crate::key::{ApiKey, KeySource};
+use crate::key::KeySource;
 use crate::net::connector::{Connector, Stream, is_untrusted, trust_hint};
 use crate::net::http_connect::connect;
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::blocking;
+use crate::secret::Secret;
 
 /// Opens connections through the proxy, to `<uuid>.balena:<port>`.
 ///
@@ -41,19 +42,19 @@ impl Vpn {
         }
     }
 
-    async fn renew(&self, used: &ApiKey) -> bool {
+    async fn renew(&self, used: &Secret) -> bool {
         let (keys, used) = (self.keys.clone(), used.clone());
         blocking("key", move || keys.renew(&used)).await.unwrap_or(false)
     }
 
-    async fn ask(&self, authority: &str, key: &ApiKey, deadline: Deadline) -> Result<Stream, ScrapeError> {
+    async fn ask(&self, authority: &str, key: &Secret, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let unreachable = |refused: ScrapeError| {
             ScrapeError::new(ScrapeReason::NoTunnel, format!("tunnel host not reachable: {}", refused.message))
         };
         let mut stream =
             deadline.wait(self.connector.open(&self.url, deadline)).await.flatten().map_err(unreachable)?;
         // the proxy ignores the name of the user; it does not know the scheme in lower case
-        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", key.secret())));
+        let user = format!("Basic {}", BASE64_STANDARD.encode(format!("baletheus:{}", key.reveal())));
         match deadline.wait(connect(&mut stream, authority, Some(&user))).await? {
             Ok(200) => Ok(stream),
             Ok(status) => Err(refusal(status, authority)),

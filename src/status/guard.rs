@@ -9,7 +9,7 @@ use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
-use crate::key::ApiKey;
+use crate::secret::Secret;
 
 /// The page has one style sheet and no scripts. Nothing may frame it, and its form leads to itself.
 const POLICY: &str =
@@ -32,7 +32,7 @@ pub struct Guard {
     /// Names with a dot by which the endpoint may be asked, in lower case.
     pub hosts: Vec<String>,
     /// What a client has to send, if anything.
-    pub token: Option<ApiKey>,
+    pub token: Option<Secret>,
 }
 
 /// Why a request is refused.
@@ -97,7 +97,7 @@ impl Guard {
 }
 
 /// `Bearer TOKEN`, as Prometheus sends it, or `Basic`, as a browser does, with any user.
-fn has_token(headers: &HeaderMap, token: &ApiKey) -> bool {
+fn has_token(headers: &HeaderMap, token: &Secret) -> bool {
     let Some((scheme, sent)) = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' ')) else {
         return false;
     };
@@ -111,7 +111,7 @@ fn has_token(headers: &HeaderMap, token: &ApiKey) -> bool {
     } else {
         return false;
     };
-    sent.ct_eq(token.secret().as_bytes()).into()
+    sent.ct_eq(token.reveal().as_bytes()).into()
 }
 
 /// Adds the headers that every answer has.

@@ -645,11 +645,13 @@ fn the_key_comes_from_a_variable_or_a_file() {
     let bearer = format!("Bearer {KEY}");
     let sidecar = sidecar(&cloud);
     fs::write(sidecar.path("key"), format!("\n  {KEY}\r\n")).unwrap();
+    fs::write(sidecar.path("bom"), format!("\u{feff}{KEY}\r\n")).unwrap();
     fs::write(sidecar.path("old"), "an-old-key").unwrap();
     for words in [
         &[&*format!("API_KEY= \t{KEY}\n")][..],
         &["API_KEY=", "API_KEY_FILE=key"],
         &["API_KEY=", "--api-key-file", "key"],
+        &["API_KEY=", "API_KEY_FILE=bom"],
         &["API_KEY=", "API_KEY_FILE=old", "--api-key-file=key"],
         &["API_KEY_FILE="],
     ] {
@@ -662,16 +664,22 @@ fn the_key_comes_from_a_variable_or_a_file() {
     assert_eq!(run(&sidecar, &["API_KEY=", "API_KEY_FILE=key", "--api-key-file=old", "--dry-run"]).code, Some(1));
 }
 
-const FILES: &[(&str, &str)] = &[
-    ("empty", ""),
-    ("blank", " \n"),
-    ("two-lines", "first-line\nsecond-line\n"),
-    ("accent", "cl\u{e9}-of-mine"),
-    ("quoted", "\"of-mine\"\n"),
-    ("text.pem", "no certificate"),
-    ("half.pem", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"),
-    ("key.pem", SERVER_KEY),
-    ("at@home.pem", "no certificate"),
+const FILES: &[(&str, &[u8])] = &[
+    ("empty", b""),
+    ("blank", b" \n"),
+    ("two-lines", b"first-line\nsecond-line\n"),
+    ("accent", "cl\u{e9}-of-mine".as_bytes()),
+    ("latin1", b"cl\xe9-of-mine"),
+    ("quoted", b"\"of-mine\"\n"),
+    ("utf-16", b"\xff\xfeo\0f\0-\0m\0i\0n\0e\0"),
+    ("utf-16be", b"\xfe\xff\0o\0f\0-\0m\0i\0n\0e"),
+    ("long", &[b'k'; 5000]),
+    ("env", b"API_KEY=of-mine\n"),
+    ("short", b"of-mine"),
+    ("text.pem", b"no certificate"),
+    ("half.pem", b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"),
+    ("key.pem", SERVER_KEY.as_bytes()),
+    ("at@home.pem", b"no certificate"),
 ];
 
 /// Runs what must be refused at once, and gives a line for each error.
@@ -919,6 +927,18 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         (&["API_KEY= 'of-mine' \n"], &["API_KEY has quotes around its value"]),
         (&["API_KEY=of-mine\""], &["API_KEY has a quote at its beginning or end", "remove it"]),
         (&["API_KEY=", "API_KEY_FILE=quoted"], &["API_KEY_FILE is \"quoted\": the file has a quote at its beginning or end"]),
+        (&["API_KEY=", "API_KEY_FILE=latin1"], &["API_KEY_FILE is \"latin1\"", "non-ASCII", "after 2 characters"]),
+        (&["API_KEY=", "API_KEY_FILE=utf-16"], &["API_KEY_FILE is \"utf-16\"", "is UTF-16: save it as UTF-8"]),
+        (&["API_KEY=", "API_KEY_FILE=utf-16be"], &["API_KEY_FILE is \"utf-16be\"", "is UTF-16"]),
+        (&["API_KEY=", "API_KEY_FILE=long"], &["API_KEY_FILE is \"long\"", "larger than 4 KiB"]),
+        (&["API_KEY=", "API_KEY_FILE=env"], &["API_KEY_FILE is \"env\"", "begins with API_KEY=", "remove that"]),
+        (&["API_KEY=BALENA_API_KEY=of-mine"], &["API_KEY begins with BALENA_API_KEY="]),
+        (&["API_KEY=<of-mine>"], &["API_KEY holds a placeholder"]),
+        (&["API_KEY=${OF_MINE}"], &["API_KEY holds a placeholder"]),
+        (&["API_KEY=YOUR_API_KEY"], &["API_KEY holds a placeholder"]),
+        (&["API_KEY=put-your-named-key-of-balena-cloud-here"], &["API_KEY holds a placeholder"]),
+        (&["STATUS_TOKEN_FILE=short"], &["STATUS_TOKEN_FILE is \"short\"", "fewer than 16 characters", "token"]),
+        (&["STATUS_TOKEN_FILE=utf-16"], &["STATUS_TOKEN_FILE is \"utf-16\"", "is UTF-16", "token"]),
         (&["API_KEY=", "API_KEY_FILE='quoted'"], &["API_KEY_FILE has quotes around its value"]),
     ];
     for (words, said) in rows {

@@ -14,7 +14,7 @@ use baletheus::discovery::entry::Entry;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::Rules;
 use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, exporter, target_file};
-use baletheus::key::{ApiKey, KeySource};
+use baletheus::key::{self, KeySource};
 use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ pub fn list(inventory: &Inventory) -> Vec<u8> {
 
 /// The client of the API at this URL.
 pub fn api(url: &str) -> Client {
-    let key = KeySource::new(ApiKey::new("a-key").expect("a key"), None);
+    let key = KeySource::new(key::key("a-key").expect("a key"), None);
     let (proxies, _) = Proxies::from_env(&|_| None);
     let api = Api { url: url.to_owned(), key, proxies, roots: Vec::new(), timeout: Duration::from_secs(60) };
     Client::new(api, Query::new(rules().fields(), &Selection::default())).expect("the platform's certificates")

@@ -96,9 +96,9 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
         };
         let config = config::discovery(&config::command().get_matches_from(["baletheus"]), &var).unwrap();
         for shown in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.api.key)] {
-            assert!(shown.contains("ApiKey(…)") && !shown.contains(&KEY[..8]), "{shown}");
+            assert!(shown.contains("Secret(…)") && !shown.contains(&KEY[..8]), "{shown}");
         }
-        assert_eq!(config.api.key.current().secret(), KEY);
+        assert_eq!(config.api.key.current().reveal(), KEY);
     }
     // What a panic would say, if a key could be one that no header takes.
     let error = HeaderValue::from_str(&format!("Bearer {KEY}\n")).unwrap_err();

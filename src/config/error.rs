@@ -1,0 +1,48 @@
+//! What is wrong with the options.
+
+use thiserror::Error;
+
+use crate::discovery::exporter::Exporter;
+use crate::secret::BadSecret;
+
+/// A mistake in the configuration. `given` is the flag or the variable that has it.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // of fields: the messages say what they are
+pub enum ConfigError {
+    /// It is no value of its option.
+    #[error("{given} is {value}: {why}; it takes: {takes}")]
+    Value { given: String, value: String, why: String, takes: &'static str },
+    /// Docker's `--env-file` and balena's dashboard keep quotes, unlike a shell.
+    #[error("{given} has quotes around its value, and they are part of it: remove them")]
+    Quotes { given: String },
+    /// It is no text.
+    #[error("{given} is not UTF-8")]
+    NotUtf8 { given: &'static str },
+    /// Two names of one option disagree.
+    #[error("{given} and {other} are set to different values: set one of them")]
+    Different { given: &'static str, other: &'static str },
+    /// There are two keys.
+    #[error("{given} and {other} are both set: set one of them")]
+    TwoKeys { given: String, other: String },
+    /// There is no key.
+    #[error(
+        "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access tokens) and set API_KEY \
+         to it, or API_KEY_FILE to a file that holds it"
+    )]
+    NoKey,
+    /// The key is none.
+    #[error("{given} {why}")]
+    Key { given: String, why: BadSecret },
+    /// The file of a key or a token cannot be used.
+    #[error("{given} is {value}: the file {why}; it takes the path of a file with the {what}")]
+    SecretFile { given: String, value: String, why: BadSecret, what: &'static str },
+    /// Two options name different ways to reach a device.
+    #[error("USE_PUBLIC_URLS is true, but {given} is {value}: set one of them")]
+    Address { given: String, value: String },
+    /// Prometheus tells targets apart by job and address. All public URLs of a device are one address.
+    #[error("exporters (--exporter, EXPORTERS) {0} and {1} are the same target to Prometheus: give each its own name")]
+    SameTarget(Exporter, Exporter),
+    /// The system does not list the addresses of this machine.
+    #[error("cannot read the addresses of this machine: {0}")]
+    Interfaces(std::io::Error),
+}

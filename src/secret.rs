@@ -1,0 +1,95 @@
+//! A secret from a variable or a file: it never prints.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::str;
+
+use thiserror::Error;
+
+/// The largest file of a secret, in bytes.
+const MAX_FILE_SIZE: u64 = 4096;
+
+/// A text that can be sent in a header.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// What is wrong with a secret, as the end of a sentence. No text shows it.
+#[derive(Debug, Error)]
+pub enum BadSecret {
+    /// Its file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    /// Its file is no file of a secret.
+    #[error("is larger than {} KiB", MAX_FILE_SIZE >> 10)]
+    TooLarge,
+    /// Windows' editors write this.
+    #[error("is UTF-16: save it as UTF-8")]
+    Utf16,
+    /// It has no character.
+    #[error("is empty")]
+    Empty,
+    /// Docker's `--env-file` keeps quotes.
+    #[error("has a quote at its beginning or end, which is no part of it: remove it")]
+    Quote,
+    /// It cannot be sent.
+    #[error("contains a line break, a blank or a non-ASCII character after {0} characters; copy it again")]
+    Character(usize),
+    /// It is a line of an env file.
+    #[error("begins with {0}=, which is no part of it: remove that")]
+    Assignment(String),
+    /// It stands for a secret.
+    #[error("holds a placeholder: replace it")]
+    Placeholder,
+    /// It can be guessed.
+    #[error("has fewer than {0} characters")]
+    Short(usize),
+}
+
+impl Secret {
+    /// Checks a secret. White space around it is no part of it, nor is a byte order mark.
+    ///
+    /// # Errors
+    /// It cannot be sent in a header.
+    pub fn new(text: &str) -> Result<Self, BadSecret> {
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if text.is_empty() {
+            return Err(BadSecret::Empty);
+        }
+        if text.starts_with(['"', '\'']) || text.ends_with(['"', '\'']) {
+            return Err(BadSecret::Quote);
+        }
+        match text.bytes().position(|b| !b.is_ascii_graphic()) {
+            Some(at) => Err(BadSecret::Character(at)),
+            None => Ok(Secret(text.to_owned())),
+        }
+    }
+
+    /// Reads a secret from a file of at most 4 KiB.
+    ///
+    /// # Errors
+    /// The file cannot be read, or it holds no secret.
+    pub fn read(path: &Path) -> Result<Self, BadSecret> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE_SIZE {
+            return Err(BadSecret::TooLarge);
+        }
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            return Err(BadSecret::Utf16);
+        }
+        Self::new(str::from_utf8(&bytes).map_err(|error| BadSecret::Character(error.valid_up_to()))?)
+    }
+
+    /// The secret, for a request.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
