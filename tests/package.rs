@@ -82,7 +82,7 @@ fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 fn the_package_works_beside_debians_prometheus() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let fleet = demo_fleet();
-    let online = fleet.iter().filter(|device| device["is_online"] == true).count();
+    let online = fleet.iter().filter(|device| device["is_connected_to_vpn"] == true).count();
     assert!(online > 5, "the fleet of the demo");
     let cloud = Arc::new(Cloud::start(fleet));
     let exporters = Exporters::start(&cloud);

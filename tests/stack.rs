@@ -102,12 +102,12 @@ impl Stack {
         let here = address_on_bridge();
         let fleet = demo_fleet();
         let uuids: Vec<_> = fleet.iter().map(|device| device["uuid"].as_str().unwrap().to_owned()).collect();
-        let online = fleet.iter().map(|device| device["is_online"] == true).collect::<Vec<_>>();
+        let online = fleet.iter().map(|device| device["is_connected_to_vpn"] == true).collect::<Vec<_>>();
         let scraped = |device: &Value| {
             let off = |tag: &Value| tag["tag_key"] == "prometheus.io/scrape" && tag["value"] == "false";
             !device["device_tag"].as_array().unwrap().iter().any(off)
         };
-        let expected = fleet.iter().filter(|device| device["is_online"] == true && scraped(device)).count();
+        let expected = fleet.iter().filter(|device| device["is_connected_to_vpn"] == true && scraped(device)).count();
         let cloud = Cloud::start_at((here, 0).into(), fleet);
         declare_exporters(&cloud);
         let vpn = Vpn::start_at((here, 0).into(), KEY);

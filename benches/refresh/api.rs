@@ -348,9 +348,9 @@ fn report(device: &mut Value, id: u64, minute: u64) {
         _ => (true, NOON - chance(id, 4) % WEEK),
     };
     let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since);
-    device["is_online"] = json!(is_online);
+    device["is_connected_to_vpn"] = json!(is_online);
     device["api_heartbeat_state"] = json!(if is_online { "online" } else { "offline" });
-    device["last_connectivity_event"] = json!(humantime::format_rfc3339_millis(since).to_string());
+    device["last_vpn_event"] = json!(humantime::format_rfc3339_millis(since).to_string());
     // The report that is the last one in this minute.
     let report = (minute + REPORTS - id % REPORTS) / REPORTS;
     let (memory, storage) = ([923, 1848, 3792, 7830], [13_568, 28_100, 116_200]);

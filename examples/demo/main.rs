@@ -196,11 +196,11 @@ fn happen(step: usize, devices: &mut Vec<Value>) -> String {
             format!("{guest} is new")
         }
         2 => {
-            device["is_online"] = json!(false);
+            device["is_connected_to_vpn"] = json!(false);
             format!("{name} goes offline: it stays a target, since that is when its `up` of 0 is of use")
         }
         3 => {
-            device["is_online"] = json!(true);
+            device["is_connected_to_vpn"] = json!(true);
             format!("{name} is online again")
         }
         _ => {

@@ -73,7 +73,7 @@ pub struct Device<'a> {
     /// LAN addresses that the supervisor saw, separated by spaces, both IP versions mixed.
     pub ip_address: Option<Text<'a>>,
     /// Whether the device is connected to the VPN.
-    pub is_online: Option<bool>,
+    pub is_connected_to_vpn: Option<bool>,
     /// Whether the public device URL is switched on.
     pub is_web_accessible: Option<bool>,
     /// `raspberrypi4-64`

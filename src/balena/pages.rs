@@ -55,10 +55,10 @@ pub trait List {
     fn source(&mut self) -> &mut dyn Source;
 
     /// The request for up to `limit` records with ids above `after`, by ascending id.
-    fn request(after: u64, limit: usize) -> Request<'static>;
+    fn request(&self, after: u64, limit: usize) -> Request<'static>;
 
     /// The request for no more than the id of the first record above `after`.
-    fn next_id(after: u64) -> Request<'static>;
+    fn next_id(&self, after: u64) -> Request<'static>;
 
     /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
     fn is_current(&self, _page: &Self::Page) -> bool {
@@ -182,7 +182,8 @@ impl<T> Pages<T> {
         let current = old.filter(|old| list.is_current(&old.content));
         let mut etag = current.and_then(|old| old.etag.clone());
         loop {
-            match list.source().get(L::request(after, limit), etag.as_deref())? {
+            let request = list.request(after, limit);
+            match list.source().get(request, etag.as_deref())? {
                 Answer::Unchanged => return Ok(None),
                 Answer::Body { etag, body, room } => {
                     let (content, size, end) = self.read(index, after, limit, &body, list)?;
@@ -240,7 +241,8 @@ fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
     struct Record {
         id: Option<u64>,
     }
-    let Answer::Body { body, .. } = list.source().get(L::next_id(highest), None)? else {
+    let request = list.next_id(highest);
+    let Answer::Body { body, .. } = list.source().get(request, None)? else {
         return Err(list.invalid(&format!("the id that follows {highest} is too large")));
     };
     let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;

@@ -3,7 +3,7 @@
 //! The API's `OData` parser takes `, ( ) / : = ; _` only unencoded. Nothing here is form-encoded: spaces and the text
 //! within quotes are percent-encoded, nothing else.
 
-use std::iter;
+use std::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -28,6 +28,24 @@ pub enum Request<'a> {
         /// At most so many.
         limit: usize,
     },
+    /// The state of the selected devices.
+    State {
+        /// What is asked for beside what every server knows.
+        more: StateFields,
+        /// Above this id.
+        after: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Services of the selected devices that do not run, each with its own id.
+    NotRunning {
+        /// Above this id.
+        after: u64,
+        /// At most so many.
+        limit: usize,
+    },
+    /// The id of the next one after this one in that list.
+    NextNotRunning(u64),
     /// Releases that devices of the selected fleets run, with the labels of their services.
     Releases {
         /// Above this id.
@@ -41,11 +59,61 @@ pub enum Request<'a> {
     ReleasesById(&'a [u64]),
 }
 
+/// Fields of the state of a device that older servers do not know, or that a key may not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateFields(u8);
+
+/// A part of the `$select` and a part of the `$expand` each.
+const STATE_FIELDS: [[&str; 2]; 4] = [
+    ["update_status,last_update_status_event", ""],
+    ["created_at", ""],
+    ["os_version", "should_be_operated_by__release($select=raw_version)"],
+    ["supervisor_version", "should_be_managed_by__release($select=raw_version)"],
+];
+
+impl StateFields {
+    /// All of them.
+    pub const ALL: Self = StateFields((1 << STATE_FIELDS.len()) - 1);
+
+    /// Each alone.
+    pub fn each(self) -> impl Iterator<Item = Self> {
+        (0..STATE_FIELDS.len()).map(|bit| StateFields(1 << bit)).filter(move |field| field.0 & self.0 > 0)
+    }
+
+    /// These without others.
+    #[must_use]
+    pub fn without(self, others: Self) -> Self {
+        StateFields(self.0 & !others.0)
+    }
+
+    /// These and others.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        StateFields(self.0 | others.0)
+    }
+
+    /// None of them.
+    pub const NONE: Self = StateFields(0);
+
+    fn parts(self, part: usize) -> impl Iterator<Item = &'static str> {
+        let chosen = (0..).zip(STATE_FIELDS).filter(move |(bit, _)| self.0 & (1 << bit) > 0);
+        chosen.map(move |(_, parts)| parts[part]).filter(|text| !text.is_empty())
+    }
+}
+
+impl fmt::Display for StateFields {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let expands = self.parts(1).filter_map(|text| text.split('(').next());
+        f.write_str(&self.parts(0).chain(expands).collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// The text of each [`Request`] for the devices that the user selects.
 #[derive(Clone, Debug)]
 pub struct Query {
     fields: String,
     filter: String,
+    installs: String,
     releases: String,
 }
 
@@ -56,6 +124,16 @@ const RELEASE: &str = "$select=id,raw_version&$expand=belongs_to__application($s
     $select=service_name;$expand=service_label($select=label_name,value;\
     $filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))),\
     image_label($select=label_name,value;$filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))";
+
+/// What is asked of each service that does not run. `download_progress` changes every 30 s while anything downloads.
+const NOT_RUNNING: &str = "$select=id,device,status,download_progress&$expand=installs__image($select=id;\
+    $expand=is_a_build_of__service($select=service_name)),is_provided_by__release($select=id)";
+
+/// What is asked of each device's state. `is_connected_to_vpn` is the connection itself; a device can set its own `is_online`.
+const STATE: [&str; 2] = [
+    "$select=id,is_connected_to_vpn,last_vpn_event,api_heartbeat_state",
+    "&$expand=is_running__release($select=id),should_be_running__release($select=id)",
+];
 
 /// References of a device that are expanded in every request for devices. Without an order, the tags of a page may come in
 /// another order while nothing has changed, and the page then has a new `ETag`.
@@ -69,7 +147,13 @@ impl Query {
     /// the pages of a quiet fleet stay the same.
     pub fn new<'a>(fields: impl IntoIterator<Item = &'a str>, selection: &Selection) -> Self {
         let fields = ["id", "uuid"].into_iter().chain(fields).collect::<Vec<_>>().join(",");
-        Query { fields, filter: filter(selection), releases: devices_of(&selection.fleets) }
+        let of_devices = filter(selection, "d/").map(|filter| format!("%20and%20device/any(d:{filter})"));
+        Query {
+            fields,
+            filter: filter(selection, "").map(|filter| format!("%20and%20{filter}")).unwrap_or_default(),
+            installs: of_devices.unwrap_or_default(),
+            releases: fleet_filter(&selection.fleets, "d/").unwrap_or_else(|| "d/id%20gt%200".into()),
+        }
     }
 
     /// Path and query of a request.
@@ -79,6 +163,13 @@ impl Query {
                 self.devices(&format!("$select={}&$expand={EXPAND}", self.fields), after, limit)
             }
             Request::DevicesWith { what, after, limit } => self.devices(what, after, limit),
+            Request::State { more, after, limit } => {
+                let [fields, references] =
+                    [0, 1].map(|part| more.parts(part).fold(STATE[part].to_owned(), |text, more| text + "," + more));
+                self.devices(&(fields + &references), after, limit)
+            }
+            Request::NotRunning { after, limit } => self.not_running(NOT_RUNNING, after, limit),
+            Request::NextNotRunning(after) => self.not_running("$select=id", after, 1),
             Request::Releases { after, limit } => self.running_releases(RELEASE, after, limit),
             Request::NextRelease(after) => self.running_releases("$select=id", after, 1),
             Request::ReleasesById(ids) => {
@@ -93,6 +184,14 @@ impl Query {
         format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={limit}", self.filter)
     }
 
+    fn not_running(&self, what: &str, after: u64, limit: usize) -> String {
+        format!(
+            "/v7/image_install?{what}&$filter=(id%20gt%20{after})%20and%20status%20ne%20'Running'%20and%20status%20ne%20'deleted'{}\
+             &$orderby=id%20asc&$top={limit}",
+            self.installs
+        )
+    }
+
     fn running_releases(&self, what: &str, after: u64, limit: usize) -> String {
         let devices = &self.releases;
         format!(
@@ -102,16 +201,15 @@ impl Query {
     }
 }
 
-/// Devices of any of the fleets, within a lambda over `d`.
-fn devices_of(fleets: &[FleetRef]) -> String {
-    any_of(fleets.iter().map(|fleet| format!("d/{}", fleet_clause(fleet)))).unwrap_or_else(|| "d/id%20gt%200".into())
+/// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses. `of` is what the
+/// fields of a device begin with.
+fn filter(selection: &Selection, of: &str) -> Option<String> {
+    let tags = selection.tags.iter().filter_map(|tag| tag_clause(tag, of));
+    fleet_filter(&selection.fleets, of).into_iter().chain(tags).reduce(|filter, clause| filter + "%20and%20" + &clause)
 }
 
-/// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses.
-fn filter(selection: &Selection) -> String {
-    let fleets = any_of(selection.fleets.iter().map(fleet_clause));
-    let clauses = iter::once(fleets).chain(selection.tags.iter().map(tag_clause)).flatten();
-    clauses.fold(String::new(), |filter, clause| filter + "%20and%20" + &clause)
+fn fleet_filter(fleets: &[FleetRef], of: &str) -> Option<String> {
+    any_of(fleets.iter().map(|fleet| format!("{of}{}", fleet_clause(fleet))))
 }
 
 fn fleet_clause(fleet: &FleetRef) -> String {
@@ -124,10 +222,10 @@ fn fleet_clause(fleet: &FleetRef) -> String {
 
 /// The device or its fleet has the tag. A device whose own tag differs from its fleet's comes too: the mapping leaves it out
 /// with a reason.
-fn tag_clause(tag: &TagFilter) -> Option<String> {
+fn tag_clause(tag: &TagFilter, of: &str) -> Option<String> {
     let value = tag.value.as_ref().map(|value| format!("%20and%20t/value%20eq%20{}", literal(value)));
     let holds = format!("any(t:t/tag_key%20eq%20{}{})", literal(&tag.key), value.unwrap_or_default());
-    any_of([format!("device_tag/{holds}"), format!("belongs_to__application/any(a:a/application_tag/{holds})")])
+    any_of([format!("{of}device_tag/{holds}"), format!("{of}belongs_to__application/any(a:a/application_tag/{holds})")])
 }
 
 fn any_of(clauses: impl IntoIterator<Item = String>) -> Option<String> {

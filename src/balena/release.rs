@@ -4,6 +4,7 @@
 //! (`service_label`), and a device's supervisor applies the override. Labels can change after the release was made.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -33,6 +34,8 @@ pub struct Release {
 /// A service of a release.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Service {
+    /// Id of its image.
+    pub image: Option<NonZeroU64>,
     /// Its name in `docker-compose.yml`.
     pub name: String,
     /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
@@ -68,6 +71,7 @@ struct ReleaseImage<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 struct Image<'a> {
+    id: Option<NonZeroU64>,
     #[serde(rename = "is_a_build_of__service", default, deserialize_with = "one")]
     service: Option<ServiceRecord<'a>>,
 }
@@ -104,7 +108,8 @@ pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
 }
 
 fn service(image: &ReleaseImage) -> Option<Service> {
-    let service = image.image.as_ref()?.service.as_ref()?;
+    let of_service = image.image.as_ref()?;
+    let service = of_service.service.as_ref()?;
     let labels = image.labels.iter().flatten().take(MAX_LABELS);
     let overrides = service.overrides.iter().flatten().take(MAX_LABELS);
     let pairs = labels.chain(overrides).filter_map(|label| {
@@ -113,5 +118,5 @@ fn service(image: &ReleaseImage) -> Option<Service> {
         let value = label.value.as_deref().unwrap_or_default();
         (name.len().max(value.len()) <= MAX_LABEL_SIZE).then(|| (name.to_owned(), value.to_owned()))
     });
-    Some(Service { name: service.service_name.as_deref()?.to_owned(), labels: pairs.collect() })
+    Some(Service { image: of_service.id, name: service.service_name.as_deref()?.to_owned(), labels: pairs.collect() })
 }

@@ -102,7 +102,7 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
         None
     };
     // Discovery leaves this field out where it does not need it, since it changes all the time.
-    let online = (!settings.rules.online_only).then_some("is_online");
+    let online = (!settings.rules.online_only).then_some("is_connected_to_vpn");
     let query = Query::new(settings.rules.fields().chain(online), &settings.selection);
     Ok((Client::new(settings.api, query)?, Prober { connector, vpn }))
 }

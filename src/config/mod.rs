@@ -176,8 +176,11 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         status: status::Settings {
             listen: from.list("listen", listen_addresses),
             guard: guard(from),
-            device_refresh: from.one("device-refresh", interval),
-            device_metrics: from.one("device-metrics", boolean),
+            watch: status::watching::Settings {
+                interval: from.one("device-refresh", interval),
+                services: from.one("device-services", boolean),
+                reports: from.one("device-metrics", boolean),
+            },
             dashboard: (url.host() == Some("api.balena-cloud.com")).then_some(DASHBOARD),
         },
         tunnel: from.one("tunnel-url", base_uri),

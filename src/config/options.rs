@@ -79,6 +79,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("status-host", &["STATUS_HOSTS"], "HOST,…", "", STATUS, LIST, "names with a dot by which browsers and Prometheus ask --listen, with commas, such as status.example.org; * for any; addresses and names without a dot always work"),
     opt("status-token-file", &["STATUS_TOKEN_FILE"], "PATH", "", STATUS, LIST, "file with a token of at least 16 characters that --listen asks for: a bearer token, or the password of any user"),
     opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, LIST, "time between two requests for the state of the devices, with --listen; 1s to 30d"),
+    opt("device-services", &["DEVICE_SERVICES"], "", "true", STATUS, LIST, "true or false: ask which services do not run on each device, with every request for its state"),
     opt("device-metrics", &["DEVICE_METRICS"], "", "false", STATUS, LIST, "true or false: ask for memory, storage, CPU, temperature and under-voltage as well, with every fifth request or every 5 minutes"),
     opt("tunnel-url", &["TUNNEL_URL"], "URL", "https://tunnel.balena-cloud.com", TUNNEL, ALL, "URL of balena's VPN proxy, for tunnel, and for check in vpn; for openBalena https://tunnel.DOMAIN, or http:// inside your own network"),
     opt("listen", &["TUNNEL_LISTEN_ADDRESS"], "ADDRESS", "127.0.0.1:9798", TUNNEL, PROXY, "baletheus tunnel: host:port for Prometheus' proxy_url, for /metrics and /-/healthy too; :PORT for all interfaces"),

@@ -36,11 +36,11 @@ impl List for Mapper<'_> {
         self.source
     }
 
-    fn request(after: u64, limit: usize) -> Request<'static> {
+    fn request(&self, after: u64, limit: usize) -> Request<'static> {
         Request::Devices { after, limit }
     }
 
-    fn next_id(after: u64) -> Request<'static> {
+    fn next_id(&self, after: u64) -> Request<'static> {
         Request::DevicesWith { what: "$select=id", after, limit: 1 }
     }
 
@@ -188,7 +188,7 @@ impl Mapper<'_> {
             fleet: page.fleet(device),
             info: info.map(|[own, _]| own.into()).unwrap_or_default(),
             common_info,
-            online: device.is_online,
+            online: device.is_connected_to_vpn,
         }
     }
 }

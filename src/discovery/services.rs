@@ -1,6 +1,7 @@
 //! Exporters that a fleet's `docker-compose.yml` declares: labels of services, release by release.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
@@ -15,7 +16,9 @@ use crate::values::{BadValue, boolean, items, one_of, scrape_interval, scrape_ti
 /// What every label begins with, before a dot or a slash.
 const PREFIX: &str = "prometheus.io";
 /// The labels that are understood.
-const KNOWN: [&str; 7] = ["port", "path", "job", "scheme", "interval", "timeout", "scrape"];
+const KNOWN: [&str; 8] = ["port", "path", "job", "scheme", "interval", "timeout", "scrape", ALERT];
+/// The label that leaves a service out of the alerts. It says nothing of an exporter.
+const ALERT: &str = "alert";
 /// Exporters that a release may declare.
 const MAX_EXPORTERS: usize = 16;
 /// Ids in one request: the API refuses a URL of more than 15,000 bytes.
@@ -30,6 +33,10 @@ pub struct Declared {
     pub release: u64,
     /// The exporters, in the order of the services.
     pub exporters: Vec<ServiceExporter>,
+    /// Ids of its images.
+    pub images: Vec<NonZeroU64>,
+    /// Services whose label leaves them out of the alerts.
+    pub muted: Vec<String>,
     /// Problems, each with fleet, release and service.
     warnings: Vec<String>,
 }
@@ -172,11 +179,11 @@ impl List for ReleaseList<'_> {
         self.source
     }
 
-    fn request(after: u64, limit: usize) -> Request<'static> {
+    fn request(&self, after: u64, limit: usize) -> Request<'static> {
         Request::Releases { after, limit }
     }
 
-    fn next_id(after: u64) -> Request<'static> {
+    fn next_id(&self, after: u64) -> Request<'static> {
         Request::NextRelease(after)
     }
 
@@ -218,6 +225,12 @@ fn declared(release: &Release) -> Declared {
         for name in labels.keys().filter(|name| !KNOWN.contains(name)) {
             declared.warnings.push(format!("{place} has the label {PREFIX}.{name}, which baletheus does not know"));
         }
+        declared.images.extend(service.image);
+        match labels.get(ALERT).map(|text| boolean(text).map_err(|error| wrong(ALERT, text, &error))) {
+            Some(Ok(false)) => declared.muted.push(service.name.clone()),
+            Some(Err(error)) => declared.warnings.push(format!("{place}: {error}; it counts as absent")),
+            _ => {}
+        }
         match exporters(service, &labels) {
             Ok(exporters) => declared.exporters.extend(exporters),
             Err(error) => declared.warnings.push(format!("{place} is not scraped: {error}")),
@@ -251,7 +264,7 @@ fn exporters(service: &Service, labels: &BTreeMap<&str, &str>) -> Result<Vec<Ser
         return Ok(Vec::new());
     }
     let Some(ports) = labels.get("port") else {
-        let has_others = labels.keys().any(|name| KNOWN.contains(name));
+        let has_others = labels.keys().any(|name| KNOWN.contains(name) && *name != ALERT);
         return if has_others { Err(format!("it has no label {PREFIX}.port").into()) } else { Ok(Vec::new()) };
     };
     let scheme = match labels.get("scheme") {

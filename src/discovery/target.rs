@@ -86,7 +86,7 @@ impl Default for Rules {
 impl Rules {
     /// The fields of a device that the mapping needs.
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
-        let online = self.online_only.then_some("is_online");
+        let online = self.online_only.then_some("is_connected_to_vpn");
         self.labels.fields().chain(online).chain(self.address.field())
     }
 
@@ -127,7 +127,7 @@ pub fn map(
     if steering.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
-    if rules.online_only && device.is_online != Some(true) {
+    if rules.online_only && device.is_connected_to_vpn != Some(true) {
         return Err(LeftOutReason::Offline.into());
     }
     let host = host(device, uuid, rules)?;

@@ -27,6 +27,7 @@ pub struct Metrics {
     duration: Histogram,
     last: Gauge,
     last_state: Gauge,
+    last_services: Gauge,
     writes: IntCounter,
     write_failures: IntCounter,
     devices: IntGauge,
@@ -62,6 +63,10 @@ impl Metrics {
             last_state: declare.add(Gauge::new(
                 "baletheus_last_device_refresh_timestamp_seconds",
                 "When the state of the devices was last known; 0 before the first time.",
+            ))?,
+            last_services: declare.add(Gauge::new(
+                "baletheus_last_services_refresh_timestamp_seconds",
+                "When it was last known what runs on the devices; 0 before the first time.",
             ))?,
             writes: declare.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
             write_failures: declare
@@ -126,6 +131,11 @@ impl Metrics {
     /// The state of the devices is known as of now.
     pub fn states_known(&self) {
         self.last_state.set(now());
+    }
+
+    /// It is known as of now what runs on the devices.
+    pub fn services_known(&self) {
+        self.last_services.set(now());
     }
 
     /// Shows what the API lists now.

@@ -2,15 +2,20 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
+mod devices;
 pub mod guard;
+mod installs;
 mod list;
 pub mod liveness;
 mod metrics;
 mod page;
+mod records;
 mod routes;
 mod series;
+mod shared;
+mod state;
 pub mod stream;
-mod watching;
+pub mod watching;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,12 +29,13 @@ use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{HELD_BACK, Observer, Published};
 use crate::net::{server, threads};
+use devices::Known;
 use guard::Guard;
 use list::List;
 use liveness::Liveness;
 use metrics::Metrics;
 use stream::Packing;
-use watching::{Known, Watched};
+use watching::News;
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -38,10 +44,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Who may ask.
     pub guard: Guard,
-    /// From one request for the state of the devices to the next.
-    pub device_refresh: Duration,
-    /// Whether to ask for what the supervisors report, too.
-    pub device_metrics: bool,
+    /// What is asked of the devices.
+    pub watch: watching::Settings,
     /// The dashboard with a page for each device, if there is one.
     pub dashboard: Option<&'static str>,
 }
@@ -67,7 +71,7 @@ struct Shown {
     /// Until there is one: the list that the target file had at the start.
     stored: Option<StoredList>,
     /// What is known of the devices.
-    watched: Watched,
+    known: Known,
     /// When the state of the devices was known last.
     states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
@@ -116,7 +120,7 @@ impl Status {
             requests: client.requests(),
             guard: settings.guard.clone(),
             started: SystemTime::now(),
-            device_refresh: settings.device_refresh,
+            device_refresh: settings.watch.interval,
             dashboard: settings.dashboard,
             packing: Packing::default(),
             shown: Mutex::default(),
@@ -131,16 +135,25 @@ impl Status {
         let served = status.clone();
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
-        watching::watch(client.clone(), settings.device_refresh, settings.device_metrics, move |known| match known {
-            Known::States(pages) => {
-                shown.metrics.states_known();
-                let mut shown = shown.shown();
-                shown.watched.states = pages;
-                shown.states_read = Some(SystemTime::now());
-            }
-            Known::Reports(pages) => shown.shown().watched.reports = pages,
-        })?;
+        watching::watch(client, settings.watch, move |news| shown.learn(news))?;
         Ok(status)
+    }
+
+    fn learn(&self, news: News) {
+        let mut shown = self.shown();
+        match news {
+            News::States(states) => {
+                self.metrics.states_known();
+                (shown.known.states, shown.states_read) = (states, Some(SystemTime::now()));
+            }
+            News::Reports(reports) => shown.known.reports = reports,
+            News::Installs(installs) => {
+                if installs.is_some() {
+                    self.metrics.services_known();
+                }
+                shown.known.installs = installs;
+            }
+        }
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {

@@ -1,13 +1,12 @@
 //! The page for people, in plain HTML without scripts: whether discovery works, and what it makes of each device.
 
 use std::fmt::{Result, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use html_escape::encode_text;
 
-use super::device_metrics::{Known, find};
+use super::devices::{Device, Devices};
 use super::{Shown, Status, Trouble};
-use crate::discovery::entry::Entry;
 use crate::discovery::labels::{JOB, METRICS_PATH, SERVICE};
 use crate::discovery::target::read_groups;
 
@@ -34,18 +33,19 @@ impl Status {
     pub(super) fn page(&self, shown: &Shown) -> String {
         let now = SystemTime::now();
         let mut tables = <[Table; 3]>::default();
-        let (mut targets, mut at) = (0, (0, 0));
-        for entry in shown.list.iter().flat_map(|list| list.entries()) {
-            let state = find(&shown.watched.states, &mut at, entry.id);
+        let mut targets = 0;
+        let mut devices = Devices::new(shown.list.clone().unwrap_or_default(), shown.known.clone());
+        while let Some(device) = devices.next() {
+            let entry = device.entry;
             targets += entry.targets;
-            let table = match state.and_then(Known::online) {
+            let table = match device.state.and_then(|state| state.online) {
                 _ if entry.left_out.is_some() => &mut tables[0],
                 Some(false) => &mut tables[1],
                 _ => &mut tables[2],
             };
             table.count += 1;
             if table.count <= MAX_ROWS {
-                let _ = self.write_row(&mut table.rows, entry, state, now); // into memory: cannot fail
+                let _ = self.write_row(&mut table.rows, &device, now); // into memory: cannot fail
             }
         }
         let mut page = String::new();
@@ -118,7 +118,8 @@ impl Status {
     }
 
     /// A device with its fleet, its state, and its targets or why it has none.
-    fn write_row(&self, out: &mut String, entry: &Entry, state: Option<Known>, now: SystemTime) -> Result {
+    fn write_row(&self, out: &mut String, device: &Device, now: SystemTime) -> Result {
+        let (entry, state) = (device.entry, device.state);
         let name = format!("<bdi>{}</bdi>", encode_text(&entry.name));
         let is_plain = |uuid: &&str| uuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match (&self.dashboard, entry.uuid().filter(is_plain)) {
@@ -126,7 +127,7 @@ impl Status {
             _ => write!(out, "<tr><td>{name}")?,
         }
         let fleet = entry.fleet.as_ref().map(|fleet| &*fleet.slug).filter(|slug| !slug.is_empty());
-        let (class, word) = match state.and_then(Known::online) {
+        let (class, word) = match state.and_then(|state| state.online) {
             Some(true) => ("good", "online"),
             Some(false) => ("bad", "offline"),
             None => ("soft", "unknown"),
@@ -136,10 +137,10 @@ impl Status {
             " <small>{}</small><td><span class=\"{class}\">{word}</span>",
             encode_text(fleet.unwrap_or("no fleet"))
         )?;
-        let since = state.and_then(Known::since).and_then(|since| Duration::try_from_secs_f64(since).ok());
-        if let Some(since) = since.and_then(|since| UNIX_EPOCH.checked_add(since)) {
+        if let Some(since) = state.and_then(|state| state.since?.time()) {
             write!(out, " <small>since {}</small>", ago(since, now))?;
         }
+        write_services(out, device)?;
         write!(out, "<td>")?;
         if let Some(left_out) = &entry.left_out {
             write!(out, "{}", encode_text(&left_out.to_string()))?;
@@ -154,6 +155,23 @@ impl Status {
         }
         writeln!(out)
     }
+}
+
+/// What is wrong with its update and its services.
+fn write_services(out: &mut String, device: &Device) -> Result {
+    if let Some(state) = device.state.filter(|state| state.update_failed() == Some(true)) {
+        let status = state.update.as_deref().unwrap_or_default();
+        write!(out, "<div class=\"bad\">update {}</div>", encode_text(status))?;
+    }
+    let Some(services) = &device.services else { return Ok(()) };
+    if !services.are_reported() {
+        return write!(out, "<div class=\"soft\">services not reported</div>");
+    }
+    for install in services.of_running_release() {
+        let service = encode_text(install.service.as_deref().unwrap_or("a service"));
+        write!(out, "<div class=\"bad\">{service}: {}</div>", encode_text(&*install.status))?;
+    }
+    Ok(())
 }
 
 impl Table {

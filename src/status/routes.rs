@@ -58,7 +58,7 @@ impl Status {
             "/metrics" => {
                 let own = self.metrics.text(&self.requests);
                 let list = shown.list.unwrap_or_default();
-                stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.watched))
+                stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.known))
             }
             "/-/healthy" => match self.liveness.overdue() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),

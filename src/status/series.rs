@@ -7,97 +7,46 @@ use std::sync::Arc;
 
 use hyper::body::Bytes;
 
-use super::device_metrics::{HEARTBEAT, Known, METRICS, Value, find};
+use super::device_metrics::{METRICS, Metric, Value};
+use super::devices::{Cursor, Device, Devices, Known};
 use super::list::List;
 use super::stream::Source;
-use super::watching::Watched;
-use crate::discovery::labels::escape;
+use crate::discovery::labels::{ALERT, escape};
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;
-/// The name and the meaning of the metric whose value is its labels.
-pub const INFO: (&str, &str) = ("balena_device_info", "What the device is, for joining into other series");
 
-/// The metrics of the program, and then of each device: family after family, in each the devices by ascending id.
+/// The metrics of the program, and then of each device: metric after metric, in each the devices by ascending id.
 pub struct Series {
     own: String,
-    list: Arc<List>,
-    watched: Watched,
-    family: Family,
-    /// Whether the family has its header.
+    devices: Devices,
+    /// The metric, and those that are to come.
+    metrics: &'static [Metric],
+    /// Whether the metric has its header.
     begun: bool,
-    /// The next device of the list, and the place in what is known of the devices.
-    at: [(usize, usize); 2],
-}
-
-#[derive(Clone, Copy)]
-enum Family {
-    Info,
-    /// By its place in [`METRICS`].
-    Number(usize),
-    Heartbeat,
 }
 
 impl Series {
     /// The text of the program's own metrics comes first.
-    pub fn new(own: String, list: Arc<List>, watched: Watched) -> Self {
-        Series { own, list, watched, family: Family::Info, begun: false, at: <_>::default() }
+    pub fn new(own: String, list: Arc<List>, known: Known) -> Self {
+        Series { own, devices: Devices::new(list, known), metrics: &METRICS, begun: false }
     }
 }
 
 impl Source for Series {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         out.extend(mem::take(&mut self.own).into_bytes());
-        let Some(entry) = self.list.next(&mut self.at[0]) else {
-            self.begun = false;
-            self.at = <_>::default();
-            self.family = match self.family {
-                Family::Info => Family::Number(0),
-                Family::Number(number) if number + 1 < METRICS.len() => Family::Number(number + 1),
-                Family::Number(_) => Family::Heartbeat,
-                Family::Heartbeat => return false,
-            };
+        let Some((metric, rest)) = self.metrics.split_first() else { return false };
+        let Some(device) = self.devices.next() else {
+            self.devices.rewind();
+            (self.metrics, self.begun) = (rest, false);
             return true;
-        };
-        let Some(uuid) = entry.uuid_label() else { return true };
-        let (name, about) = match self.family {
-            Family::Info => INFO,
-            Family::Number(number) => (METRICS[number].name, METRICS[number].about),
-            Family::Heartbeat => HEARTBEAT,
         };
         let start = out.len();
         if !self.begun {
-            let _ = write!(out, "# HELP {name} {about}.\n# TYPE {name} gauge\n"); // into memory: cannot fail
+            let _ = write!(out, "# HELP {} {}.\n# TYPE {} gauge\n", metric.name, metric.about, metric.name); // into memory: cannot fail
         }
-        let (watched, at) = (&self.watched, &mut self.at[1]);
-        let is_there = match self.family {
-            Family::Info => {
-                let common = entry.common_info.as_deref().unwrap_or_default();
-                put(out, [name, "{", &entry.info, common, "} 1\n"]);
-                true
-            }
-            Family::Number(number) => {
-                put(out, [name, "{", uuid, "} "]);
-                let is_there = match METRICS[number].value {
-                    Value::State(of) => {
-                        put_number(out, find(&watched.states, at, entry.id).and_then(|it| it.value(of)))
-                    }
-                    Value::Report(of) => {
-                        put_number(out, find(&watched.reports, at, entry.id).and_then(|it| it.value(of)))
-                    }
-                };
-                out.push(b'\n');
-                is_there
-            }
-            Family::Heartbeat => {
-                let heartbeat = find(&watched.states, at, entry.id).and_then(Known::heartbeat);
-                heartbeat.is_some_and(|state| {
-                    put(out, [name, "{", uuid, ",state=\"", &escape(state), "\"} 1\n"]);
-                    true
-                })
-            }
-        };
-        if is_there {
+        if put_samples(out, metric, &device) {
             self.begun = true;
         } else {
             out.truncate(start);
@@ -106,18 +55,96 @@ impl Source for Series {
     }
 }
 
-/// Appends a value, and returns whether there is one. Most are whole numbers, which are written several times as fast. An f32 has only
-/// as many digits as tell it from its neighbours.
-fn put_number<N: Copy + Display + Into<f64>>(out: &mut Vec<u8>, value: Option<N>) -> bool {
+/// Appends the samples of a metric of a device, and returns whether there is one.
+fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &Device) -> bool {
+    let Some(uuid) = device.entry.uuid_label() else { return false };
+    let name = metric.name;
+    match metric.value {
+        Value::Info => {
+            let common = device.entry.common_info.as_deref().unwrap_or_default();
+            put(out, [name, "{", &device.entry.info, common, "} 1\n"]);
+            true
+        }
+        Value::State(of) => put_sample(out, [name, "{", uuid, "} "], device.state.and_then(of)),
+        Value::Report(of) => {
+            put_sample(out, [name, "{", uuid, "} "], device.report.map(of).filter(|value| !value.is_nan()))
+        }
+        Value::Word(label, of) => device.state.and_then(of).is_some_and(|word| {
+            put(out, [name, "{", uuid, ",", label, "=\"", &escape(word), "\"} 1\n"]);
+            true
+        }),
+        Value::Count(of) => {
+            let count = device.services.as_ref().and_then(of);
+            #[allow(clippy::cast_precision_loss)] // a few services
+            put_sample(out, [name, "{", uuid, "} "], count.map(|count| count as f64))
+        }
+        Value::Status | Value::Download => put_services(out, metric, uuid, device),
+    }
+}
+
+/// One sample for each service. One that a device has twice would make all of `/metrics` invalid: the first counts.
+fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device) -> bool {
+    let Some(services) = &device.services else { return false };
+    let mut put_already: Vec<&str> = Vec::new();
+    match metric.value {
+        Value::Status => {
+            for install in services.of_running_release() {
+                let Some(service) = install.service.as_deref().filter(|name| !put_already.contains(name)) else {
+                    continue;
+                };
+                put_already.push(service);
+                let muted = if services.is_muted(service) { [",", ALERT.0, "=\"false\""] } else { [""; 3] };
+                put(
+                    out,
+                    [
+                        metric.name,
+                        "{",
+                        uuid,
+                        ",service=\"",
+                        &escape(service),
+                        "\",status=\"",
+                        &escape(&install.status),
+                        "\"",
+                    ],
+                );
+                put(out, muted);
+                put(out, ["} 1\n"]);
+            }
+        }
+        _ => {
+            for (install, ratio) in services.downloads() {
+                let Some(service) = install.service.as_deref().filter(|name| !put_already.contains(name)) else {
+                    continue;
+                };
+                put_already.push(service);
+                put_sample(out, [metric.name, "{", uuid, ",service=\"", &escape(service), "\"} "], Some(ratio));
+            }
+        }
+    }
+    !put_already.is_empty()
+}
+
+/// Appends a sample, and returns whether there is one.
+fn put_sample<N: Copy + Display + Into<f64>, const P: usize>(
+    out: &mut Vec<u8>, name: [&str; P], value: Option<N>,
+) -> bool {
     let Some(value) = value else { return false };
+    put(out, name);
+    put_number(out, value);
+    out.push(b'\n');
+    true
+}
+
+/// Appends a value. Most are whole numbers, which are written several times as fast. An f32 has only as many digits as tell it from
+/// its neighbours.
+fn put_number<N: Copy + Display + Into<f64>>(out: &mut Vec<u8>, value: N) {
     let number = value.into();
     #[allow(clippy::cast_possible_truncation)] // it is whole, and small enough
-    let written = if number.fract() == 0.0 && number.abs() < 1e18 {
+    let _ = if number.fract() == 0.0 && number.abs() < 1e18 {
         write!(out, "{}", number as i64)
     } else {
         write!(out, "{value}")
-    };
-    written.is_ok() // into memory: cannot fail
+    }; // into memory: cannot fail
 }
 
 /// Appends text, at less cost than `write!`.
@@ -130,20 +157,20 @@ fn put<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
 /// The list as JSON, as the target file has it.
 pub struct Targets {
     list: Arc<List>,
-    at: (usize, usize),
+    at: Cursor,
     begun: bool,
 }
 
 impl Targets {
     /// This list.
     pub fn new(list: Arc<List>) -> Self {
-        Targets { list, at: <_>::default(), begun: false }
+        Targets { list, at: Cursor::default(), begun: false }
     }
 }
 
 impl Source for Targets {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(entry) = self.list.next(&mut self.at) else {
+        let Some(entry) = self.at.next(&self.list.pages, |page| &page.entries) else {
             out.extend_from_slice(if self.begun { b"\n]\n" } else { b"[]\n" });
             return false;
         };

@@ -1,76 +1,83 @@
-//! Asks for the state of the devices, and for the reports of their supervisors.
+//! Asks for the state of the devices, for what runs on them, and for the reports of their supervisors.
 //!
 //! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect discovery.
 
-use std::marker::PhantomData;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
-use serde_json::value::RawValue;
 
-use super::device_metrics::{Devices, Kept, Record, Report, State};
+use super::devices::{Installs, Pages};
+use super::installs::{NotRunning, Running};
+use super::records::Records;
+use super::state::{Report, State};
 use crate::backoff::Backoff;
-use crate::balena::device;
-use crate::balena::pages::{List, Pages, Place, WithId};
-use crate::balena::{Client, Failure, Request, Source};
+use crate::balena::query::StateFields;
+use crate::balena::{Client, Failure};
 use crate::net::threads::{self, NoThread};
 
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// The most requests for the state from one request for the reports to the next.
 const MAX_STATES_TO_REPORT: u32 = 5;
-/// How to go on without reports.
+/// From one try to the next of what the API did not know.
+const UNKNOWN_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How to go on without a request.
+const WITHOUT_SERVICES: &str = "; --device-services=false (DEVICE_SERVICES=false) turns this request off";
 const WITHOUT_REPORTS: &str = "; --device-metrics=false (DEVICE_METRICS=false) turns this request off";
 
-/// What is known of the devices, page by page.
-#[derive(Clone, Default)]
-pub struct Watched {
-    /// Their state.
-    pub states: Vec<Arc<Devices<State>>>,
-    /// What their supervisors report.
-    pub reports: Vec<Arc<Devices<Report>>>,
+/// What to ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// From one request for the state of the devices to the next.
+    pub interval: Duration,
+    /// Whether to ask for what runs on the devices.
+    pub services: bool,
+    /// Whether to ask for what the supervisors report.
+    pub reports: bool,
 }
 
 /// What a request has brought.
-pub enum Known {
+pub enum News {
     /// The state of all devices.
-    States(Vec<Arc<Devices<State>>>),
+    States(Pages<State>),
     /// What the supervisors of all devices report.
-    Reports(Vec<Arc<Devices<Report>>>),
+    Reports(Pages<Report>),
+    /// What runs on all devices; none where the API does not say it.
+    Installs(Option<Installs>),
 }
 
-/// Starts a thread that asks for the state of all devices at this interval, and for the reports as well if `reported`. `publish` gets
-/// each as soon as it is known: a failure of one does not affect the other.
+/// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets each as
+/// soon as it is known: a failure of one does not affect the others.
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn watch(
-    client: Client, interval: Duration, reported: bool, publish: impl Fn(Known) + Send + 'static,
-) -> Result<(), NoThread> {
+pub fn watch(client: &Client, settings: Settings, publish: impl Fn(News) + Send + 'static) -> Result<(), NoThread> {
+    let interval = settings.interval;
+    let mut states = States::new(client);
+    let mut services = Services::new(client);
+    let mut reports = Records::reports(client);
+    let between_reports = interval.saturating_mul(states_to_report(interval));
+    let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
+    let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
+    let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
     let run = move || {
-        let mut states = Kind::<State>::new(&client, interval, "the state of the devices", "");
-        let mut reports = Kind::<Report>::new(&client, interval, "the reports of the devices", WITHOUT_REPORTS);
-        let between_reports = interval.saturating_mul(states_to_report(interval));
-        let mut report_due = Instant::now();
         loop {
-            let (wait, can_go_on) = match states.refresh() {
-                Ok(pages) => {
-                    publish(Known::States(pages));
+            let (wait, answers) = match state_turn.ended(states.refresh()) {
+                Ok(()) => {
+                    publish(News::States(states.records.pages()));
                     (interval, true)
                 }
                 Err(failed) => (failed.wait, failed.is_of_this_request),
             };
-            if reported && can_go_on && Instant::now() >= report_due {
-                let wait = match reports.refresh() {
-                    Ok(pages) => {
-                        publish(Known::Reports(pages));
-                        between_reports
-                    }
-                    Err(failed) => failed.wait,
-                };
-                report_due = Instant::now() + wait;
+            if !answers {
+                publish(News::Installs(None));
+            } else if settings.services && service_turn.is_due() {
+                publish(News::Installs(service_turn.ended(services.refresh()).ok()));
+            }
+            if answers && settings.reports && report_turn.is_due() && report_turn.ended(reports.refresh()).is_ok() {
+                publish(News::Reports(reports.pages()));
             }
             thread::sleep(wait);
         }
@@ -84,6 +91,17 @@ fn states_to_report(interval: Duration) -> u32 {
     u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, MAX_STATES_TO_REPORT)
 }
 
+/// When it is time for a request, and what the log says of its failures.
+struct Turn {
+    /// What it asks for.
+    about: &'static str,
+    /// How to go on without it, if the API refuses this request and no other.
+    hint: &'static str,
+    every: Duration,
+    due: Instant,
+    backoff: Backoff,
+}
+
 /// A request that failed.
 struct Failed {
     /// Until the next try.
@@ -92,87 +110,120 @@ struct Failed {
     is_of_this_request: bool,
 }
 
-/// One kind of what is known, and its pages so far.
-struct Kind<V> {
-    client: Client,
-    pages: Pages<Arc<Devices<V>>>,
-    backoff: Backoff,
-    /// What it is, for the log.
-    about: &'static str,
-    /// What to do if the API refuses this request and no other.
-    hint: &'static str,
-}
-
-impl<V: Kept> Kind<V> {
-    fn new(client: &Client, interval: Duration, about: &'static str, hint: &'static str) -> Self {
-        Kind { client: client.clone(), pages: Pages::default(), backoff: Backoff::new(interval), about, hint }
+impl Turn {
+    fn new(about: &'static str, hint: &'static str, interval: Duration, every: Duration) -> Self {
+        Turn { about, hint, every, due: Instant::now(), backoff: Backoff::new(interval) }
     }
 
-    /// Asks for it. The log has the first of several failures, and the success after them.
-    fn refresh(&mut self) -> Result<Vec<Arc<Devices<V>>>, Failed> {
-        let mut list = DeviceList { client: &mut self.client, kept: PhantomData::<V> };
-        if let Err(failure) = self.pages.refresh(&mut list, || ()) {
-            let is_of_this_request = failure.is_of_this_request();
-            let level = if self.backoff.failures() == 0 { Level::Warn } else { Level::Debug };
-            let hint = if is_of_this_request { self.hint } else { "" };
-            log::log!(level, "cannot renew {}: {failure}{hint}", self.about);
-            return Err(Failed { wait: self.backoff.failed(failure.retry_after), is_of_this_request });
-        }
-        if self.backoff.failures() > 0 {
-            log::info!("{} can be renewed again", self.about);
-        }
-        self.backoff.succeeded();
-        Ok(self.pages.contents().cloned().collect())
-    }
-}
-
-struct DeviceList<'a, V> {
-    client: &'a mut Client,
-    kept: PhantomData<V>,
-}
-
-impl<V: Kept> List for DeviceList<'_, V> {
-    type Page = Arc<Devices<V>>;
-    type Record<'a> = Record<'a>;
-    const WHAT: &'static str = "devices";
-
-    fn source(&mut self) -> &mut dyn Source {
-        self.client
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.due
     }
 
-    fn request(after: u64, limit: usize) -> Request<'static> {
-        Request::DevicesWith { what: V::QUERY, after, limit }
-    }
-
-    fn next_id(after: u64) -> Request<'static> {
-        Request::DevicesWith { what: "$select=id", after, limit: 1 }
-    }
-
-    /// A device that cannot be read is skipped: discovery reports it. If none of a full page or of the first one can be read, that is a
-    /// failure: no value would look like a state that is known.
-    fn read<'a>(
-        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Self::Page>,
-    ) -> Result<Vec<WithId<Record<'a>>>, Failure> {
-        let mut read = Vec::with_capacity(records.len());
-        let mut unreadable = None;
-        for raw in records {
-            match serde_json::from_str::<Record>(raw.get()) {
-                Ok(record) => read.push((Some(record.id), record)),
-                Err(error) => unreadable = Some(error),
+    /// The request has ended. The log has the first of several failures, and the success after them.
+    fn ended<T>(&mut self, outcome: Result<T, Failure>) -> Result<T, Failed> {
+        match outcome {
+            Ok(value) => {
+                if self.backoff.failures() > 0 {
+                    log::info!("{} can be renewed again", self.about);
+                }
+                self.backoff.succeeded();
+                self.due = Instant::now() + self.every;
+                Ok(value)
+            }
+            Err(failure) => {
+                let is_of_this_request = failure.is_of_this_request();
+                let level = if self.backoff.failures() == 0 { Level::Warn } else { Level::Debug };
+                let hint = if is_of_this_request { self.hint } else { "" };
+                log::log!(level, "cannot renew {}: {failure}{hint}", self.about);
+                let wait = self.backoff.failed(failure.retry_after);
+                self.due = Instant::now() + wait;
+                Err(Failed { wait, is_of_this_request })
             }
         }
-        if let Some(error) = unreadable.filter(|_| read.is_empty() && (place.is_full || place.after == 0)) {
-            return Err(self.invalid(&format!("none of the devices can be read: {}", device::describe(&error))));
-        }
-        Ok(read)
+    }
+}
+
+/// The state of the devices, as far as this server knows it.
+struct States {
+    records: Records<State>,
+    /// When all was asked for last.
+    tried_all: Instant,
+    /// What the log has said of.
+    told: StateFields,
+}
+
+impl States {
+    fn new(client: &Client) -> Self {
+        States { records: Records::states(client), tried_all: Instant::now(), told: StateFields::NONE }
     }
 
-    fn page(&mut self, records: Vec<WithId<Record<'_>>>) -> Result<(Self::Page, usize), Failure> {
-        let mut page = Devices::default();
-        for (_, record) in &records {
-            page.add(record);
+    /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
+    fn refresh(&mut self) -> Result<(), Failure> {
+        if self.tried_all.elapsed() > UNKNOWN_INTERVAL {
+            (self.records.more, self.tried_all) = (StateFields::ALL, Instant::now());
         }
-        let size = page.devices.len() * size_of::<(u64, V)>();
-        Ok((page.into(), size))
+        match self.records.refresh() {
+            Err(failure) if failure.is_of_this_request() && self.records.more != StateFields::NONE => {
+                let unknown = self.unknown(&failure)?;
+                self.records.more = self.records.more.without(unknown);
+                self.records.refresh()?;
+                if self.told != unknown {
+                    self.told = unknown;
+                    log::warn!(
+                        "the API refuses {unknown} of devices, so the metrics of it are absent: is the server too old for it, or may \
+                         the key not read it? {failure}"
+                    );
+                }
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
+    /// Which fields are refused. If it is none of them, or all requests are, the failure stays.
+    fn unknown(&mut self, failure: &Failure) -> Result<StateFields, Failure> {
+        self.records.probe(StateFields::NONE)?;
+        let mut unknown = StateFields::NONE;
+        for field in self.records.more.each() {
+            match self.records.probe(field) {
+                Err(refused) if refused.is_of_this_request() => unknown = unknown.and(field),
+                Err(failure) => return Err(failure),
+                Ok(()) => {}
+            }
+        }
+        if unknown == StateFields::NONE { Err(failure.clone()) } else { Ok(unknown) }
+    }
+}
+
+/// What runs on the devices.
+struct Services {
+    not_running: Records<NotRunning>,
+    running: Records<Running>,
+    /// What was read last.
+    installs: Option<Installs>,
+    /// Whether the log has said that names are missing.
+    told: bool,
+}
+
+impl Services {
+    fn new(client: &Client) -> Self {
+        let (not_running, running) = (Records::not_running(client), Records::running(client));
+        Services { not_running, running, installs: None, told: false }
+    }
+
+    fn refresh(&mut self) -> Result<Installs, Failure> {
+        let known = self.installs.take();
+        let changed = [self.not_running.refresh()?, self.running.refresh()?].contains(&true);
+        let installs =
+            known.filter(|_| !changed).unwrap_or_else(|| Installs::new(self.not_running.pages(), self.running.pages()));
+        if !self.told && installs.all().any(|install| install.service.is_none() || install.image.release.is_none()) {
+            self.told = true;
+            log::warn!(
+                "the API does not name the service or the release of what runs on devices: may the key read services, images and \
+                 releases? Without them, services are counted at most"
+            );
+        }
+        self.installs = Some(installs.clone());
+        Ok(installs)
     }
 }

@@ -174,8 +174,8 @@ fn through_the_vpn() {
     for name in ["secure", "not-tls"] {
         set_tag(find(&mut fleet, name), "prometheus.io/scheme", "https");
     }
-    find(&mut fleet, "offline")["is_online"] = json!(false);
-    find(&mut fleet, "gone")["is_online"] = Value::Null;
+    find(&mut fleet, "offline")["is_connected_to_vpn"] = json!(false);
+    find(&mut fleet, "gone")["is_connected_to_vpn"] = Value::Null;
     set_tag(find(&mut fleet, "switched-off"), "prometheus.io/scrape", "false");
     find(&mut fleet, "unknown")["uuid"] = json!("0123456789abcdef".repeat(2));
 
@@ -348,7 +348,7 @@ fn exit_code_0_if_all_that_should_answer_do() {
     let backend = Cloud::start(Vec::new());
     exporters(&backend);
     let mut fleet = devices(&[("well", ""), ("offline", ""), ("switched-off", "")]);
-    find(&mut fleet, "offline")["is_online"] = json!(false);
+    find(&mut fleet, "offline")["is_connected_to_vpn"] = json!(false);
     set_tag(find(&mut fleet, "switched-off"), "prometheus.io/scrape", "no");
     for device in &fleet {
         vpn.device(uuid(device), |device| _ = device.ports.insert(80, backend.addr()));
@@ -526,7 +526,7 @@ fn what_cannot_be_checked() {
     let (code, _, log) = code_and_log(&[], sidecar(&cloud).env("API_KEY", "a-bad-one"));
     assert!(code == Some(1) && log.contains("401") && !log.contains("a-bad-one"), "{log}");
     // the list is there, and what is asked for beside it is not
-    cloud.intercept(|seen, _| seen.target.contains("is_online").then(|| Reply::status(500, &[], b"")));
+    cloud.intercept(|seen, _| seen.target.contains("is_connected_to_vpn").then(|| Reply::status(500, &[], b"")));
     let (code, _, log) = code_and_log(&[], sidecar(&cloud));
     assert!(code == Some(1) && log.contains("cannot check: ") && log.contains("500"), "{log}");
     cloud.heal();

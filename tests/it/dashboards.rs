@@ -109,11 +109,11 @@ struct Stack {
 fn troubled_fleet() -> Vec<Value> {
     let (mut devices, hour_ago) = (demo_fleet(), SystemTime::now() - Duration::from_secs(3600));
     for device in &mut devices {
-        device["last_connectivity_event"] = json!(humantime::format_rfc3339_millis(hour_ago).to_string());
+        device["last_vpn_event"] = json!(humantime::format_rfc3339_millis(hour_ago).to_string());
     }
     for name in ["lamp-0001", "lamp-0002", "lamp-0003", "lamp-0004", "lamp-0006", "bench <test>\t🚧"] {
         let device = find(&mut devices, name);
-        (device["is_online"], device["api_heartbeat_state"]) = (json!(false), json!("offline"));
+        (device["is_connected_to_vpn"], device["api_heartbeat_state"]) = (json!(false), json!("offline"));
     }
     let mut edit = |name: &str, field: &str, value: Value| find(&mut devices, name)[field] = value;
     edit(REAL, "is_undervolted", json!(true));
@@ -281,7 +281,7 @@ impl Stack {
         for hour in 1..=7 {
             let time = UNIX_EPOCH + Duration::from_secs(1_790_000_000 + hour * 3600);
             let event = json!(humantime::format_rfc3339_millis(time).to_string());
-            cloud.change(|devices| find(devices, "gw-bergen")["last_connectivity_event"] = event);
+            cloud.change(|devices| find(devices, "gw-bergen")["last_vpn_event"] = event);
             let name = "balena_device_last_connectivity_event_timestamp_seconds";
             let seconds = 1_790_000_000 + hour * 3600;
             let seen = format!("{name}{{uuid='{flapping}'}} == {seconds}");

@@ -36,7 +36,7 @@ fn cloud() -> Cloud {
     let device = |(id, (raw, _)): (usize, (&str, _))| {
         format!(
             r#"{{"id":{id},"uuid":"{}","device_name":{raw},"os_version":{raw},"os_variant":{raw},"supervisor_version":{raw},
-            "ip_address":{raw},"api_heartbeat_state":{raw},"is_online":true,"is_of__device_type":[{{"slug":"raspberrypi3"}}],
+            "ip_address":{raw},"api_heartbeat_state":{raw},"is_connected_to_vpn":true,"is_of__device_type":[{{"slug":"raspberrypi3"}}],
             "belongs_to__application":[{{"id":1,"app_name":"gateways","slug":"acme/gateways"}}],
             "is_running__release":[{{"id":1,"commit":{raw},"raw_version":{raw}}}],
             "device_tag":[{{"tag_key":{raw},"value":{raw}}},{{"tag_key":"site","value":{raw}}},

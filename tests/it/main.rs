@@ -14,6 +14,7 @@ mod faults;
 mod faults_doc;
 mod history;
 mod hostile_names;
+mod installs;
 mod lan;
 mod lock;
 mod mapping;

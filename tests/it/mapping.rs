@@ -111,7 +111,7 @@ fn complete(id: u64) -> Value {
         "os_version": "balenaOS 6.1.24",
         "os_variant": "prod",
         "supervisor_version": "16.7.6",
-        "is_online": true,
+        "is_connected_to_vpn": true,
         "is_web_accessible": true,
         "is_of__device_type": [{ "slug": "raspberrypi4-64" }],
         "belongs_to__application": [{
@@ -131,7 +131,7 @@ fn complete(id: u64) -> Value {
 fn lacking() -> Vec<Value> {
     let nothing = json!({
         "device_name": null, "ip_address": null, "os_version": null, "os_variant": null, "supervisor_version": null,
-        "is_online": null, "is_web_accessible": null, "is_of__device_type": null, "belongs_to__application": null,
+        "is_connected_to_vpn": null, "is_web_accessible": null, "is_of__device_type": null, "belongs_to__application": null,
         "is_running__release": null, "device_tag": null,
     });
     let empty = json!({

@@ -53,6 +53,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("status-host", &["STATUS_HOSTS"], ""),
     ("status-token-file", &["STATUS_TOKEN_FILE"], ""),
     ("device-refresh", &["DEVICE_REFRESH_RATE"], "60s"),
+    ("device-services", &["DEVICE_SERVICES"], "true"),
     ("device-metrics", &["DEVICE_METRICS"], "false"),
     ("tunnel-url", &["TUNNEL_URL"], "https://tunnel.balena-cloud.com"),
     ("listen", &["TUNNEL_LISTEN_ADDRESS"], "127.0.0.1:9798"),
@@ -72,7 +73,7 @@ fn devices() -> Vec<Value> {
         let tags: Vec<_> = tags.iter().map(|(key, value)| json!({ "tag_key": key, "value": value })).collect();
         json!({
             "id": id, "uuid": id.to_string().repeat(32), "device_name": name,
-            "is_online": seen.0, "is_web_accessible": seen.1, "ip_address": seen.2,
+            "is_connected_to_vpn": seen.0, "is_web_accessible": seen.1, "ip_address": seen.2,
             "os_version": "balenaOS 6.1.24", "os_variant": "prod", "supervisor_version": "16.7.6",
             "is_of__device_type": [{ "slug": "raspberrypi4-64" }], "belongs_to__application": fleet,
             "is_running__release": [{ "commit": "196dbe80abd111a95182bbc3588ec7c9", "raw_version": "1.2.3" }],
@@ -257,6 +258,7 @@ const ELSEWHERE: &[&str] = &[
     // status.rs
     "listen",
     "device-refresh",
+    "device-services",
     "device-metrics",
     // services.rs
     "service-labels",
@@ -784,6 +786,7 @@ const MISTAKES: &[Mistake] = &[
     ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "without a dot"]),
     ("status-token-file", "STATUS_TOKEN_FILE", "/nonexistent/token", &["16 characters"]),
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
+    ("device-services", "DEVICE_SERVICES", "some", BOOLEAN),
     ("device-metrics", "DEVICE_METRICS", "some", BOOLEAN),
     ("tunnel-url", "TUNNEL_URL", "tunnel.balena-cloud.com", &["whole URL"]),
     ("tunnel-url", "TUNNEL_URL", "http://vpn:3128/v7", &["a path does not belong there; write http://vpn:3128;"]),

@@ -123,9 +123,9 @@ fn times_are_relative_and_exact() {
         Value::from(humantime::format_rfc3339_millis(time).to_string())
     };
     cloud.change(|devices| {
-        find(devices, "fridge-03")["last_connectivity_event"] = ago(3 * 86_400 + 60);
-        find(devices, "gw-narvik")["last_connectivity_event"] = ago(5 * 3600 + 60);
-        find(devices, "lamp-0006")["last_connectivity_event"] = ago(10 * 60 + 10);
+        find(devices, "fridge-03")["last_vpn_event"] = ago(3 * 86_400 + 60);
+        find(devices, "gw-narvik")["last_vpn_event"] = ago(5 * 3600 + 60);
+        find(devices, "lamp-0006")["last_vpn_event"] = ago(10 * 60 + 10);
     });
     let sidecar = sidecar(&cloud);
     let status = start(&sidecar);
@@ -182,7 +182,7 @@ fn a_service_that_declares_an_exporter_is_named() {
 #[test]
 fn a_large_fleet_shows_its_first_rows_and_counts_the_rest() {
     let cloud = Cloud::start(many(2200));
-    cloud.change(|devices| devices[..1010].iter_mut().for_each(|device| device["is_online"] = json!(false)));
+    cloud.change(|devices| devices[..1010].iter_mut().for_each(|device| device["is_connected_to_vpn"] = json!(false)));
     let sidecar = sidecar(&cloud);
     let status = start(&sidecar);
     status.wait_until("a list", |metrics| metrics["baletheus_devices"] == 2200.0);

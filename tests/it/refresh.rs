@@ -61,14 +61,14 @@ fn what_changes_by_itself_is_asked_for_only_where_it_is_used() {
     let cloud = Cloud::start(recorded_devices());
     for (args, wanted) in [
         (&[][..], ""),
-        (&["--online-only"], "is_online"),
+        (&["--online-only"], "is_connected_to_vpn"),
         (&["--address", "lan"], "ip_address"),
         (&["--address", "public"], "is_web_accessible"),
     ] {
         cloud.clear_requests();
         sidecar(&cloud).args(args.iter().copied()).oneshot();
         let target = &pages(&cloud)[0].target;
-        for field in ["is_online", "ip_address", "is_web_accessible"] {
+        for field in ["is_connected_to_vpn", "ip_address", "is_web_accessible"] {
             assert_eq!(target.contains(field), field == wanted, "{args:?}: {target}");
         }
     }
@@ -435,7 +435,7 @@ fn another_process_that_replaces_the_file_is_put_right() {
 fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
     let cloud = Cloud::start(gateways(30));
     cloud.change(|devices| {
-        devices[0]["is_online"] = false.into();
+        devices[0]["is_connected_to_vpn"] = false.into();
         devices[1]["device_tag"] = json!([{"tag_key": "prometheus.io/scrape", "value": "no"}]);
     });
     let sidecar = sidecar(&cloud).args(["--online-only"]);
@@ -445,8 +445,8 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
     running.wait_for("left out gw-1 (0000000): balenaCloud sees it offline");
     running.wait_for("left out gw-2 (0000000): the tag prometheus.io/scrape switches it off");
     cloud.change(|devices| {
-        devices[0]["is_online"] = true.into();
-        devices[2]["is_online"] = false.into();
+        devices[0]["is_connected_to_vpn"] = true.into();
+        devices[2]["is_connected_to_vpn"] = false.into();
     });
     running.wait_for("updated balena.json: 28 targets of 28 devices (+1 -1 ~0), 2 devices left out");
     running.wait_for("added gw-1 (0000000): 1 target");

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::binary;
-use crate::support::cloud::{Cloud, Reply, Seen, Step, recorded_devices};
+use crate::support::cloud::{Cloud, Reply, Seen, Step};
 use crate::support::fleet::{demo_fleet, find, many, set_tag};
 use crate::support::sidecar::{PATIENCE, finish};
 use crate::support::status::{Status, sidecar};
@@ -64,8 +64,11 @@ fn every_device_is_there_without_an_exporter_and_goes_with_the_fleet() {
     let (fridge, offline, lamp, low) = (uuid("fridge-01"), uuid("fridge-03"), uuid("lamp-0001"), uuid("lamp-0002"));
     let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
     let status = Status::start(&sidecar);
-    let metrics = status
-        .wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_cpu_usage_ratio")));
+    let metrics = status.wait_until("reports", |metrics| {
+        ["online", "memory_size_bytes"]
+            .iter()
+            .all(|of| metrics.keys().any(|name| name.starts_with(&format!("balena_device_{of}"))))
+    });
     let value = |name: &str, uuid: &str| metrics.get(&format!("balena_device_{name}{{uuid=\"{uuid}\"}}")).copied();
     assert_eq!((value("online", &fridge), value("online", &offline)), (Some(1.0), Some(0.0)));
     assert_eq!((value("update_pending", &fridge), value("update_pending", &lamp)), (Some(0.0), Some(1.0)));
@@ -170,7 +173,7 @@ fn nothing_of_it_is_asked_for_without_a_listener_and_discovery_stays_304() {
     cloud.clear_requests();
     let loud = sidecar(&cloud);
     let _status = Status::start(&loud);
-    cloud.wait_for_requests(8, PATIENCE);
+    cloud.wait_for_requests(16, PATIENCE);
     let requests = cloud.requests();
     let vitals: Vec<_> = requests.iter().filter(|seen| seen.target.contains("heartbeat")).collect();
     assert!(vitals.len() >= 2 && !vitals[0].target.contains("memory_usage"), "{vitals:#?}");
@@ -208,6 +211,14 @@ fn reports_are_asked_for_with_every_fifth_request_and_do_not_change_the_state() 
     assert!(reports.len() > 1 && reports.windows(2).all(|pair| between(pair) == 5), "{requests:#?}");
 }
 
+/// Waits until the metrics of each request are there.
+fn wait_for_all(status: &Status) {
+    status.wait_until("the metrics of each request", |metrics| {
+        let has = |name: &str| metrics.keys().any(|key| key.starts_with(&format!("balena_device_{name}{{")));
+        ["online", "service_status", "memory_size_bytes"].into_iter().all(has)
+    });
+}
+
 #[test]
 fn the_readme_has_every_metric() {
     let cloud = Cloud::start(demo_fleet());
@@ -217,7 +228,7 @@ fn the_readme_has_every_metric() {
     status.running.wait_for("refresh failed");
     cloud.heal();
     status.running.signal("HUP");
-    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_cpu_usage_ratio")));
+    wait_for_all(&status);
     let text = status.text("/metrics");
     let help = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
     let ours = help.filter(|(name, _)| name.starts_with("bale"));
@@ -284,7 +295,9 @@ fn vitals_that_fail_fail_no_discovery() {
 #[test]
 fn a_state_of_which_nothing_can_be_read_is_no_state() {
     let cloud = Cloud::start(demo_fleet());
-    let set = |value: Value| cloud.change(|devices| devices.iter_mut().for_each(|it| it["is_online"] = value.clone()));
+    let set = |value: Value| {
+        cloud.change(|devices| devices.iter_mut().for_each(|it| it["is_connected_to_vpn"] = value.clone()))
+    };
     set(json!("new"));
     let status = Status::start(&sidecar(&cloud));
     let line = status.running.wait_for("cannot renew the state of the devices");
@@ -347,7 +360,7 @@ fn metrics_and_targets_are_packed_for_those_who_accept_gzip() {
     let cloud = Cloud::start(demo_fleet());
     let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
     let status = Status::start(&sidecar);
-    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_online")));
+    wait_for_all(&status);
     let lines = |text: &str| text.lines().filter(|line| line.contains("balena_device")).count();
     for (accepted, packs) in [
         ("gzip", true),
@@ -529,10 +542,10 @@ fn it_answers_while_a_refresh_hangs_and_bad_requests_disturb_nothing() {
 
 #[test]
 fn promtool_is_content_with_the_metrics() {
-    let cloud = Cloud::start(recorded_devices());
+    let cloud = Cloud::start(demo_fleet());
     let sidecar = sidecar(&cloud).env("DEVICE_METRICS", "true");
     let status = Status::start(&sidecar);
-    status.wait_until("vitals", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_online")));
+    wait_for_all(&status);
     let text = status.text("/metrics");
     for major in [2, 3] {
         let promtool = tools::prometheus(major).promtool;

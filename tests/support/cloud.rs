@@ -41,7 +41,10 @@ static DEVICE: Resource = Resource {
         ("is_running__release", &RELEASE),
         ("should_be_running__release", &RELEASE),
         ("is_pinned_on__release", &RELEASE),
+        ("should_be_operated_by__release", &RELEASE),
+        ("should_be_managed_by__release", &RELEASE),
         ("device_tag", &TAG),
+        ("image_install", &IMAGE_INSTALL),
     ],
     users_only: false,
 };
@@ -54,7 +57,7 @@ static APPLICATION: Resource = Resource {
 static ORGANIZATION: Resource = Resource { fields: "handle", links: &[], users_only: true };
 static DEVICE_TYPE: Resource = Resource { fields: "slug", links: &[], users_only: false };
 static RELEASE: Resource = Resource {
-    fields: "id commit semver raw_version release_version",
+    fields: "id commit semver raw_version release_version belongs_to__application",
     links: &[
         ("belongs_to__application", &APPLICATION),
         ("is_running_on__device", &DEVICE),
@@ -64,7 +67,14 @@ static RELEASE: Resource = Resource {
 };
 static RELEASE_IMAGE: Resource =
     Resource { fields: "id", links: &[("image", &IMAGE), ("image_label", &LABEL)], users_only: false };
-static IMAGE: Resource = Resource { fields: "id", links: &[("is_a_build_of__service", &SERVICE)], users_only: false };
+static IMAGE: Resource =
+    Resource { fields: "id is_a_build_of__service", links: &[("is_a_build_of__service", &SERVICE)], users_only: false };
+/// What a device has of a service. Each device has its own, as `image_install`.
+static IMAGE_INSTALL: Resource = Resource {
+    fields: "id device installs__image is_provided_by__release status download_progress install_date created_at modified_at",
+    links: &[("device", &DEVICE), ("installs__image", &IMAGE), ("is_provided_by__release", &RELEASE)],
+    users_only: false,
+};
 static SERVICE: Resource =
     Resource { fields: "id service_name", links: &[("service_label", &LABEL)], users_only: false };
 static LABEL: Resource = Resource { fields: "label_name value", links: &[], users_only: false };
@@ -94,9 +104,55 @@ pub fn recorded_devices() -> Vec<Value> {
     merged
 }
 
+/// The devices of the recordings in `services/`, each with its installs.
+pub fn recorded_services() -> Vec<Value> {
+    let rows = |name: &str| {
+        let body = Recording::read(&format!("services/{name}")).answer.body;
+        let list = serde_json::from_slice::<Value>(&body).expect("JSON")["d"].take();
+        list.as_array().expect("a list").clone()
+    };
+    let mut devices = rows("state-more");
+    for more in [rows("state-pinned"), rows("host-and-supervisor")].into_iter().flatten() {
+        let device = devices.iter_mut().find(|device| device["id"] == more["id"]);
+        merge(device.expect("a device of state-more"), more);
+    }
+    let supervisors = json!([{ "id": 2, "app_name": "supervisor", "slug": "balena_os/supervisor" }]);
+    let fleet = json!([{ "id": 1, "app_name": "pumps", "slug": "acme/pumps", "organization": [{ "handle": "acme" }],
+        "application_tag": [] }]);
+    let mut installs = rows("all-rows-of-the-fleet");
+    for dated in rows("not-running-with-dates") {
+        let row = installs.iter_mut().find(|row| row["id"] == dated["id"]);
+        merge(row.expect("a row of the fleet"), dated);
+    }
+    for row in &mut installs {
+        let service = &mut row["installs__image"][0]["is_a_build_of__service"][0];
+        let id = ["app", "db", "node-exporter", "balena-supervisor"]
+            .iter()
+            .position(|name| service["service_name"] == *name);
+        service["id"] = json!(id.expect("a known service") + 1);
+        let is_supervisor = service["service_name"] == "balena-supervisor";
+        row["is_provided_by__release"][0]["belongs_to__application"] =
+            if is_supervisor { supervisors.clone() } else { fleet.clone() };
+    }
+    for device in &mut devices {
+        let own = installs.iter().filter(|row| row["device"]["__id"] == device["id"]);
+        device["image_install"] = own.cloned().collect();
+        // Nothing tells the rest.
+        device["uuid"] = json!(format!("{:032x}", device["id"].as_u64().expect("an id")));
+        device["belongs_to__application"] = fleet.clone();
+        (device["device_tag"], device["is_of__device_type"]) = (json!([]), json!([{ "slug": "raspberrypi4-64" }]));
+    }
+    devices
+}
+
 /// The recordings do not tell the ids of releases: each commit has one of its own.
 pub fn release_id(commit: &str) -> u64 {
     u64::from_str_radix(&commit[..6], 16).expect("a commit of hex digits")
+}
+
+/// The image of a service of a release, by the service's number in [`Cloud::set_services`].
+pub fn image_id(release: u64, number: u64) -> u64 {
+    release * 1000 + number + 1
 }
 
 /// Adds what is missing. What is there stays, with the order of its tags.
@@ -206,6 +262,8 @@ struct Shared {
     keys: Mutex<Keys>,
     /// The most records of an answer.
     limit: Mutex<usize>,
+    /// What the named key may not read: `image_install` is 401, and `service`, `image` and `release` are empty.
+    denied: Mutex<Option<&'static str>>,
     requests: Mutex<Vec<Seen>>,
     came: Condvar,
     interceptor: Mutex<Option<Interceptor>>,
@@ -261,6 +319,7 @@ impl Cloud {
             services: Mutex::default(),
             keys: Mutex::new(Keys { named: KEY.to_owned(), devices: HashMap::new() }),
             limit: Mutex::new(usize::MAX),
+            denied: Mutex::default(),
             requests: Mutex::default(),
             came: Condvar::new(),
             interceptor: Mutex::default(),
@@ -322,10 +381,9 @@ impl Cloud {
         };
         let image = |(number, (name, own, overrides)): (u64, &Service)| {
             let service = json!({ "id": number, "service_name": name, "service_label": labels(overrides) });
-            let id = release * 1000 + number;
             json!({
-                "id": id,
-                "image": [{ "id": id + 1, "is_a_build_of__service": [service] }],
+                "id": release * 1000 + number,
+                "image": [{ "id": image_id(release, number), "is_a_build_of__service": [service] }],
                 "image_label": labels(own),
             })
         };
@@ -339,6 +397,11 @@ impl Cloud {
     /// Replaces the named key.
     pub fn set_key(&self, key: &str) {
         key.clone_into(&mut lock(&self.shared.keys).named);
+    }
+
+    /// Takes a right from the named key: to read `image_install`, `service`, `image` or `release`.
+    pub fn deny(&self, resource: Option<&'static str>) {
+        *lock(&self.shared.denied) = resource;
     }
 
     /// All requests so far.
@@ -599,6 +662,7 @@ impl Shared {
             "device" if reader != Reader::Guest => &DEVICE,
             "application" => &APPLICATION,
             "release" if reader != Reader::Guest => &RELEASE,
+            "image_install" if reader != Reader::Guest => &IMAGE_INSTALL,
             _ => return Answer::empty(401),
         };
         let key = request.key.iter().try_for_each(|(name, _)| resource.field(name));
@@ -606,6 +670,10 @@ impl Shared {
             Ok(()) => {}
             Err(Refused::Unknown) => return Answer::empty(500),
             Err(Refused::Forbidden) => return Answer::empty(401),
+        }
+        let denied = *lock(&self.denied);
+        if denied == Some("image_install") && seen.target.contains("image_install") {
+            return Answer::empty(401);
         }
 
         let devices = lock(&self.devices);
@@ -620,6 +688,11 @@ impl Shared {
             let mut known = HashSet::new();
             rows = fleets.filter(|fleet| known.insert(fleet["id"].as_u64())).collect();
         }
+        let installs;
+        if request.resource == "image_install" {
+            installs = all_installs(&rows, denied);
+            rows = installs.iter().collect();
+        }
         if let Some((name, value)) = &request.key {
             rows.retain(|row| row[name] == *value);
         }
@@ -632,6 +705,27 @@ impl Shared {
         }
         Answer::json(200, json + "}")
     }
+}
+
+/// The installs of these devices, each with its device.
+fn all_installs(devices: &[&Value], denied: Option<&str>) -> Vec<Value> {
+    let empty = |row: &mut Value, link: &str| row[link] = json!([]);
+    let of_device = |device: &Value| {
+        let owner = json!([{ "id": device["id"], "belongs_to__application": device["belongs_to__application"],
+            "device_tag": device["device_tag"] }]);
+        let installs = device["image_install"].as_array().cloned().unwrap_or_default();
+        installs.into_iter().map(move |mut row| {
+            row["device"] = owner.clone();
+            match denied {
+                Some("service") => empty(&mut row["installs__image"][0], "is_a_build_of__service"),
+                Some("image") => empty(&mut row, "installs__image"),
+                Some("release") => empty(&mut row, "is_provided_by__release"),
+                _ => {}
+            }
+            row
+        })
+    };
+    devices.iter().flat_map(|device| of_device(device)).collect()
 }
 
 /// The releases that the devices run, by rising id. Of the devices that run a release, one of each fleet represents all.

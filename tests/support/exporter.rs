@@ -42,7 +42,7 @@ impl Exporters {
             let backend = behind.lock().expect("no thread has panicked in here").get(uuid).copied();
             let ports =
                 exporters(&known, &device).into_iter().map(|exporter| (exporter.port, backend.unwrap_or(simulated)));
-            Some(Device { offline: device["is_online"] != true, silent: false, ports: ports.collect() })
+            Some(Device { offline: device["is_connected_to_vpn"] != true, silent: false, ports: ports.collect() })
         });
         Self { server, backends, vpn }
     }

@@ -103,6 +103,9 @@ impl Source for Rows<'_> {
     fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
         let releases = || self.releases.expect("labels of services are read only where there are some");
         match request {
+            Request::State { .. } | Request::NotRunning { .. } | Request::NextNotRunning(_) => {
+                unreachable!("discovery does not ask for it")
+            }
             Request::Devices { after, limit } | Request::DevicesWith { after, limit, .. } => {
                 if limit > self.most {
                     return Ok(Answer::TooLarge { etag: None });

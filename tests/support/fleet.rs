@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
-use super::cloud::{Cloud, Service, release_id};
+use super::cloud::{self, Cloud, Service, release_id};
 
 struct Fleet {
     id: u64,
@@ -88,7 +88,7 @@ pub fn demo_fleet() -> Vec<Value> {
         (9_310_004..).step_by(37).zip(all).map(|(id, (fleet, number, name))| device(fleet, number, id, name)).collect();
     let mut edit = |name: &str, field: &str, value: Value| find(&mut devices, name)[field] = value;
     for name in ["fridge-03", "gw-narvik", "lamp-0006"] {
-        edit(name, "is_online", json!(false));
+        edit(name, "is_connected_to_vpn", json!(false));
         edit(name, "api_heartbeat_state", json!("offline"));
     }
     for name in ["fridge-02", "freezer-01", "gw-bergen", "lamp-0005", "gateway-south"] {
@@ -102,6 +102,22 @@ pub fn demo_fleet() -> Vec<Value> {
         edit(name, "os_version", json!("balenaOS 5.3.27"));
         edit(name, "supervisor_version", json!("16.1.10"));
     }
+    for device in &mut devices {
+        run_services(device, &["node-exporter", "app"]);
+    }
+    // One has a service that ended, one downloads its next release, and one's update was rejected.
+    let device = find(&mut devices, "gw-bergen");
+    install(device, running_release(device), 2, "app", "exited", None);
+    let device = find(&mut devices, "lamp-0004");
+    set_target(device, "2.4.0");
+    device["update_status"] = json!("downloading");
+    let target = device["should_be_running__release"][0]["id"].as_u64().expect("a release");
+    install(device, target, 1, "node-exporter", "Downloaded", None);
+    install(device, target, 2, "app", "Downloading", Some(42));
+    let device = find(&mut devices, "freezer-01");
+    set_target(device, "1.10.0");
+    device["update_status"] = json!("rejected");
+    device["image_install"] = json!([]); // such a report has no services, though they run
     for (name, key, value) in [
         ("fridge-01", "site", "Tromsø harbour, hall 2"),
         ("freezer-01", "site", "Tromsø harbour, hall 2"),
@@ -136,7 +152,7 @@ pub fn declare_exporters(cloud: &Cloud) {
     for release in releases {
         let has_app = release["raw_version"].as_str().is_some_and(|version| version.starts_with("5."));
         let id = release["id"].as_u64().unwrap_or_default();
-        cloud.set_services(id, if has_app { &[NODE, APP] } else { &[NODE] });
+        cloud.set_services(id, &[NODE, if has_app { APP } else { ("app", &[], &[]) }]);
     }
 }
 
@@ -168,12 +184,27 @@ pub fn gateways(count: u64) -> Vec<Value> {
 pub fn gateway(id: u64) -> Value {
     json!({
         "id": id, "uuid": format!("{id:032x}"), "device_name": format!("gw-{id}"), "os_version": "balenaOS 6.1.24",
-        "os_variant": "prod", "supervisor_version": "16.7.6", "is_online": true, "is_web_accessible": true,
+        "os_variant": "prod", "supervisor_version": "16.7.6", "is_connected_to_vpn": true, "is_web_accessible": true,
         "ip_address": "192.168.0.10", "is_of__device_type": [{"slug": "raspberrypi3"}],
-        "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
+        "image_install": [], "belongs_to__application": [{"id": 1, "app_name": "gateways", "slug": "acme/gateways",
             "organization": [{"handle": "acme"}], "application_tag": []}],
         "is_running__release": [{"id": 1, "commit": "c0ffee", "raw_version": "1.0.0"}], "device_tag": [],
     })
+}
+
+/// Lets a device run these services of its release.
+pub fn run_services(device: &mut Value, names: &[&str]) {
+    let Some(release) = device["is_running__release"][0]["id"].as_u64() else { return };
+    for (number, name) in (1..).zip(names) {
+        install(device, release, number, name, "Running", None);
+    }
+}
+
+/// What the device should run from now on.
+pub fn set_target(device: &mut Value, version: &str) {
+    let running = device["is_running__release"].clone();
+    set_release(device, version);
+    device["is_running__release"] = running;
 }
 
 /// What the device runs from now on, and should.
@@ -187,6 +218,24 @@ pub fn set_release(device: &mut Value, version: &str) {
 /// Id of the release that the device runs.
 pub fn running_release(device: &Value) -> u64 {
     device["is_running__release"][0]["id"].as_u64().expect("a release")
+}
+
+/// Sets what a device has of an image of a release. There is one row for each image, for ever, and its id stays.
+pub fn install(device: &mut Value, release: u64, number: u64, service: &str, status: &str, progress: Option<u32>) {
+    let image = cloud::image_id(release, number);
+    let id = device["id"].as_u64().expect("an id") * 1000;
+    let rows = device["image_install"].as_array_mut().expect("a list");
+    let known = rows.iter().position(|row| row["installs__image"][0]["id"] == image);
+    let at = known.unwrap_or(rows.len());
+    if known.is_none() {
+        rows.push(json!({
+            "id": id + at as u64,
+            "installs__image": [{ "id": image, "is_a_build_of__service": [{ "id": number, "service_name": service }] }],
+        }));
+    }
+    let row = &mut rows[at];
+    (row["status"], row["download_progress"]) = (json!(status), json!(progress));
+    row["is_provided_by__release"] = json!([{ "id": release }]);
 }
 
 pub fn set_tag(device: &mut Value, key: &str, value: &str) {
@@ -218,7 +267,7 @@ fn device(fleet: &Fleet, number: u64, id: u64, name: &str) -> Value {
         "os_version": "balenaOS 6.1.24",
         "os_variant": "prod",
         "supervisor_version": "16.7.6",
-        "is_online": true,
+        "is_connected_to_vpn": true,
         "is_web_accessible": true,
         "ip_address": format!("{}.{last} fd12:3456:789a:1::{last:x}", fleet.lan),
         "public_address": "203.0.113.7",
@@ -230,7 +279,13 @@ fn device(fleet: &Fleet, number: u64, id: u64, name: &str) -> Value {
         "cpu_temp": 51,
         "is_undervolted": false,
         "api_heartbeat_state": "online",
-        "last_connectivity_event": "2026-11-22T06:59:32.104Z",
+        "last_vpn_event": "2026-11-22T06:59:32.104Z",
+        "created_at": "2025-03-01T08:00:00.000Z",
+        "update_status": "done",
+        "last_update_status_event": "2026-11-20T17:41:05.311Z",
+        "should_be_operated_by__release": [{ "id": 7, "raw_version": "6.1.24" }],
+        "should_be_managed_by__release": [{ "id": 5, "raw_version": "16.7.6" }],
+        "image_install": [],
     });
     set_release(&mut device, fleet.version);
     device

@@ -27,11 +27,12 @@ fn directory() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "recordings"].iter().collect()
 }
 
-/// The names of all recordings, sorted.
-pub fn names() -> Vec<String> {
-    let files = fs::read_dir(directory()).expect("the directory of the recordings");
+/// The names of all recordings of a folder, sorted; `""` is the folder of all.
+pub fn names(folder: &str) -> Vec<String> {
+    let files = fs::read_dir(directory().join(folder)).expect("the directory of the recordings");
     let files = files.map(|file| file.expect("a recording").file_name());
-    let mut names: Vec<_> = files.filter_map(|file| Some(file.to_str()?.strip_suffix(".http")?.to_owned())).collect();
+    let name = |file: &str| Some(format!("{folder}{}", file.strip_suffix(".http")?));
+    let mut names: Vec<_> = files.filter_map(|file| name(file.to_str()?)).collect();
     names.sort();
     names
 }

@@ -1,0 +1,144 @@
+//! The devices of the list, each with what is known of it.
+
+use std::sync::Arc;
+
+use super::installs::{NotRunning, Running, Services};
+use super::list::List;
+use super::state::{Report, State};
+use crate::discovery::entry::Entry;
+
+/// Records by ascending id, page by page.
+pub type Pages<T> = Vec<Arc<Vec<T>>>;
+
+/// What is known of the devices.
+#[derive(Clone, Default)]
+pub struct Known {
+    /// What balenaCloud sees.
+    pub states: Pages<State>,
+    /// What their supervisors report.
+    pub reports: Pages<Report>,
+    /// What runs on them; none where the API did not say it the last time that it was asked.
+    pub installs: Option<Installs>,
+}
+
+/// What runs on the devices.
+#[derive(Clone, Default)]
+pub struct Installs {
+    not_running: Pages<NotRunning>,
+    /// Page and place of each, by ascending id of the device.
+    by_device: Arc<[(u32, u32)]>,
+    running: Pages<Running>,
+}
+
+impl Installs {
+    /// Sorts services that do not run by their devices.
+    pub fn new(not_running: Pages<NotRunning>, running: Pages<Running>) -> Self {
+        let mut by_device: Vec<(u32, u32)> = Vec::with_capacity(not_running.iter().map(|page| page.len()).sum());
+        for (page, installs) in (0..).zip(&not_running) {
+            by_device.extend((0..).zip(&**installs).map(|(place, _)| (page, place)));
+        }
+        let mut installs = Installs { not_running, by_device: <_>::default(), running };
+        by_device.sort_by_key(|at| installs.get(*at).map(|install| install.device));
+        installs.by_device = by_device.into();
+        installs
+    }
+
+    /// All services that do not run.
+    pub fn all(&self) -> impl Iterator<Item = &NotRunning> {
+        self.not_running.iter().flat_map(|page| &**page)
+    }
+
+    fn get(&self, (page, place): (u32, u32)) -> Option<&NotRunning> {
+        self.not_running.get(page as usize)?.get(place as usize)
+    }
+}
+
+/// A place in pages.
+#[derive(Clone, Copy, Default)]
+pub struct Cursor {
+    page: usize,
+    place: usize,
+}
+
+impl Cursor {
+    /// The item here, after which the cursor moves on.
+    pub fn next<'a, P, T: 'a>(&mut self, pages: &'a [P], items: impl Fn(&'a P) -> &'a [T]) -> Option<&'a T> {
+        loop {
+            let items = items(pages.get(self.page)?);
+            if let Some(item) = items.get(self.place) {
+                self.place += 1;
+                return Some(item);
+            }
+            *self = Cursor { page: self.page + 1, place: 0 };
+        }
+    }
+
+    /// The item with this id, which is asked for in ascending order.
+    fn find<'a, T>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64, id_of: fn(&T) -> u64) -> Option<&'a T> {
+        loop {
+            let page = pages.get(self.page)?;
+            match page.get(self.place) {
+                None => *self = Cursor { page: self.page + 1, place: 0 },
+                Some(item) if id_of(item) < id => self.place += 1,
+                Some(item) => return Some(item).filter(|item| id_of(item) == id),
+            }
+        }
+    }
+}
+
+/// A device, and what is known of it.
+pub struct Device<'a> {
+    /// What discovery made of it.
+    pub entry: &'a Entry,
+    /// What balenaCloud sees.
+    pub state: Option<&'a State>,
+    /// What its supervisor reports.
+    pub report: Option<&'a Report>,
+    /// Its services, where they are known.
+    pub services: Option<Services<'a>>,
+}
+
+/// Goes through all devices by ascending id.
+pub struct Devices {
+    list: Arc<List>,
+    known: Known,
+    entry: Cursor,
+    state: Cursor,
+    report: Cursor,
+    running: Cursor,
+    /// The next service that does not run.
+    not_running: usize,
+}
+
+impl Devices {
+    /// These devices.
+    pub fn new(list: Arc<List>, known: Known) -> Self {
+        let start = Cursor::default();
+        Devices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
+    }
+
+    /// Goes back to the first device.
+    pub fn rewind(&mut self) {
+        *self = Devices::new(self.list.clone(), self.known.clone());
+    }
+
+    /// The next device.
+    pub fn next(&mut self) -> Option<Device<'_>> {
+        let entry = self.entry.next(&self.list.pages, |page| &page.entries)?;
+        let state = self.state.find(&self.known.states, entry.id, |state| state.id);
+        let report = self.report.find(&self.known.reports, entry.id, |report| report.id);
+        let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
+            let running = self.running.find(&installs.running, entry.id, |running| running.id);
+            let mut own = Vec::new();
+            while let Some(install) = installs.by_device.get(self.not_running).and_then(|at| installs.get(*at)) {
+                if install.device > entry.id {
+                    break;
+                }
+                own.extend(Some(install).filter(|install| install.device == entry.id));
+                self.not_running += 1;
+            }
+            Services::of(state, entry.declared.as_deref(), running.map_or(&[], |running| &running.images), own)
+        });
+        Some(Device { entry, state, report, services })
+    }
+}

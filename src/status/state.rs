@@ -1,0 +1,196 @@
+//! What balenaCloud sees of a device, and what the device's supervisor reports of it.
+
+use std::cmp::Ordering;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::shared::Shared;
+use crate::balena::device::{Text, one};
+
+/// What balenaCloud sees of a device. What it does not know is none.
+pub struct State {
+    /// The device's id.
+    pub id: u64,
+    /// Whether the device is connected to balena's VPN.
+    pub online: Option<bool>,
+    /// When it last connected to the VPN or lost the connection.
+    pub since: Option<Moment>,
+    /// The state of its heartbeat: `online`, `offline`, `timeout` or `unknown`.
+    pub heartbeat: Option<Arc<str>>,
+    /// Id of the release that it runs.
+    pub running: Option<NonZeroU64>,
+    /// Id of the release that it should run.
+    pub target: Option<NonZeroU64>,
+    /// What became of its last update: `rejected`, `aborted`, `downloading`, `downloaded`, `applying changes` or `done`. None where the
+    /// supervisor is older than 16.10.0.
+    pub update: Option<Arc<str>>,
+    /// When that changed.
+    pub update_since: Option<Moment>,
+    /// Whether it should run a newer balenaOS. None on servers without releases of the OS.
+    pub os_pending: Option<bool>,
+    /// Whether it should run a newer supervisor.
+    pub supervisor_pending: Option<bool>,
+    /// When it was registered.
+    pub provisioned: Option<Moment>,
+}
+
+/// What the supervisor of a device reports. The API has whole MiB, percent and degrees, for which these are precise enough; NaN
+/// stands for null.
+pub struct Report {
+    /// The device's id.
+    pub id: u64,
+    /// MiB.
+    pub memory_used: f32,
+    /// MiB.
+    pub memory_size: f32,
+    /// MiB of the data partition.
+    pub storage_used: f32,
+    /// MiB of the data partition.
+    pub storage_size: f32,
+    /// Percent, in steps of about 20.
+    pub cpu_usage: f32,
+    /// °C, in steps of about 3.
+    pub cpu_temperature: f32,
+    /// 0 or 1.
+    pub undervolted: f32,
+}
+
+/// A moment, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(NonZeroU64);
+
+impl Moment {
+    /// Seconds since 1970.
+    #[allow(clippy::cast_precision_loss)] // no date needs more than 53 bits
+    pub fn seconds(self) -> f64 {
+        self.0.get() as f64 / 1000.0
+    }
+
+    /// As the system's clock has it.
+    pub fn time(self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.0.get()))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let since = humantime::parse_rfc3339(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        NonZeroU64::new(u64::try_from(since.as_millis()).ok()?).map(Moment)
+    }
+}
+
+#[derive(Deserialize)]
+struct Release {
+    id: NonZeroU64,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Version<'a> {
+    raw_version: Option<Text<'a>>,
+}
+
+/// Each field may be null, and is missing where it was not asked for.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+#[allow(non_snake_case)] // as the API names them
+struct StateRecord<'a> {
+    id: u64,
+    is_connected_to_vpn: Option<bool>,
+    last_vpn_event: Option<Text<'a>>,
+    api_heartbeat_state: Option<Text<'a>>,
+    update_status: Option<Text<'a>>,
+    last_update_status_event: Option<Text<'a>>,
+    created_at: Option<Text<'a>>,
+    os_version: Option<Text<'a>>,
+    supervisor_version: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "one")]
+    is_running__release: Option<Release>,
+    #[serde(default, deserialize_with = "one")]
+    should_be_running__release: Option<Release>,
+    #[serde(default, deserialize_with = "one")]
+    should_be_operated_by__release: Option<Version<'a>>,
+    #[serde(default, deserialize_with = "one")]
+    should_be_managed_by__release: Option<Version<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ReportRecord {
+    id: u64,
+    memory_usage: Option<f64>,
+    memory_total: Option<f64>,
+    storage_usage: Option<f64>,
+    storage_total: Option<f64>,
+    cpu_usage: Option<f64>,
+    cpu_temp: Option<f64>,
+    is_undervolted: Option<bool>,
+}
+
+impl State {
+    /// Reads a device's record.
+    ///
+    /// # Errors
+    /// A field has the wrong type.
+    pub fn read(raw: &RawValue, shared: &mut Shared) -> Result<Self, serde_json::Error> {
+        let record: StateRecord = serde_json::from_str(raw.get())?;
+        let moment = |text: &Option<Text>| text.as_deref().and_then(Moment::parse);
+        Ok(State {
+            id: record.id,
+            online: record.is_connected_to_vpn,
+            since: moment(&record.last_vpn_event),
+            heartbeat: record.api_heartbeat_state.map(|state| shared.word(&state)),
+            running: record.is_running__release.map(|release| release.id),
+            target: record.should_be_running__release.map(|release| release.id),
+            update: record.update_status.map(|status| shared.word(&status)),
+            update_since: moment(&record.last_update_status_event),
+            os_pending: is_newer(record.should_be_operated_by__release, record.os_version),
+            supervisor_pending: is_newer(record.should_be_managed_by__release, record.supervisor_version),
+            provisioned: moment(&record.created_at),
+        })
+    }
+
+    /// Whether the device runs another release than it should. Without a release that it should run, there is nothing to wait for.
+    pub fn update_pending(&self) -> Option<bool> {
+        self.target.map(|target| self.running != Some(target))
+    }
+
+    /// Whether its last update failed.
+    pub fn update_failed(&self) -> Option<bool> {
+        self.update.as_deref().map(|status| matches!(status, "rejected" | "aborted"))
+    }
+}
+
+impl Report {
+    /// Reads a device's record.
+    ///
+    /// # Errors
+    /// A field has the wrong type.
+    pub fn read(raw: &RawValue, _: &mut Shared) -> Result<Self, serde_json::Error> {
+        #[allow(clippy::cast_possible_truncation)] // a value that is out of range becomes infinite
+        let number = |value: Option<f64>| value.map_or(f32::NAN, |value| value as f32);
+        let record: ReportRecord = serde_json::from_str(raw.get())?;
+        Ok(Report {
+            id: record.id,
+            memory_used: number(record.memory_usage),
+            memory_size: number(record.memory_total),
+            storage_used: number(record.storage_usage),
+            storage_size: number(record.storage_total),
+            cpu_usage: number(record.cpu_usage),
+            cpu_temperature: number(record.cpu_temp),
+            undervolted: record.is_undervolted.map_or(f32::NAN, |flag| f32::from(u8::from(flag))),
+        })
+    }
+}
+
+/// Whether the version that should run is newer than the one that runs, as in `6.10.30` and `balenaOS 6.1.24`: an update of the OS can
+/// bring a newer supervisor than the device was assigned.
+fn is_newer(should: Option<Version>, runs: Option<Text>) -> Option<bool> {
+    let (should, runs) = (should?.raw_version?, runs?);
+    let runs = runs.split_whitespace().next_back()?;
+    let numbers = |version: &str| -> Vec<u64> {
+        version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    Some(numbers(&should).cmp(&numbers(runs)) == Ordering::Greater)
+}
