@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::str;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::write::MultiGzDecoder;
@@ -107,7 +108,7 @@ impl Prober {
             client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         // it ends with the answer, or when the probe ends
         tokio::spawn(connection);
-        send(&mut sender, request).await
+        send(&mut sender, request, &Arc::default()).await
     }
 }
 

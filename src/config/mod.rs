@@ -114,6 +114,7 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
             url,
             sd_file: from.one("sd-file", file_path),
             listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
+            guard: guard(from, "TUNNEL_LISTEN_ADDRESS"),
             log: log(from),
         }
     })
@@ -175,7 +176,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         log: log(from),
         status: status::Settings {
             listen: from.list("listen", listen_addresses),
-            guard: guard(from),
+            guard: guard(from, "listen"),
             watch: status::watching::Settings {
                 interval: from.one("device-refresh", interval),
                 services: from.one("device-services", boolean),

@@ -76,7 +76,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("", &["RUST_LOG"], "FILTER", "", RUN, ALL, "a filter that wins over the log level and covers the libraries: debug, or baletheus=debug,reqwest=trace"),
     opt("log-format", &["LOG_FORMAT"], "FORMAT", "text", RUN, ALL, "text, or json: one object a line"),
     opt("listen", &["LISTEN_ADDRESS"], "ADDRESS", "", STATUS, LIST, "host:port for /metrics, /-/healthy, /-/ready, /targets and a page for people; :PORT for all interfaces; off if empty"),
-    opt("status-host", &["STATUS_HOSTS"], "HOST,…", "", STATUS, LIST, "names with a dot by which browsers and Prometheus ask --listen, with commas, such as status.example.org; * for any; addresses and names without a dot always work"),
+    opt("status-host", &["STATUS_HOSTS"], "HOST,…", "", STATUS, ALL, "host names that the status endpoint and the tunnel answer to, such as status.example.org; * for any; IP addresses and names without a dot always work"),
     opt("status-token-file", &["STATUS_TOKEN_FILE"], "PATH", "", STATUS, LIST, "file with a token of at least 16 characters that --listen asks for: a bearer token, or the password of any user"),
     opt("device-refresh", &["DEVICE_REFRESH_RATE"], "DURATION", "60s", STATUS, LIST, "time between two requests for the state of the devices, with --listen; 1s to 30d"),
     opt("device-services", &["DEVICE_SERVICES"], "", "true", STATUS, LIST, "true or false: ask which services do not run on each device, with every request for its state"),

@@ -17,8 +17,8 @@ use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key::{self, CREATE_KEY, KeySource};
 use crate::net;
+use crate::net::guard::{ANY_HOST, Guard};
 use crate::secret::{BadSecret, Secret};
-use crate::status::guard::{ANY_HOST, Guard};
 use crate::values::{BadValue, boolean, items, one_of};
 
 /// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
@@ -33,13 +33,14 @@ pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> 
     net::server::addresses(text)
 }
 
-/// Who may ask the status endpoint. The host in the address to listen on is an allowed name, too.
-pub(super) fn guard(from: &mut Sources) -> Guard {
+/// Who may ask the status endpoint or the tunnel, which listens at the address of this option. The host in the address is an allowed
+/// name, too. Only the status endpoint has a token.
+pub(super) fn guard(from: &mut Sources, listen: &str) -> Guard {
     let mut hosts = from.list("status-host", |text| items(text).map(status_host).collect());
-    let listen = from.given("listen").map(|(_, values)| values).unwrap_or_default();
+    let listen = from.given(listen).map(|(_, values)| values).unwrap_or_default();
     let listen = listen.iter().filter_map(|address| address.rsplit_once(':'));
     hosts.extend(listen.map(|(host, _)| host.to_ascii_lowercase()).filter(|host| !host.is_empty()));
-    Guard { hosts, token: token(from) }
+    Guard { hosts, token: if from.verb == super::options::Verb::Tunnel { None } else { token(from) } }
 }
 
 pub(super) fn status_host(text: &str) -> Result<String, BadValue> {

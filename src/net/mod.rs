@@ -2,6 +2,7 @@
 
 mod connections;
 pub mod connector;
+pub mod guard;
 mod http_connect;
 pub(crate) mod interfaces;
 pub mod proxy;

@@ -13,7 +13,7 @@ use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::ext::on_informational;
-use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response};
 use tokio::sync::Notify;
 use tokio::task::coop::poll_proceed;
@@ -30,6 +30,8 @@ pub const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 1024;
 /// The most informational answers (1xx) before the answer, as in Go's HTTP client.
 const MAX_INFORMATIONAL: usize = 5;
+/// The longest `Content-Type` of an answer, in bytes. Prometheus logs one that it does not know at each scrape, whole.
+const MAX_CONTENT_TYPE: usize = 256;
 /// SSH of the host OS, which the API key opens as well.
 const SSH_PORT: u64 = 22222;
 
@@ -80,11 +82,11 @@ pub fn client() -> http1::Builder {
     http
 }
 
-/// Sends a request, and waits for the head of its answer. An answer whose length can be read in two ways is refused.
+/// Sends a request, and waits for the head of its answer. Counts informational answers.
 pub async fn send(
-    sender: &mut http1::SendRequest<Empty<Bytes>>, mut request: Request<Empty<Bytes>>,
+    sender: &mut http1::SendRequest<Empty<Bytes>>, mut request: Request<Empty<Bytes>>, informational: &Arc<AtomicUsize>,
 ) -> Result<Response<Incoming>, ScrapeError> {
-    let (too_many, seen) = (Arc::new(Notify::new()), AtomicUsize::new(0));
+    let (too_many, seen) = (Arc::new(Notify::new()), informational.clone());
     let notify = too_many.clone();
     on_informational(&mut request, move |_| {
         // hyper reads the next one at once, as long as bytes come. Each counts like a read, so that other scrapes have their turn.
@@ -101,15 +103,25 @@ pub async fn send(
         Poll::Pending => answer.as_mut().poll(cx).map_err(|error| broken(&error)),
     });
     let answer = answer.await?;
+    check_head(&answer)?;
+    Ok(answer)
+}
+
+/// Refuses what Go's HTTP client refuses, and a `Content-Type` that would fill Prometheus' log.
+fn check_head<B>(answer: &Response<B>) -> Result<(), ScrapeError> {
     if answer.status().is_informational() {
         return Err(not_http(&format!("{} was not asked for", answer.status())));
     }
-    let mut lengths = answer.headers().get_all(CONTENT_LENGTH).iter();
+    // hyper has compared the lengths if there are several, but it takes a list in one header, too.
     let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
-    if !lengths.next().is_none_or(is_number) || lengths.next().is_some() {
-        return Err(not_http("more than one Content-Length"));
+    if !answer.headers().get_all(CONTENT_LENGTH).iter().all(is_number) {
+        return Err(not_http("Content-Length is not a number"));
     }
-    Ok(answer)
+    if answer.headers().get_all(CONTENT_TYPE).iter().any(|kind| kind.len() > MAX_CONTENT_TYPE) {
+        let message = format!("the Content-Type of the answer is longer than {MAX_CONTENT_TYPE} bytes");
+        return Err(ScrapeError::new(ScrapeReason::TooLarge, message));
+    }
+    Ok(())
 }
 
 fn not_http(what: &str) -> ScrapeError {

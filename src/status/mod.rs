@@ -3,7 +3,6 @@
 
 pub mod device_metrics;
 mod devices;
-pub mod guard;
 mod installs;
 mod list;
 pub mod liveness;
@@ -28,9 +27,9 @@ use crate::cannot_start::CannotStart;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{HELD_BACK, Observer, Published};
+use crate::net::guard::Guard;
 use crate::net::{server, threads};
 use devices::Known;
-use guard::Guard;
 use list::List;
 use liveness::Liveness;
 use metrics::Metrics;

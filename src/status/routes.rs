@@ -11,7 +11,8 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Answer, whole};
-use super::{Shown, Status, guard, page};
+use super::{Shown, Status, page};
+use crate::net::guard;
 use crate::net::server::{self, Limits, TEXT, WhenFull};
 use crate::registry;
 

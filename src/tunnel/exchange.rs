@@ -2,20 +2,22 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt, Empty};
+use hyper::Request;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper::http::response::Parts;
-use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::net::connector::Stream;
 use crate::net::scrape::{broken, client, send};
-use crate::net::scrape_error::ScrapeError;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::pool::Tunnel;
 
 /// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
@@ -62,19 +64,37 @@ impl Http {
     }
 }
 
+/// Why an exchange does not start.
+pub struct NoAnswer {
+    /// The failure.
+    pub error: ScrapeError,
+    /// Whether the connection ended before the first byte of the answer.
+    pub is_closed: bool,
+}
+
 impl Exchange {
     /// Sends a request, and waits for the head of its answer and the first bytes of its body: an answer that breaks there
     /// fails the scrape with its reason.
-    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Parts, Self), ScrapeError> {
+    pub async fn start(tunnel: Tunnel, request: Request<Empty<Bytes>>) -> Result<(Parts, Self), NoAnswer> {
         let Tunnel { stream, place, until } = tunnel;
-        let (mut sender, connection) =
-            client().handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let failed = |error| NoAnswer { error, is_closed: false };
+        let connected = client().handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = connected.map_err(|error| failed(broken(&error)))?;
         let mut http = Http { connection, ended: None };
-        let answer: Response<Incoming> = http.wait(send(&mut sender, request)).await?;
+        let informational = Arc::default();
+        let answer = match http.wait(send(&mut sender, request, &informational)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let has_begun =
+                    informational.load(Ordering::Relaxed) > 0 || !http.connection.into_parts().read_buf.is_empty();
+                let is_closed = error.reason == ScrapeReason::BrokeOff && !has_begun;
+                return Err(NoAnswer { error, is_closed });
+            }
+        };
         let (head, rest) = answer.into_parts();
         let mut exchange = Exchange { http, sender, first: None, rest, place, until };
         if !exchange.is_end_stream() {
-            let first = exchange.frame().await.transpose().map_err(|error| broken(&error))?;
+            let first = exchange.frame().await.transpose().map_err(|error| failed(broken(&error)))?;
             exchange.first = first;
         }
         Ok((head, exchange))

@@ -1,6 +1,7 @@
 //! Which targets could not be scraped the last time, and why.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{IntGaugeVec, Opts, Registry};
@@ -12,6 +13,8 @@ use crate::tunnel::target_list::{Exporter, TargetList};
 /// The failures of the last scrapes, as a metric with a series for each.
 pub struct Failures {
     failed: Mutex<BTreeMap<Arc<Exporter>, ScrapeReason>>,
+    /// The number of exporters in the target file.
+    listed: AtomicUsize,
     series: IntGaugeVec,
 }
 
@@ -23,7 +26,7 @@ impl Failures {
             "1 for each target whose last scrape failed, with the reason; nothing for the others.",
         );
         let series = register(registry, IntGaugeVec::new(series, &["uuid", "job", "instance", "reason"]))?;
-        Ok(Failures { failed: Mutex::default(), series })
+        Ok(Failures { failed: Mutex::default(), listed: AtomicUsize::new(0), series })
     }
 
     /// A scrape of this exporter ends: with a failure, or without.
@@ -37,10 +40,17 @@ impl Failures {
 
     /// Forgets exporters that the list does not have, or not with these labels.
     pub fn retain(&self, list: &TargetList) {
+        self.listed.store(list.values().map(|target| target.exporters.len()).sum(), Ordering::Relaxed);
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.retain(|exporter, _| {
             list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
         });
+    }
+
+    /// Whether the last scrape of every exporter failed.
+    pub fn are_of_all(&self) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.len() == self.listed.load(Ordering::Relaxed)
     }
 
     /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.

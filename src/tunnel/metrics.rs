@@ -28,7 +28,8 @@ pub struct Metrics {
     pub traffic: Traffic,
     /// Targets that the tunnel may go to.
     pub targets: IntGauge,
-    failures: Failures,
+    /// Which targets fail.
+    pub failures: Failures,
 }
 
 impl Metrics {

@@ -5,13 +5,13 @@
 //! `CONNECT` itself, and the tunnel relays bytes. It goes only to the targets of the target file.
 
 mod allowed_targets;
+mod answer_body;
 mod exchange;
 mod failures;
 mod limits;
 mod metrics;
 mod offline;
 mod outage;
-mod passing;
 mod pool;
 mod proxy;
 mod relay;
@@ -32,6 +32,7 @@ use crate::key::KeySource;
 use crate::logging;
 use crate::memory;
 use crate::net::connector::Connector;
+use crate::net::guard::Guard;
 use crate::net::proxy::Proxies;
 use crate::net::server;
 use crate::net::vpn::Vpn;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub sd_file: PathBuf,
     /// Addresses to listen on; the first that is free is used.
     pub listen: Vec<SocketAddr>,
+    /// Who may ask for the tunnel's own pages.
+    pub guard: Guard,
     /// The log.
     pub log: logging::Settings,
     /// Settings that are allowed but look like mistakes, for the log.
@@ -97,7 +100,7 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
         metrics.handshakes.clone(),
     );
     let allowed = AllowedTargets::new(settings.sd_file, metrics.clone())?;
-    let proxy = Proxy::new(tunnels, allowed, metrics, places.scrapes);
+    let proxy = Proxy::new(tunnels, allowed, metrics, settings.guard, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -1,13 +1,15 @@
-//! Tunnels that are kept between scrapes, so that a device needs one handshake and not one for each scrape.
+//! Tunnels that are open: places for them, those that are kept between scrapes, and the relays that idle. A kept tunnel saves the
+//! handshake of the next scrape.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::net::connector::Stream;
+use crate::tunnel::target_list::device_of;
 
 /// How long a tunnel is kept without a request, a connection of Prometheus without a scrape, and a relay without a byte.
 /// balena's proxy lets a tunnel idle for at least 320 s; Prometheus keeps a connection for 300 s.
@@ -37,7 +39,7 @@ impl Tunnel {
     }
 }
 
-/// The tunnels that wait for their next request.
+/// The tunnels and relays that wait for their next request.
 pub struct Pool {
     /// A permit for each tunnel that may be open.
     places: Arc<Semaphore>,
@@ -48,14 +50,21 @@ pub struct Pool {
 struct Idle {
     next: u64,
     /// All tunnels by number, from the one that has waited longest.
-    all: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
+    tunnels: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
     /// The numbers of each target's tunnels, from the one that has waited longest.
     by_target: HashMap<Arc<str>, Vec<u64>>,
+    /// All relays by number, from the one that has waited longest: the place of each, and how it learns that it has lost the place.
+    relays: BTreeMap<u64, (OwnedSemaphorePermit, Arc<Notify>)>,
 }
 
 impl Idle {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
     fn remove(&mut self, number: u64) -> Option<Tunnel> {
-        let (target, _, kept) = self.all.remove(&number)?;
+        let (target, _, kept) = self.tunnels.remove(&number)?;
         if let Some(numbers) = self.by_target.get_mut(&target) {
             numbers.retain(|other| *other != number);
             if numbers.is_empty() {
@@ -85,29 +94,55 @@ impl Pool {
             return;
         }
         let mut idle = self.idle();
-        let number = idle.next;
-        idle.next += 1;
+        let number = idle.number();
         idle.by_target.entry(target.clone()).or_default().push(number);
-        idle.all.insert(number, (target, Instant::now(), kept));
+        idle.tunnels.insert(number, (target, Instant::now(), kept));
     }
 
-    /// A place for a new tunnel, if necessary that of the tunnel that was used last; none if all are in use. Targets are scraped in
-    /// turns: this tunnel would be needed last, and the one that has waited longest would be needed next.
+    /// A relay idles: it leaves its place here, and learns by `lost` if the place is given away. Returns a number for
+    /// [`Pool::relay_works`].
+    pub fn relay_idles(&self, place: OwnedSemaphorePermit, lost: Arc<Notify>) -> u64 {
+        let mut idle = self.idle();
+        let number = idle.number();
+        idle.relays.insert(number, (place, lost));
+        number
+    }
+
+    /// The place of a relay that has work; none if it was given away.
+    pub fn relay_works(&self, number: u64) -> Option<OwnedSemaphorePermit> {
+        self.idle().relays.remove(&number).map(|(place, _)| place)
+    }
+
+    /// A place for a new tunnel; none if all are in use. If necessary it is that of the kept tunnel that was used last: targets are
+    /// scraped in turns, so this tunnel would be needed last. Without kept tunnels it is that of the relay that has idled longest.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
-        self.places.clone().try_acquire_owned().ok().or_else(|| {
-            let mut idle = self.idle();
-            let latest = *idle.all.last_key_value()?.0;
-            idle.remove(latest).map(|kept| kept.place)
-        })
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        let mut idle = self.idle();
+        if let Some(latest) = idle.tunnels.last_key_value().map(|(number, _)| *number) {
+            return idle.remove(latest).map(|kept| kept.place);
+        }
+        let (_, (place, lost)) = idle.relays.pop_first()?;
+        lost.notify_one();
+        Some(place)
+    }
+
+    /// Closes the kept tunnels to a device: one of them has died in silence, so the device has lost its VPN connection.
+    pub fn close_device(&self, device: &str) {
+        self.close(|target, _| device_of(target) == device);
     }
 
     /// Closes the tunnels that have waited for `IDLE_TIMEOUT`.
     pub fn expire(&self) {
+        self.close(|_, since| since.elapsed() > IDLE_TIMEOUT);
+    }
+
+    fn close(&self, ends: impl Fn(&str, &Instant) -> bool) {
         let mut idle = self.idle();
-        while let Some((number, (_, since, _))) = idle.all.first_key_value()
-            && since.elapsed() > IDLE_TIMEOUT
-        {
-            let number = *number;
+        let ended: Vec<_> =
+            idle.tunnels.iter().filter(|(_, (target, since, _))| ends(target, since)).map(|(n, _)| *n).collect();
+        for number in ended {
             idle.remove(number);
         }
     }

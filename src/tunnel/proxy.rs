@@ -21,29 +21,31 @@ use log::Level;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 
+use crate::net::guard::{self, Guard};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
 use crate::registry;
 use crate::tunnel::allowed_targets::AllowedTargets;
+use crate::tunnel::answer_body::AnswerBody;
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
-use crate::tunnel::passing::Passing;
 use crate::tunnel::pool::{IDLE_TIMEOUT, Tunnel};
-use crate::tunnel::relay::relay;
+use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Target;
 use crate::tunnel::tunnels::{Tunnels, busy};
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
 
-type Answer = Response<Either<Full<Bytes>, Passing>>;
+type Answer = Response<Either<Full<Bytes>, AnswerBody>>;
 
 /// The state of the proxy.
 pub struct Proxy {
     tunnels: Arc<Tunnels>,
     allowed: AllowedTargets,
     metrics: Arc<Metrics>,
+    guard: Guard,
     outages: Outages,
     /// A permit for each scrape at once.
     scrapes: Arc<Semaphore>,
@@ -53,12 +55,13 @@ pub struct Proxy {
 
 impl Proxy {
     /// Puts the parts together.
-    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Arc<Metrics>, scrapes: usize) -> Self {
+    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Arc<Metrics>, guard: Guard, scrapes: usize) -> Self {
         Proxy {
             tunnels: Arc::new(tunnels),
             allowed,
-            outages: Outages::new(metrics.targets.clone()),
+            outages: Outages::default(),
             metrics,
+            guard,
             scrapes: Arc::new(Semaphore::new(scrapes)),
             warned: AtomicBool::new(false),
         }
@@ -108,34 +111,43 @@ impl Proxy {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (method, url) = (request.method().clone(), request.uri().clone());
         if method == Method::GET && url.authority().is_none() {
-            return self.own_page(url.path());
+            return self.own_page(&request).map(Either::Left);
         }
         // The time runs from here, since the target file may be slow to read.
         let deadline = Deadline::after(scrape_timeout(request.headers()));
         let answer = match self.target(&method, &url).await {
             Ok(target) if method == Method::CONNECT => self.connect(target, request, deadline).await,
             Ok(target) => self.scrape(target, request, deadline).await,
-            Err(refused) => {
-                self.metrics.refused(refused.reason);
-                Err(refused)
+            Err(error) => {
+                self.metrics.refused(error.reason);
+                Err(error)
             }
         };
-        answer.unwrap_or_else(|refused| {
-            log::debug!("{method} {url}: {refused}");
-            failure(refused)
+        match &answer {
+            Ok(_) => self.outages.succeeded(),
+            Err(error) => self.outages.failed(error, self.metrics.failures.are_of_all()),
+        }
+        answer.unwrap_or_else(|error| {
+            log::debug!("{method} {url}: {error}");
+            failure(error)
         })
     }
 
-    fn own_page(&self, path: &str) -> Answer {
-        let answer = match path {
-            "/metrics" => reply(StatusCode::OK, registry::CONTENT_TYPE, self.metrics.text()),
-            "/-/healthy" => reply(StatusCode::OK, TEXT, "healthy\n"),
+    fn own_page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let mut answer = match (self.guard.check(request), request.uri().path()) {
+            (Err(refused), _) => {
+                let (status, text) = refused.answer();
+                reply(status, TEXT, text)
+            }
+            (Ok(()), "/metrics") => reply(StatusCode::OK, registry::CONTENT_TYPE, self.metrics.text()),
+            (Ok(()), "/-/healthy") => reply(StatusCode::OK, TEXT, "healthy\n"),
             _ => {
                 let text = "this is a proxy for Prometheus (proxy_url); there are /metrics and /-/healthy\n";
                 reply(StatusCode::NOT_FOUND, TEXT, text)
             }
         };
-        answer.map(Either::Left)
+        guard::protect(&mut answer);
+        answer
     }
 
     /// The target of a request.
@@ -163,15 +175,14 @@ impl Proxy {
         let answered = async {
             let place = self.place()?;
             let request = request_to(&target.address, &request)?;
-            let answered = deadline.wait(self.tunnels.exchange(&target, request, deadline)).await.flatten();
-            self.watch(&target.address, &answered);
-            Ok::<_, ScrapeError>((place, answered?))
+            let (head, exchange) = self.tunnels.exchange(&target, request, deadline).await?;
+            Ok::<_, ScrapeError>((place, head, exchange))
         };
-        let (place, (head, exchange)) =
-            answered.await.inspect_err(|refused| scrape.outcome = Outcome::Failed(refused.reason))?;
+        let (place, head, exchange) =
+            answered.await.inspect_err(|error| scrape.outcome = Outcome::Failed(error.reason))?;
         let pool = self.tunnels.pool.clone();
-        let passing = Passing::new(target.address.clone(), head.status, exchange, pool, deadline, scrape, place);
-        let mut answer = Response::new(Either::Right(passing));
+        let body = AnswerBody::new(target, head.status, exchange, pool, deadline, scrape, place);
+        let mut answer = Response::new(Either::Right(body));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
         if head.headers.contains_key(TRANSFER_ENCODING) {
@@ -185,24 +196,27 @@ impl Proxy {
 
     /// Answers Prometheus' CONNECT, and relays what follows.
     async fn connect(
-        &self, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
+        self: &Arc<Self>, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Answer, ScrapeError> {
-        let opened = async {
-            let place = self.place()?;
-            let opened = self.tunnels.open(&target, deadline).await;
-            self.watch(&target.address, &opened);
-            Ok::<_, ScrapeError>((place, opened?))
-        };
-        let opened = opened.await;
-        let outcome =
-            opened.as_ref().map_or_else(|refused| Outcome::Failed(refused.reason), |_| Outcome::Passed(StatusCode::OK));
+        let opened = async { Ok((self.place()?, self.tunnels.open(&target, deadline).await?)) }.await;
+        let failed = |error: &ScrapeError| Outcome::Failed(error.reason);
+        let outcome = opened.as_ref().map_or_else(failed, |_| Outcome::Passed(StatusCode::OK));
         self.metrics.ended(&target, None, outcome);
-        let (scrape_place, Tunnel { stream, place, .. }) = opened?;
+        let (scrape, Tunnel { stream, place, .. }) = opened?;
+        let relay = Relay::new(
+            self.tunnels.pool.clone(),
+            place,
+            self.scrapes.clone(),
+            scrape,
+            target.timeout.unwrap_or(DEFAULT_TIMEOUT),
+        );
+        let proxy = self.clone();
         tokio::spawn(async move {
-            if let Ok(upgraded) = hyper::upgrade::on(request).await {
-                relay(TokioIo::new(upgraded), stream).await;
+            let Ok(prometheus) = hyper::upgrade::on(request).await else { return };
+            if relay.run(TokioIo::new(prometheus), stream).await == End::Busy {
+                proxy.metrics.ended(&target, None, Outcome::Failed(ScrapeReason::Busy));
+                proxy.outages.failed(&busy(), false);
             }
-            drop((scrape_place, place));
         });
         Ok(Response::new(Either::Left(Full::default())))
     }
@@ -210,13 +224,6 @@ impl Proxy {
     /// A place among the scrapes at once.
     fn place(&self) -> Result<OwnedSemaphorePermit, ScrapeError> {
         self.scrapes.clone().try_acquire_owned().map_err(|_| busy())
-    }
-
-    fn watch<T>(&self, target: &str, result: &Result<T, ScrapeError>) {
-        match result {
-            Ok(_) => self.outages.succeeded(),
-            Err(refused) => self.outages.failed(target, refused),
-        }
     }
 }
 
@@ -234,6 +241,11 @@ fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty
     let no_path = |_| ScrapeError::new(ScrapeReason::NotTarget, "refused: the path is invalid");
     let mut passed = Request::get(path).body(Empty::new()).map_err(no_path)?;
     *passed.headers_mut() = end_to_end(request.headers());
+    // `Connection` names headers for the next hop (RFC 9110, 7.6.1)
+    let named = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    for name in named.flat_map(|names| names.split(',')) {
+        passed.headers_mut().remove(name.trim());
+    }
     // the body is not passed
     passed.headers_mut().remove(CONTENT_LENGTH);
     passed.headers_mut().remove(EXPECT);
@@ -243,29 +255,28 @@ fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty
     Ok(passed)
 }
 
-/// The headers without those for the next hop only (RFC 9110, 7.6.1).
+/// The headers without those that are always for the next hop only. An answer has no others: Go's HTTP client, which Prometheus uses,
+/// takes headers even if `Connection` names them.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
-    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named = named.flat_map(|names| names.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
     let always = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
     let older = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
-    for name in always.into_iter().chain(older).chain(named) {
+    for name in always.into_iter().chain(older) {
         kept.remove(name);
     }
     kept
 }
 
 /// The answer to a failed scrape. Prometheus shows the reason phrase, and people read the body.
-fn failure(refused: ScrapeError) -> Answer {
-    let status = match refused.reason {
+fn failure(error: ScrapeError) -> Answer {
+    let status = match error.reason {
         ScrapeReason::NotTarget => StatusCode::FORBIDDEN,
         ScrapeReason::Timeout => StatusCode::GATEWAY_TIMEOUT,
         ScrapeReason::Busy => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
-    let mut answer = reply(status, TEXT, format!("{refused}\n")).map(Either::Left);
-    if let Ok(phrase) = ReasonPhrase::try_from(refused.message.into_bytes()) {
+    let mut answer = reply(status, TEXT, format!("{error}\n")).map(Either::Left);
+    if let Ok(phrase) = ReasonPhrase::try_from(error.message.into_bytes()) {
         answer.extensions_mut().insert(phrase);
     }
     answer

@@ -1,36 +1,164 @@
 //! The relay for https targets: bytes between Prometheus and the device, which the tunnel does not read.
+//!
+//! Prometheus keeps its connection to an https target. So a relay has a place among the scrapes only while it works: from the first
+//! byte of Prometheus until the device has answered.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::JoinSet;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::net::connector::Stream;
-use crate::tunnel::pool::IDLE_TIMEOUT;
+use crate::tunnel::pool::{IDLE_TIMEOUT, Pool};
 
-/// Bytes in flight in each direction.
+/// The most bytes in flight in each direction.
 const BUFFER: usize = 16 << 10;
 
-/// Relays until either side ends, or until one of them sends nothing for `IDLE_TIMEOUT`. It closes both sides at once: a
-/// half-closed tunnel loses the answer.
-pub async fn relay(prometheus: impl AsyncRead + AsyncWrite + Send + 'static, device: Stream) {
-    let (from_prometheus, to_prometheus) = tokio::io::split(prometheus);
-    let (from_device, to_device) = tokio::io::split(device);
-    let mut directions = JoinSet::new();
-    directions.spawn(copy(from_prometheus, to_device));
-    directions.spawn(copy(from_device, to_prometheus));
-    directions.join_next().await;
+/// A relay with its places.
+pub struct Relay {
+    pool: Arc<Pool>,
+    scrapes: Arc<Semaphore>,
+    /// How long the device has to answer.
+    timeout: Duration,
+    places: Mutex<Places>,
+    /// The pool gave the place of the idle relay to a tunnel.
+    lost: Arc<Notify>,
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let length = timeout(IDLE_TIMEOUT, from.read(&mut buffer)).await??;
-        if length == 0 {
-            return Ok(());
-        }
-        timeout(IDLE_TIMEOUT, to.write_all(&buffer[..length])).await??;
-        timeout(IDLE_TIMEOUT, to.flush()).await??;
+struct Places {
+    /// Among the tunnels; while the relay idles, the pool has it.
+    tunnel: Option<OwnedSemaphorePermit>,
+    /// Among the scrapes, while the relay works.
+    scrape: Option<OwnedSemaphorePermit>,
+    /// The relay's number in the pool, while it idles.
+    number: u64,
+}
+
+/// Why a relay ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Prometheus or the device closed its connection, or both were silent for long; or an idle relay gave way to a tunnel.
+    Closed,
+    /// There was no place for a scrape.
+    Busy,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        End::Closed
     }
+}
+
+impl Relay {
+    /// A relay that works: Prometheus has just asked for it.
+    pub fn new(
+        pool: Arc<Pool>, tunnel: OwnedSemaphorePermit, scrapes: Arc<Semaphore>, scrape: OwnedSemaphorePermit,
+        timeout: Duration,
+    ) -> Self {
+        let places = Mutex::new(Places { tunnel: Some(tunnel), scrape: Some(scrape), number: 0 });
+        Relay { pool, scrapes, timeout, places, lost: Arc::default() }
+    }
+
+    /// Relays until either side ends, or until one of them sends nothing for `IDLE_TIMEOUT`. It closes both sides at once: a
+    /// half-closed tunnel loses the answer.
+    pub async fn run(self, prometheus: impl AsyncRead + AsyncWrite, device: Stream) -> End {
+        let (from_prometheus, to_prometheus) = split(prometheus);
+        let (from_device, to_device) = split(device);
+        let mut requests = pin!(self.requests(from_prometheus, to_device));
+        let mut answers = pin!(self.answers(from_device, to_prometheus));
+        let mut lost = pin!(self.lost.notified());
+        poll_fn(|cx| {
+            if let Poll::Ready(end) = requests.as_mut().poll(cx) {
+                return Poll::Ready(end);
+            }
+            if let Poll::Ready(end) = answers.as_mut().poll(cx) {
+                return Poll::Ready(end);
+            }
+            lost.as_mut().poll(cx).map(|()| End::Closed)
+        })
+        .await
+    }
+
+    async fn requests(&self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>) -> End {
+        let copied: Result<(), End> = async {
+            loop {
+                // Without an answer for so long, there is nobody to wait for: with HTTP/2, Prometheus' own frames come last.
+                let bytes = if let Ok(bytes) = timeout(self.timeout, read(&mut from)).await {
+                    bytes?
+                } else {
+                    self.idles();
+                    timeout(IDLE_TIMEOUT, read(&mut from)).await.map_err(|_| End::Closed)??
+                };
+                self.works()?;
+                write(&mut to, &bytes).await?;
+            }
+        }
+        .await;
+        copied.err().unwrap_or(End::Closed)
+    }
+
+    async fn answers(&self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>) -> End {
+        let copied: Result<(), End> = async {
+            loop {
+                let bytes = timeout(IDLE_TIMEOUT, read(&mut from)).await.map_err(|_| End::Closed)??;
+                write(&mut to, &bytes).await?;
+                self.idles();
+            }
+        }
+        .await;
+        copied.err().unwrap_or(End::Closed)
+    }
+
+    /// Takes the places that it needs for a scrape, if it does not have them.
+    fn works(&self) -> Result<(), End> {
+        let mut places = self.places();
+        if places.scrape.is_none() {
+            places.tunnel = Some(self.pool.relay_works(places.number).ok_or(End::Closed)?);
+            places.scrape = Some(self.scrapes.clone().try_acquire_owned().map_err(|_| End::Busy)?);
+        }
+        Ok(())
+    }
+
+    fn idles(&self) {
+        let mut places = self.places();
+        places.scrape = None;
+        if let Some(tunnel) = places.tunnel.take() {
+            places.number = self.pool.relay_idles(tunnel, self.lost.clone());
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let number = self.places().number;
+        self.pool.relay_works(number);
+    }
+}
+
+/// Reads what there is. Without bytes it holds no memory for them: most relays idle.
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    poll_fn(|cx| {
+        let mut bytes = Vec::with_capacity(BUFFER);
+        let length = ready!(pin!(from.read_buf(&mut bytes)).poll(cx))?;
+        Poll::Ready(if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) })
+    })
+    .await
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), End> {
+    let written = async {
+        to.write_all(bytes).await?;
+        to.flush().await
+    };
+    Ok(timeout(IDLE_TIMEOUT, written).await.map_err(|_| End::Closed)??)
 }

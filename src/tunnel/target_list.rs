@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::memory;
+use crate::values::prometheus_duration;
 
 /// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that and for
 /// what is made of it.
@@ -33,6 +35,8 @@ pub struct Target {
     pub is_https: bool,
     /// Since when the file lists it.
     pub listed: Instant,
+    /// The longest time-out of a scrape that the file sets.
+    pub timeout: Option<Duration>,
     /// What is scraped there: one exporter for each path.
     pub exporters: Vec<Arc<Exporter>>,
 }
@@ -40,7 +44,7 @@ pub struct Target {
 impl Target {
     /// The host: all targets with the same one are of one device.
     pub fn device(&self) -> &str {
-        self.address.rsplit_once(':').map_or(&self.address, |(host, _)| host)
+        device_of(&self.address)
     }
 
     /// The exporters at this path; all of them if there is no path. A single one answers for any path, since a scrape config or a
@@ -49,6 +53,11 @@ impl Target {
         let path = path.filter(|_| self.exporters.len() > 1);
         self.exporters.iter().filter(move |exporter| path.is_none_or(|path| exporter.path() == path))
     }
+}
+
+/// The host of an address.
+pub fn device_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
 /// An exporter, by the labels that Prometheus gives to its series.
@@ -88,6 +97,8 @@ struct Labels {
     scheme: Option<String>,
     #[serde(rename = "__metrics_path__")]
     path: Option<String>,
+    #[serde(rename = "__scrape_timeout__")]
+    timeout: Option<String>,
 }
 
 /// Reads a target file. Targets that were in `before` keep the time since which they are listed.
@@ -105,10 +116,13 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, String> {
                 listed: before.get(&address).map_or(now, |before| before.listed),
                 address: address.clone(),
                 is_https: false,
+                timeout: None,
                 exporters: Vec::with_capacity(1),
             });
             target.is_https |= labels.scheme.as_deref() == Some("https");
-            target.exporters.push(Arc::new(Exporter {
+            let timeout = labels.timeout.as_deref().and_then(|text| prometheus_duration(text).ok());
+            target.timeout = target.timeout.max(timeout.map(|(_, millis)| Duration::from_millis(millis)));
+            let exporter = Arc::new(Exporter {
                 uuid: owned(&labels.uuid).unwrap_or_default(),
                 job: owned(&labels.job).unwrap_or_default(),
                 instance: match labels.instance.as_deref().unwrap_or(&name) {
@@ -117,7 +131,10 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, String> {
                 },
                 address,
                 path: owned(&labels.path),
-            }));
+            });
+            if !target.exporters.contains(&exporter) {
+                target.exporters.push(exporter);
+            }
         }
     }
     if list.is_empty() {

@@ -208,6 +208,7 @@ fn a_scrape_passes_through_as_it_is() {
         "HTTP/1.1 200 Fine",
         "content-type: text/plain; version=0.0.4",
         "content-encoding: gzip",
+        "x-hop: 1",
         "transfer-encoding: chunked",
         "connection: close",
     ];
@@ -845,6 +846,25 @@ fn it_ends_when_it_is_told_to() {
         let (status, log) = setup.running.wait();
         assert!(status.success(), "{status}");
         assert!(log.last().unwrap().ends_with(&format!("stopped by SIG{signal}")), "{log:?}");
+    }
+}
+
+/// As the status endpoint: the page of another site cannot ask by a name of its own.
+#[test]
+fn its_pages_are_for_known_hosts() {
+    let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY).env("STATUS_HOSTS", "tunnel.example.org");
+    let setup = Setup::with(Vpn::start(KEY, None), sidecar);
+    for (host, status) in [
+        ("127.0.0.1:9798", "200 OK"),
+        ("tunnel:9798", "200 OK"),
+        ("[::1]:9798", "200 OK"),
+        ("tunnel.example.org", "200 OK"),
+        ("attacker.example", "403 Forbidden"),
+    ] {
+        for path in ["/metrics", "/-/healthy"] {
+            let answer = setup.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{host}{path}: {answer}");
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who may ask the status endpoint: the name in `Host`, and the token if one is set. And the headers that keep a browser from
+//! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set. And the headers that keep a browser from
 //! using an answer for anything else.
 
 use std::net::IpAddr;

@@ -15,13 +15,14 @@ use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::metrics::{Outcome, Scrape};
 use crate::tunnel::pool::Pool;
+use crate::tunnel::target_list::Target;
 
 /// The largest answer of an exporter, in bytes as they are sent. A `node_exporter` answers with 60 KB.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// A body that passes. Its tunnel is kept once the whole body has passed.
-pub struct Passing {
-    target: Arc<str>,
+pub struct AnswerBody {
+    target: Arc<Target>,
     status: StatusCode,
     /// None once the body has passed, or has failed.
     exchange: Option<Exchange>,
@@ -36,13 +37,13 @@ pub struct Passing {
     _place: OwnedSemaphorePermit,
 }
 
-impl Passing {
+impl AnswerBody {
     /// Passes the body of a target's answer.
     pub fn new(
-        target: Arc<str>, status: StatusCode, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline, scrape: Scrape,
-        place: OwnedSemaphorePermit,
+        target: Arc<Target>, status: StatusCode, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline,
+        scrape: Scrape, place: OwnedSemaphorePermit,
     ) -> Self {
-        let mut passing = Passing {
+        let mut body = AnswerBody {
             target,
             status,
             exchange: Some(exchange),
@@ -53,8 +54,8 @@ impl Passing {
             failure: None,
             _place: place,
         };
-        passing.end_if_passed();
-        passing
+        body.end_if_passed();
+        body
     }
 
     /// Ends if the whole body has passed.
@@ -70,23 +71,23 @@ impl Passing {
             let (pool, target) = (self.pool.clone(), self.target.clone());
             tokio::spawn(async move {
                 if let Some(tunnel) = exchange.end().await {
-                    pool.keep(target, tunnel);
+                    pool.keep(target.address.clone(), tunnel);
                 }
             });
         }
     }
 
     /// Fails at the next poll: before that, the server sends what has passed so far.
-    fn fail(&mut self, refused: ScrapeError, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.scrape.outcome = Outcome::Failed(refused.reason);
+    fn fail(&mut self, error: ScrapeError, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.scrape.outcome = Outcome::Failed(error.reason);
         self.exchange = None;
-        self.failure = Some(refused);
+        self.failure = Some(error);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-impl Body for Passing {
+impl Body for AnswerBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -95,6 +96,7 @@ impl Body for Passing {
             return Poll::Ready(Some(Err(io::Error::other(failure))));
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
+            self.pool.close_device(self.target.device());
             return self.fail(ScrapeError::new(ScrapeReason::Timeout, "the answer takes too long"), cx);
         }
         let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
