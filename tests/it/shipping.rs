@@ -143,3 +143,25 @@ fn a_file_with_another_checksum_is_not_published() {
 fn the_description_fits_in_a_line() {
     assert!(env!("CARGO_PKG_DESCRIPTION").len() < 80);
 }
+
+/// The command of the Dockerfile, on a dashboard in the forms that exports from grafana.com have.
+#[test]
+fn a_foreign_dashboard_gets_the_data_source_of_the_stack() {
+    let dockerfile = fs::read_to_string(Path::new(ROOT).join("Dockerfile")).unwrap();
+    let command = dockerfile.lines().find_map(|line| line.strip_prefix("RUN sed ")).expect("the command");
+    let folder = tempfile::tempdir().unwrap();
+    let exported = r#"{"__inputs":[{"name":"DS_PROMETHEUS","type":"datasource"}],"panels":[
+        {"datasource":"${DS_PROMETHEUS}","targets":[{"datasource":{"type":"prometheus","uid":"${DS_MY-PROM_2}"},"expr":"up{job=\"$job\"}"}]}]}"#;
+    fs::write(folder.path().join("foreign.json"), exported).unwrap();
+    let here = folder.path().to_str().unwrap();
+    let command = format!("sed {}", command.replace("/etc/grafana/dashboards", here));
+    assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    let found: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.path().join("foreign.json")).unwrap()).unwrap();
+    let source = fs::read_to_string(Path::new(ROOT).join("grafana/provisioning/datasources/prometheus.yml")).unwrap();
+    assert!(source.contains("uid: prometheus\n"));
+    let panel = &found["panels"][0];
+    assert_eq!(panel["datasource"], "prometheus");
+    assert_eq!(panel["targets"][0]["datasource"]["uid"], "prometheus");
+    assert_eq!(panel["targets"][0]["expr"], "up{job=\"$job\"}", "a variable stays");
+}
