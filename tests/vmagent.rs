@@ -154,7 +154,7 @@ impl Backend {
             // A group for each device, and several queries.
             "-search.maxUniqueTimeseries=1000000".into(),
         ];
-        let server = Server::start(&tool("victoria-metrics"), &args, folder.join("backend.log"));
+        let server = Server::start(&tools::victoria_metrics(), &args, folder.join("backend.log"));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
         Backend { _server: server, url: format!("http://{address}"), client }
     }

@@ -111,7 +111,9 @@ impl Prometheus {
         command.args(["-c", "echo $$ >\"$1/cgroup.procs\" && shift && exec sh \"$@\"", "sh"]);
         command.arg(&group.folder).arg(Path::new(ROOT).join("packaging/entrypoints/prometheus"));
         command.arg(format!("--web.listen-address=127.0.0.1:{port}")).args(args);
-        command.env("PROGRAM", tools::prometheus(3).binary).env("ETC", folder.join("etc")).env("TMPDIR", folder);
+        let prometheus = tools::prometheus(3);
+        command.env("PROGRAM", prometheus.binary).env("PROMTOOL", prometheus.promtool);
+        command.env("ETC", folder.join("etc")).env("TMPDIR", folder);
         // The entry point finds the limit of a container, which this is not.
         command.env("GOMEMLIMIT", (group.limit / 10 * 9).to_string()).env("DATA", folder.join("data"));
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log).spawn();

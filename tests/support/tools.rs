@@ -39,6 +39,12 @@ pub fn docker_compose() -> PathBuf {
     find("docker_compose", &["docker-compose"], |binary| version(binary).starts_with("2.")).expect(stack)
 }
 
+/// A backend for remote write.
+pub fn victoria_metrics() -> PathBuf {
+    let stack = "victoria-metrics is neither in target/tools nor on the PATH: run `scripts/lib/tools stack`";
+    find("victoria_metrics", &["victoria-metrics"], |_| true).expect(stack)
+}
+
 /// The library that a program's wall clock is faked with.
 pub fn faketime() -> PathBuf {
     let name = "faketime/libfaketimeMT.so.1";
