@@ -1,6 +1,7 @@
 //! The API key: what it cannot be, and its renewal from its file when it is refused.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +57,14 @@ impl KeySource {
     /// A key, and the file that it was read from, if any.
     pub fn new(key: Secret, file: Option<PathBuf>) -> Self {
         KeySource { key: Arc::new(Mutex::new(key)), file }
+    }
+
+    /// A warning if others than its owner may write the file: they choose whose devices are listed.
+    pub fn warning(&self) -> Option<String> {
+        let file = self.file.as_ref()?;
+        let mode = fs::metadata(file).ok()?.mode();
+        let warning = || format!("others may write the key file {}: chmod go-w it", file.display());
+        (mode & 0o022 != 0).then(warning)
     }
 
     /// The key to use now.

@@ -9,22 +9,30 @@ pub fn printable(text: &str) -> String {
     escaped(text, |c| c.escape_default().to_string())
 }
 
-/// JSON that is safe on a terminal, and the same JSON.
+/// JSON that is safe on a terminal, and the same JSON: none of these characters is outside of a string.
 pub fn printable_json(json: &str) -> String {
-    escaped(json, |c| format!("\\u{:04x}", u32::from(c))) // none of these characters has more digits, or is outside of a string
+    let escape = |c: char| match *c.encode_utf16(&mut [0; 2]) {
+        [unit] => format!("\\u{unit:04x}"),
+        ref pair => format!("\\u{:04x}\\u{:04x}", pair[0], pair[1]),
+    };
+    escaped(json, escape)
 }
 
 fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        let changes_direction =
-            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || changes_direction {
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || is_invisible(c) {
             shown.push_str(&escape(c));
         } else {
             shown.push(c);
         }
         shown
     })
+}
+
+/// Whether a character has no look of its own: of the direction of writing, of width zero, a tag. Blanks and combining marks have one.
+fn is_invisible(c: char) -> bool {
+    // The standard library knows which characters are printable. It does not escape a combining mark behind a letter.
+    !c.is_ascii() && !c.is_whitespace() && format!("a{c}").escape_debug().count() > 2
 }
 
 /// `1 device`, `2 devices`.

@@ -128,9 +128,14 @@ impl Client {
 }
 
 /// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before it:
-/// enough of the answer is read that the key is never cut in two.
+/// enough of the answer is read that the key is never cut in two. An answer about the key, and the query of a redirect, are not shown:
+/// they may have the key in another form.
 fn excerpt(key: &Secret, response: Response) -> String {
-    let location = text_of(response.headers(), &LOCATION).map(|location| format!("to {location}"));
+    if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return String::new();
+    }
+    let location = text_of(response.headers(), &LOCATION);
+    let location = location.map(|location| format!("to {}", location.split(['?', '#']).next().unwrap_or_default()));
     let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
     let mut body = Vec::new();
     let read = response.take(EXCERPT_SIZE + key.reveal().len() as u64).read_to_end(&mut body);

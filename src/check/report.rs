@@ -13,6 +13,8 @@ use crate::text::{count, printable, printable_json};
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;
+/// Characters that the table shows of a name.
+const MAX_NAME_WIDTH: usize = 60;
 
 /// A target, or a device without one. These are the fields of `--json`.
 #[derive(Debug, Default, Serialize)]
@@ -196,7 +198,19 @@ fn cells(row: &Row) -> [String; 8] {
     };
     let [device, answer] = [&row.device, &row.answer].map(|text| printable(text));
     let (fleet, job) = (shown(row.fleet.as_deref()), shown(row.job.as_deref()));
-    [device, fleet, job, from, url.to_owned(), online.into(), answer, row.hint.into()]
+    // A device chooses its name, and an exporter its answer: two columns are never beside each other in one cell.
+    let [device, fleet, job, from, answer] =
+        [device, fleet, job, from, answer].map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let cut = |text: String| {
+        let letters: Vec<_> = text.chars().collect();
+        if letters.len() <= MAX_NAME_WIDTH {
+            return text;
+        }
+        // The end of a device is its short uuid, which tells it from others.
+        let (start, end) = (&letters[..MAX_NAME_WIDTH - 11], &letters[letters.len() - 10..]);
+        start.iter().chain(&['…']).chain(end).collect()
+    };
+    [cut(device), cut(fleet), cut(job), cut(from), url.to_owned(), online.into(), answer, row.hint.into()]
 }
 
 /// The report as a table.

@@ -105,7 +105,7 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
         let url = from.one("tunnel-url", base_uri);
         let key = key(from);
         let (proxies, mut warnings) = Proxies::from_env(from.var);
-        warnings.extend(session_token(&key).into_iter().chain(unencrypted(&url)));
+        warnings.extend(session_token(&key).into_iter().chain(key.warning()).chain(unencrypted(&url)));
         tunnel::Settings {
             key,
             proxies,
@@ -133,7 +133,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let key = key(from);
     let (proxies, proxy_warnings) = Proxies::from_env(from.var);
     warnings.extend(proxy_warnings);
-    warnings.extend(session_token(&key));
+    warnings.extend(session_token(&key).into_iter().chain(key.warning()));
     let url = from.one("api-url", api_url);
     warnings.extend(unencrypted(&url));
     let address = address(from);

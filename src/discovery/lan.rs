@@ -12,8 +12,14 @@ use crate::values::{BadValue, items};
 /// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.
 pub const PRIVATE: &str = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7";
 
-/// Networks that no device is in, whatever an option says: this host, loopback, link-local, multicast and reserved addresses.
-const NEVER: [IpNet; 11] = [
+/// Networks that no device is in, whatever an option says: this host, loopback, link-local, multicast and reserved addresses, and
+/// the metadata services of clouds, which give their credentials to whoever asks.
+const NEVER: [IpNet; 16] = [
+    v4([100, 100, 100, 200], 32), // Alibaba Cloud
+    v4([168, 63, 129, 16], 32),   // Azure
+    v4([192, 0, 0, 0], 24),       // Oracle Cloud, and IETF protocols
+    v6([0xfd00, 0x0ec2], 32),     // AWS
+    v6([0xfd20, 0x00ce], 32),     // Google Cloud
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
     v4([169, 254, 0, 0], 16),
@@ -113,7 +119,8 @@ impl Lan {
     }
 
     fn refusal(&self, address: IpAddr) -> Option<Refusal> {
-        if NEVER.iter().any(|network| network.contains(&address)) {
+        let mut known = self.networks.iter().copied().chain(self.own.iter().map(IpNet::trunc));
+        if NEVER.iter().any(|network| network.contains(&address)) || known.any(|network| is_end(&network, address)) {
             return Some(Refusal::Never);
         }
         let mut holding = self.networks.iter().filter(|network| network.contains(&address)).peekable();
@@ -128,6 +135,13 @@ impl Lan {
         let is_named = holding.any(|network| own.contains(network));
         (!is_named).then_some(Refusal::Own(own))
     }
+}
+
+/// Whether an address is that of a network, or its broadcast address.
+fn is_end(network: &IpNet, address: IpAddr) -> bool {
+    // Point-to-point links and single addresses have neither.
+    let has_ends = network.prefix_len() + 1 < network.max_prefix_len();
+    has_ends && (address == network.network() || address.is_ipv4() && address == network.broadcast())
 }
 
 /// Reads a comma-separated list of networks.

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -15,6 +16,8 @@ use crate::text::{causes, printable};
 
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
+/// How long a loop that was frozen may take to run again.
+const THAW: Duration = Duration::from_secs(1);
 /// The limit for a whole answer to a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that the message shows.
@@ -34,8 +37,16 @@ impl Liveness {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// How long the loop is past its deadline, if it hangs.
+    /// How long the loop is past its deadline, if it hangs. A process that was frozen (`docker pause`) is past it until its loop runs
+    /// again, so a loop that is late has another second.
     pub fn overdue(&self) -> Option<Duration> {
+        self.late()?;
+        thread::sleep(THAW);
+        self.late()
+    }
+
+    /// How long the loop is past its deadline by now.
+    pub fn late(&self) -> Option<Duration> {
         let next = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let late = Instant::now().saturating_duration_since(next);
         (late > MAX_DELAY).then_some(late)

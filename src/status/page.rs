@@ -57,7 +57,7 @@ impl Status {
     }
 
     fn write_head(&self, out: &mut String, shown: &Shown, now: SystemTime, devices: usize, targets: usize) -> Result {
-        let state = match (&shown.trouble, self.liveness.overdue(), &shown.list) {
+        let state = match (&shown.trouble, self.liveness.late(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
@@ -90,7 +90,7 @@ impl Status {
 
     /// What is wrong, one sentence each.
     fn problems(&self, shown: &Shown, now: SystemTime) -> Vec<String> {
-        let late = self.liveness.overdue();
+        let late = self.liveness.late();
         let hangs = |late| format!("Discovery hangs: it is {} late. Restart it and look at its log.", about(late));
         let trouble = shown.trouble.as_ref().map(|trouble| {
             let what = match trouble {

@@ -86,11 +86,36 @@ fn some_addresses_are_never_taken() {
         "fe80::1",
         "fec0::1",
         "ff02::1",
+        // the metadata services of AWS, Google Cloud, Alibaba Cloud, Azure and Oracle Cloud
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
     ] {
         assert_eq!(host(&all, address), Err(Unreachable::NoAddress), "{address}");
     }
     assert_eq!(host(&all, "203.0.113.7"), Ok("203.0.113.7".into()));
     assert_eq!(host(&all, "2001:db8::7"), Ok("[2001:db8::7]".into()));
+}
+
+/// No host has the address of a network or its broadcast address, as far as the network is known.
+#[test]
+fn network_and_broadcast_addresses_are_refused() {
+    for address in ["10.0.0.0", "10.255.255.255", "192.168.1.0", "192.168.1.255", "172.18.255.255", "fc00::"] {
+        assert_eq!(host(&default(), address), Err(Unreachable::NoAddress), "{address}");
+    }
+    let named = lan("192.168.7.0/24,192.168.8.0/31,192.168.9.9/32");
+    for (address, is_taken) in [
+        ("192.168.7.0", false),
+        ("192.168.7.255", false),
+        ("192.168.7.254", true),
+        ("192.168.8.0", true),
+        ("192.168.8.1", true),
+        ("192.168.9.9", true),
+    ] {
+        assert_eq!(host(&named, address).is_ok(), is_taken, "{address}");
+    }
 }
 
 /// Where the machine is in the LAN of the devices, its network has to be named. A wider one does not name it.
