@@ -1,7 +1,7 @@
 # One stage for each service of docker-compose.yml. Stages without a compiler come first: builders without BuildKit, such as
 # balena's, run every stage up to the requested one.
 
-FROM prom/prometheus:v3.5.3 AS prometheus
+FROM prom/prometheus:v3.13.2 AS prometheus
 USER root
 # A new volume gets its owner from here, so that only the sidecar may write targets. /tmp is a tmpfs and gets its mode from here.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
