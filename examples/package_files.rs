@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use baletheus::config::{OPTIONS, Opt, Verb, command};
+use baletheus::config::{OPTIONS, Opt, Verb, command, completed};
 use clap_complete::{Shell, generate_to};
 
 /// What the units of systemd set, so that the file shows these values and not the program's own.
@@ -36,7 +36,7 @@ fn write(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     clap_mangen::generate_to(command(), folder)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut command(), "baletheus", folder)?;
+        generate_to(shell, &mut completed(), "baletheus", folder)?;
     }
     fs::write(folder.join("baletheus.default"), defaults())
 }
@@ -58,9 +58,13 @@ fn defaults() -> String {
             text += &format!("\n## {group}\n");
         }
         let value = UNITS.iter().find(|(name, _)| *name == opt.vars[0]).map_or(opt.default, |(_, value)| value);
-        text += &format!("\n# {}\n#{}={value}\n", opt.help, opt.vars[0]);
+        text += &format!("\n# {}\n#{}={value}\n", comment(opt), opt.vars[0]);
     }
     text
+}
+
+fn comment(opt: &Opt) -> String {
+    format!("{}; it takes: {}", opt.short, opt.takes)
 }
 
 fn is_setting(opt: &Opt) -> bool {

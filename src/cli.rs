@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use clap_complete::Shell;
+
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
 use crate::cannot_start::CannotStart;
@@ -27,6 +29,11 @@ const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<_> = args.into_iter().collect();
+    if let Some(mistake) = config::mistake(&args) {
+        print(&format!("{mistake}\nbaletheus --help lists all options"));
+        return ExitCode::from(2);
+    }
     let matches = match config::command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(message) => {
@@ -35,26 +42,32 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let var = |name: &str| std::env::var_os(name);
+    let misspelt = config::misspelt(std::env::vars_os().map(|(name, _)| name));
     let code = match matches.subcommand() {
+        Some(("completions", matches)) => return completions(matches.get_one::<String>("shell")),
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
             Ok(end_on_stop(|| health(matches.get_one("url").map(String::as_str), listen.as_deref())))
         }
-        Some(("tunnel", matches)) => config::tunnel(matches, &var).map(|settings| {
+        Some(("tunnel", matches)) => config::tunnel(matches, &var).map(|mut settings| {
+            settings.warnings.extend(misspelt.clone());
             let Err(error) = tunnel::run(settings);
             cannot_start(&error)
         }),
-        Some(("check", matches)) => config::check(matches, &var).map(|settings| {
+        Some(("check", matches)) => config::check(matches, &var).map(|mut settings| {
+            settings.warnings.extend(misspelt.clone());
             end_on_stop(|| match check::run(settings) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => cannot_start(&error),
             })
         }),
-        _ => config::discovery(&matches, &var)
-            .map(|config| discover(config).unwrap_or_else(|error| cannot_start(&error))),
+        _ => config::discovery(&matches, &var).map(|mut config| {
+            config.warnings.extend(misspelt.clone());
+            discover(config).unwrap_or_else(|error| cannot_start(&error))
+        }),
     };
-    let code = code.unwrap_or_else(|errors| misconfigured(matches.subcommand_name(), &errors));
+    let code = code.unwrap_or_else(|errors| misconfigured(matches.subcommand_name(), &errors, &misspelt));
     log::logger().flush();
     code
 }
@@ -66,10 +79,11 @@ fn cannot_start(why: &CannotStart) -> ExitCode {
 }
 
 /// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
-fn misconfigured(command: Option<&str>, errors: &[ConfigError]) -> ExitCode {
+fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
     let command = command.map_or_else(String::new, |name| format!(" {name}"));
-    let errors: Vec<_> = errors.iter().map(|error| format!("  {error}")).collect();
+    let errors = errors.iter().map(ToString::to_string).chain(misspelt.iter().cloned());
+    let errors: Vec<_> = errors.map(|error| format!("  {error}")).collect();
     print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));
     ExitCode::from(2)
 }
@@ -77,6 +91,13 @@ fn misconfigured(command: Option<&str>, errors: &[ConfigError]) -> ExitCode {
 /// Prints a line to standard error, before the log has started. A standard error that is closed is no error.
 fn print(text: &str) {
     let _ = writeln!(io::stderr(), "baletheus: {text}");
+}
+
+/// Prints the completions of a shell.
+fn completions(shell: Option<&String>) -> ExitCode {
+    let Some(shell) = shell.and_then(|shell| shell.parse::<Shell>().ok()) else { return ExitCode::from(2) };
+    clap_complete::generate(shell, &mut config::completed(), "baletheus", &mut io::stdout());
+    ExitCode::SUCCESS
 }
 
 fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {

@@ -1,5 +1,6 @@
 //! Options → the checked settings of each command. All errors are reported together, before any work.
 
+mod command;
 mod error;
 mod options;
 mod parsing;
@@ -20,13 +21,15 @@ use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, status, tunnel};
+pub use command::{command, completed, mistake};
 pub use error::ConfigError;
-pub use options::{OPTIONS, Opt, Verb, command};
+pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
     address, api_url, base_uri, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
     listen_addresses, log_filter, mode, plain_labels, session_token, unencrypted,
 };
 use sources::Sources;
+pub use sources::misspelt;
 
 /// balenaCloud's pages for people. An openBalena has none.
 const DASHBOARD: &str = "https://dashboard.balena-cloud.com";

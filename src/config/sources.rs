@@ -6,7 +6,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::error::ConfigError;
-use super::options::{Verb, option};
+use super::options::{OPTIONS, Verb, option};
 use crate::values::{BadValue, is_quoted, items};
 
 /// The beginning of variables that balena reserves: a fleet cannot set them, and the supervisor may.
@@ -33,6 +33,9 @@ impl Sources<'_> {
             let values = self.matches.get_many::<String>(opt.flag).into_iter().flatten();
             let values = values.map(|value| value.trim().to_owned()).collect();
             return self.checked(name, format!("--{}", opt.flag), values);
+        }
+        if opt.negative().is_some_and(|name| self.matches.get_flag(name)) {
+            return Some((format!("--no-{}", opt.flag), vec!["false".to_owned()]));
         }
         let set: Vec<_> = opt.vars.iter().filter_map(|name| Some((*name, (self.var)(name)?))).collect();
         let mut set = set.into_iter().filter(|(_, value)| !value.is_empty());
@@ -83,7 +86,7 @@ impl Sources<'_> {
         // A URL may contain a password or a key.
         let is_secret = text.contains("://") && text.contains(['@', '?']);
         let value = if is_secret { "not shown".into() } else { format!("{text:?}") };
-        let takes = option(self.verb, name).help;
+        let takes = option(self.verb, name).takes;
         self.report(ConfigError::Value { given: source.into(), value, why: why.into(), takes });
     }
 
@@ -106,4 +109,24 @@ impl Sources<'_> {
 
 fn trimmed(value: &OsStr) -> &[u8] {
     value.as_encoded_bytes().trim_ascii()
+}
+
+/// Warnings about variables that are none of the program's, but nearly.
+pub fn misspelt(variables: impl Iterator<Item = OsString>) -> Vec<String> {
+    /// A longer name may have as many wrong letters.
+    const MAX_DISTANCE: usize = 2;
+    /// In a shorter one, another letter makes another word, as in `APP_URL`.
+    const MIN_LENGTH: usize = 8;
+    let known: Vec<_> = OPTIONS.iter().flat_map(|opt| opt.vars).copied().collect();
+    let bare = |name: &str| name.replace(['_', '-'], "").to_ascii_uppercase().trim_end_matches('S').to_owned();
+    let is_near = |name: &str, known: &str| {
+        let is_long = name.len().min(known.len()) >= MIN_LENGTH;
+        bare(name) == bare(known) || (is_long && strsim::damerau_levenshtein(name, known) <= MAX_DISTANCE)
+    };
+    let names = variables.filter_map(|name| name.into_string().ok()).filter(|name| !known.contains(&&**name));
+    let near = names.filter_map(|name| {
+        let meant = known.iter().find(|known| is_near(&name, known))?;
+        Some(format!("the variable {name} is none of baletheus: is {meant} meant?"))
+    });
+    near.collect()
 }

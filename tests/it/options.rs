@@ -318,6 +318,17 @@ fn booleans_have_four_spellings_and_a_flag_may_stand_alone() {
     }
     assert!(online(&["--online-only"]));
     assert!(online(&["ONLINE_ONLY=false", "--online-only"]));
+    // One that is on by default has a flag that switches it off.
+    let labels = |words: &[&str]| {
+        cloud.clear_requests();
+        dry(&cloud, words);
+        cloud.requests().iter().any(|seen| seen.target.contains("/release?"))
+    };
+    assert!(labels(&["SERVICE_LABELS=true"]) && labels(&["--no-service-labels", "--service-labels"]));
+    for off in ["--no-service-labels", "--service-labels=false", "SERVICE_LABELS=false"] {
+        assert!(!labels(&[off]), "{off}");
+    }
+    assert!(!labels(&["SERVICE_LABELS=true", "--no-service-labels"]));
 }
 
 #[test]
@@ -758,7 +769,7 @@ const MISTAKES: &[Mistake] = &[
     ("own-tags", "OWN_TAGS", "some", &["narrow", "all", "off"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "https://example.org", &["a domain name"]),
     ("public-domain", "PUBLIC_URL_DOMAIN", "example..org", &["a domain name"]),
-    ("lan-network", "LAN_NETWORKS", "192.168.1.7/24", &["192.168.1.0/24", "with commas"]),
+    ("lan-network", "LAN_NETWORKS", "192.168.1.7/24", &["192.168.1.0/24", "comma-separated"]),
     ("labels", "LABELS", "uuid,hostname", &["no label", "device_name", "supervisor_version", "all", "none"]),
     ("sd-file", "SD_FILE_PATH", "folder", &["directory", "file"]),
     ("sd-file", "SD_FILE_PATH", "new/", &["directory", "file"]),
@@ -783,7 +794,7 @@ const MISTAKES: &[Mistake] = &[
     ("listen", "LISTEN_ADDRESS", ":http", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "a-label-of-more-than-63-characters-which-no-name-in-the-dns-may-have.test:80", &["cannot be resolved"]),
-    ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "without a dot"]),
+    ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "comma-separated"]),
     ("status-token-file", "STATUS_TOKEN_FILE", "/nonexistent/token", &["16 characters"]),
     ("device-refresh", "DEVICE_REFRESH_RATE", "500", &["milliseconds", "unit"]),
     ("device-services", "DEVICE_SERVICES", "some", BOOLEAN),
@@ -1021,7 +1032,6 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
     let sidecar = sidecar(&cloud);
     for (words, said) in [
         (&["--flet=acme/gateways"][..], &["--flet", "--fleet"][..]), // a near miss is guessed
-        (&["--api-key", KEY], &["--api-key"]),                       // never a flag
         (&["acme/gateways"], &["acme/gateways"]),
         (&["--fleet"], &["--fleet", "value"]),
         (&["--refresh=1s", "--refresh=2s"], &["--refresh", "multiple times"]),
@@ -1032,6 +1042,66 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
         assert!(run.err.contains("--help"), "{}", run.err);
     }
     assert_eq!(cloud.requests().len(), 0);
+}
+
+/// A switch needs no value, and a word behind it is none of its own; a key is never a flag. The library would name something else.
+#[test]
+fn what_looks_right_and_is_not_is_explained() {
+    let cloud = cloud();
+    let sidecar = sidecar(&cloud);
+    for (words, said) in [
+        (&["--online-only", "true"][..], "--online-only is a switch: write --online-only=true, or leave \"true\" out"),
+        (&["--service-labels", "false"], "--service-labels is a switch: write --service-labels=false"),
+        (&["check", "--dry-run", "0"], "--dry-run is a switch: write --dry-run=0"),
+        (&["--api-key", KEY], "there is no --api-key, since the process list shows flags: set API_KEY"),
+        (&["check", &format!("--token={KEY}")], "there is no --token,"),
+    ] {
+        let run = run(&sidecar, words);
+        assert_eq!((run.code, &*run.out), (Some(2), ""), "{words:?}");
+        assert!(run.err.contains(said) && run.err.contains("--help"), "{said:?} is not in {}", run.err);
+    }
+    for (word, said) in [
+        ("9100:node", "write node:9100"),
+        ("http://fridge:9100/metrics", "is a URL: write [NAME:]PORT[/PATH]"),
+        ("9100;8080", "separate exporters with commas"),
+        ("9100 8080", "separate exporters with commas"),
+    ] {
+        let errors = refused(&cloud, &["--exporter", word]);
+        assert!(errors.len() == 1 && errors[0].contains(said), "{said:?} is not in {errors:#?}");
+    }
+    assert_eq!(cloud.requests().len(), 0);
+}
+
+#[test]
+fn the_nearest_name_of_a_misspelt_variable_is_given() {
+    let cloud = cloud();
+    for (given, meant) in
+        [("EXPORTER", "EXPORTERS"), ("DRYRUN", "DRY_RUN"), ("LOGLEVEL", "LOG_LEVEL"), ("REFERSH_RATE", "REFRESH_RATE")]
+    {
+        let run = dry(&cloud, &[&format!("{given}=x")]);
+        let said = format!("the variable {given} is none of baletheus: is {meant} meant?");
+        assert!(run.warnings().len() == 1 && run.err.contains(&said), "{said}: {}", run.err);
+    }
+    assert_eq!(dry(&cloud, &["APP_URL=x", "BALENA_API_KEY=x", "DEVICE_TYPE=x", "PORT=80"]).warnings(), [""; 0]);
+    // It explains why an option counts as not set.
+    let errors = refused(&self::cloud(), &["API_KEY=", "APIKEY=of-mine"]);
+    assert!(
+        errors.len() == 2 && errors[1].contains("is API_KEY meant?") && !errors[1].contains("of-mine"),
+        "{errors:?}"
+    );
+}
+
+/// Files of package managers and users' own folders have them.
+#[test]
+fn completions_have_flags_and_values() {
+    for shell in ["bash", "zsh", "fish"] {
+        let run = run(&Sidecar::new(binary::path()), &["completions", shell]);
+        assert_eq!((run.code, &*run.err), (Some(0), ""), "{shell}");
+        for word in ["lan-network", "narrow", "public", "completions"] {
+            assert!(run.out.contains(word), "{word} is not in the completions of {shell}");
+        }
+    }
+    assert_eq!(run(&Sidecar::new(binary::path()), &["completions", "cmd"]).code, Some(2));
 }
 
 #[test]
@@ -1089,6 +1159,10 @@ fn help_is_whole_and_grouped_and_shows_no_values() {
         assert_eq!((help.code, &*help.err), (Some(0), ""));
         assert!(!help.out.contains(MARK), "{}", help.out);
         let mut wrong = Vec::new();
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let too_wide: Vec<_> = help.out.lines().filter(|line| line.chars().count() > 80).collect();
+        assert_eq!(too_wide, [""; 0], "{args:?}");
+        let is_short = args == ["-h"];
         for opt in OPTIONS.iter().filter(|opt| opt.verbs.contains(&verb)) {
             let start = if opt.flag.is_empty() { opt.vars[0].to_owned() } else { format!("--{}", opt.flag) };
             let is_its = |line: &str| {
@@ -1098,22 +1172,34 @@ fn help_is_whole_and_grouped_and_shows_no_values() {
             let before: Vec<_> = help.out.lines().take_while(|line| !is_its(line)).collect();
             let heading = before.iter().rev().find(|line| !line.is_empty() && !line.starts_with(' ')).unwrap_or(&"");
             let group = if opt.flag.is_empty() { "Variables without a flag" } else { opt.group };
-            // its line, and those below that are further in
             let indent = |line: &str| line.len() - line.trim_start().len();
             let own: Vec<_> = help.out.lines().skip(before.len()).collect();
-            let deeper = own.iter().skip(1).take_while(|line| indent(line) > indent(own[0])).count();
-            let line = own.get(..=deeper).unwrap_or_default().join(" ");
+            if own.is_empty() && is_short {
+                continue; // it is in the long help
+            }
+            // its line, and those below that are further in
+            let first = own.first().map_or(0, |line| indent(line));
+            let deeper = own.iter().skip(1).take_while(|line| indent(line) > first).count();
+            let line = words(&own.get(..=deeper).unwrap_or_default().join(" "));
+            let in_long_help = || {
+                opt.vars.iter().all(|var| line.contains(var))
+                    && line.contains(opt.more.trim_end_matches('.'))
+                    && (opt.is_boolean() || line.contains(&format!("[takes: {}]", opt.takes)))
+            };
             let whole = heading.strip_suffix(':') == Some(group)
-                && opt.vars.iter().all(|var| line.contains(var))
-                && (opt.default.is_empty() || line.contains(&format!("[default: {}]", opt.default)))
-                && line.contains(opt.help);
+                && (opt.default.is_empty()
+                    || opt.is_boolean()
+                    || line.contains(&format!("[default: {}]", opt.default)))
+                && line.contains(opt.short)
+                && (is_short || opt.flag.is_empty() || in_long_help());
             if !whole {
                 wrong.push(format!("{start} in {heading:?}: {line:?}"));
             }
         }
         assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), help.out);
-        assert!(OPTIONS.iter().map(|opt| opt.group).collect::<BTreeSet<_>>().len() > 3);
+        assert_eq!(help.out.contains("Example"), !is_short && args != ["help"], "{}", help.out);
     }
+    assert!(OPTIONS.iter().map(|opt| opt.group).collect::<BTreeSet<_>>().len() > 3);
     for flag in ["--version", "-V"] {
         let version = run(&Sidecar::new(binary::path()), &[flag]);
         assert_eq!(version.code, Some(0));

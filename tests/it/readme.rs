@@ -28,12 +28,14 @@ fn check((name, document): (&str, &str), comment: &str, table: &str) {
 
 #[test]
 fn options() {
-    let mut table = String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
+    let mut table = String::from("| flag | variable | default | meaning | takes |\n| --- | --- | --- | --- | --- |\n");
     for opt in OPTIONS {
         let code = |text: &str| if text.is_empty() { "–".to_owned() } else { format!("`{text}`") };
         let flag = if opt.flag.is_empty() { String::new() } else { format!("--{}", opt.flag) };
         let variables: Vec<_> = opt.vars.iter().map(|name| code(name)).collect();
-        table += &format!("| {} | {} | {} | {} |\n", code(&flag), variables.join(", "), code(opt.default), opt.help);
+        let more = if opt.more.is_empty() { String::new() } else { format!(". {}", opt.more.trim_end_matches('.')) };
+        let (flag, variables, default) = (code(&flag), variables.join(", "), code(opt.default));
+        table += &format!("| {flag} | {variables} | {default} | {}{more} | {} |\n", opt.short, opt.takes);
     }
     check(OPTIONS_PAGE, "<!-- options", &table);
 }
