@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,10 @@ use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
 use crate::cannot_start::CannotStart;
 use crate::config::ConfigError;
-use crate::discovery::entry::Entry;
 use crate::discovery::inventory::Inventory;
-use crate::discovery::target_file::{self, TargetFile};
+use crate::discovery::stored::StoredDevice;
+use crate::discovery::target_file::TargetFile;
+use crate::discovery::target_groups;
 use crate::discovery::{Clock, Discovery, ObservedApi, Observer, Published, Sink};
 use crate::logging;
 use crate::signals::{self, Event};
@@ -142,7 +142,7 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
     let mut source = ObservedApi { client, observer: &observer };
-    let inventory = Inventory::new(config.service_labels, has_status);
+    let inventory = Inventory::new(config.service_labels);
     let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -202,14 +202,13 @@ impl Sink for StandardOutput {
         "standard output".into()
     }
 
-    fn published(&self) -> Option<Vec<Arc<Entry>>> {
+    fn published(&self) -> Option<Vec<StoredDevice>> {
         None
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
         let mut out = io::stdout().lock();
-        let mut parts = target_file::parts(list.texts());
-        let written = parts.try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
+        let written = target_groups::write(list.entries().map(|entry| &**entry), &mut out).and_then(|()| out.flush());
         written.map_err(|error| {
             Failure::new(Reason::Write, format!("cannot write the list to standard output: {error}"))
         })?;

@@ -188,7 +188,7 @@ pub fn display_name(name: Option<&str>, uuid: Option<&str>, id: Option<u64>) -> 
 }
 
 /// The first characters of a text.
-fn up_to(length: usize, text: &str) -> &str {
+pub fn up_to(length: usize, text: &str) -> &str {
     text.char_indices().nth(length).map_or(text, |(end, _)| &text[..end])
 }
 

@@ -18,11 +18,10 @@ use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
 use crate::check::report::Row;
 use crate::discovery::changes;
-use crate::discovery::entry::Entry;
+use crate::discovery::entry::{Entry, Target};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::key_owner::KeyOwner;
-use crate::discovery::labels::{JOB, METRICS_PATH, SCHEME, SERVICE};
-use crate::discovery::target::{Address, ReadGroup, Rules, read_groups};
+use crate::discovery::target::{Address, Rules};
 use crate::logging;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
@@ -64,7 +63,7 @@ pub fn run(settings: Settings) -> Result<bool, CannotStart> {
     let (json, service_labels) = (settings.json, settings.service_labels);
     let (mut client, prober) = connect(settings)?;
     let start = Instant::now();
-    let mut list = Inventory::new(service_labels, true);
+    let mut list = Inventory::new(service_labels);
     let refreshed = list.refresh(&mut client, &rules);
     KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
     if let Err(failure) = refreshed {
@@ -110,31 +109,30 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
 /// A row for each target of a device, or for the device if it is left out. No target has been tried yet.
 fn rows(entry: &Entry) -> Vec<Row> {
     let row = || Row {
-        device: entry.name.to_string(),
+        device: entry.shown().into_owned(),
         uuid: entry.uuid().map(str::to_owned),
-        fleet: entry.fleet.as_ref().map(|fleet| fleet.slug.clone()),
+        fleet: entry.common.fleet.as_ref().map(|fleet| fleet.slug.clone()),
         online: entry.online,
         ..Row::default()
     };
     if let Some(left_out) = &entry.left_out {
         return vec![row().left_out(left_out)];
     }
-    let groups = read_groups(&entry.text);
-    let rows = groups.map(|group| Row {
-        job: group.label(JOB).map(str::to_owned),
-        service: group.label(SERVICE).map(str::to_owned),
-        origin: Some(entry.origin.as_str()),
-        url: Some(url(&group)),
+    let host = entry.host();
+    let rows = entry.targets().iter().map(|target| Row {
+        job: target.job.as_deref().map(str::to_owned),
+        service: target.service.as_deref().map(str::to_owned),
+        origin: Some(entry.common.origin.as_str()),
+        url: Some(url(&host, target)),
         ..row()
     });
     rows.collect()
 }
 
 /// The URL that Prometheus scrapes.
-fn url(group: &ReadGroup) -> String {
-    let scheme = group.label(SCHEME).unwrap_or("http");
-    let path = group.label(METRICS_PATH).unwrap_or("/metrics");
-    format!("{scheme}://{}{path}", group.targets[0])
+fn url(host: &str, target: &Target) -> String {
+    let (scheme, port) = (target.scheme.unwrap_or("http"), target.port);
+    format!("{scheme}://{host}:{port}{}", target.path.as_deref().unwrap_or("/metrics"))
 }
 
 /// Tries the targets of all rows. On a terminal it shows the progress.

@@ -1,8 +1,10 @@
 //! What the log announces: the list, each device whose state changed, and each problem, once.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::iter;
+use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,8 @@ use super::entry::{Entry, Fleet, fingerprint};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::steering::Origin;
+use super::stored::{Key, StoredDevice};
+use super::target_groups;
 use crate::balena::selection::FleetRef;
 use crate::text::count;
 
@@ -29,9 +33,9 @@ pub struct Changes {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
     /// The fleet that each of them named when it last had devices.
-    known: Vec<Option<Arc<Fleet>>>,
+    known: Vec<Option<Fleet>>,
     /// The devices of the list that is published, as they were announced, in order.
-    devices: Option<Vec<Arc<Entry>>>,
+    devices: Option<Announced>,
     /// The version of the list that was announced last.
     version: Option<u64>,
     warnings: BTreeSet<String>,
@@ -47,23 +51,24 @@ impl Changes {
     }
 
     /// The first time, takes the devices of the published list as announced.
-    pub fn begin(&mut self, published: impl FnOnce() -> Vec<Arc<Entry>>) {
+    pub fn begin(&mut self, published: impl FnOnce() -> Vec<StoredDevice>) {
         if self.devices.is_none() {
-            let published = published();
-            self.learn_fleets(published.iter());
-            self.devices = Some(in_order(published));
+            let mut published = published();
+            self.learn_fleets(published.iter().map(|device| &*device.fleet));
+            published.sort_by(|one, other| one.key().cmp(&other.key()));
+            self.devices = Some(Announced::Stored(published));
         }
     }
 
-    fn learn_fleets<'e>(&mut self, entries: impl Iterator<Item = &'e Arc<Entry>>) {
+    fn learn_fleets<'e>(&mut self, fleets: impl Iterator<Item = &'e Fleet>) {
         let mut last = None;
-        for fleet in entries.filter_map(|entry| entry.fleet.as_ref()) {
-            if last.is_some_and(|last| Arc::ptr_eq(last, fleet)) {
+        for fleet in fleets {
+            if last.is_some_and(|last| ptr::eq(last, fleet)) {
                 continue;
             }
             last = Some(fleet);
             for (wanted, known) in self.fleets.iter().zip(&mut self.known) {
-                if wanted.names(fleet.id, &fleet.name, &fleet.slug) {
+                if wanted.names(fleet.id, &fleet.name, &fleet.slug) && known.as_ref() != Some(fleet) {
                     *known = Some(fleet.clone());
                 }
             }
@@ -81,22 +86,23 @@ impl Changes {
             log::debug!("{name} is unchanged");
             return;
         }
-        let before = self.devices.take().unwrap_or_default();
-        let listed = in_order(list.entries().cloned().collect());
+        let before = self.devices.take();
+        let mut listed: Vec<_> = list.entries().cloned().collect();
+        listed.sort_by(|one, other| key(one).cmp(&key(other)));
         // The first refresh has a line for each device. Lines that the log would not show are not kept.
         let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
         let mut lines = Vec::new();
         let mut number = 0;
-        let [added, removed, changed] = changes(&before, &listed, |change| {
+        let [added, removed, changed] = changes(before.as_ref(), &listed, |change| {
             number += 1;
             if lines.len() < most {
                 lines.push(change);
             }
         });
-        let left_out = listed.iter().filter(|entry| entry.targets == 0).count();
+        let left_out = listed.iter().filter(|entry| entry.targets().is_empty()).count();
         let summary = format!(
             "{} of {} (+{added} -{removed} ~{changed}), {} left out",
-            count(listed.iter().map(|entry| entry.targets).sum(), "target"),
+            count(listed.iter().map(|entry| entry.targets().len()).sum(), "target"),
             count(listed.len() - left_out, "device"),
             count(left_out, "device")
         );
@@ -108,7 +114,7 @@ impl Changes {
             _ => log::debug!("{name} is up to date: {summary}"),
         }
         write_lines(Level::Info, &lines, number);
-        self.devices = Some(listed);
+        self.devices = Some(Announced::Listed(listed));
         self.warn(list);
     }
 
@@ -129,8 +135,8 @@ impl Changes {
 
     /// Writes the warnings that were not there before.
     fn warn(&mut self, list: &Inventory) {
-        self.learn_fleets(list.entries());
-        let fleets = self.fleets.iter().zip(&self.known).map(|(fleet, known)| (fleet, known.as_deref()));
+        self.learn_fleets(list.entries().filter_map(|entry| entry.common.fleet.as_ref()));
+        let fleets = self.fleets.iter().zip(&self.known).map(|(fleet, known)| (fleet, known.as_ref()));
         let warnings = warnings(list, fleets);
         let new: Vec<_> = warnings.difference(&self.warnings).collect();
         write_lines(Level::Warn, &new, new.len());
@@ -152,14 +158,70 @@ fn why_empty(list: &Inventory) -> String {
     format!("{} left out ({})", count(reasons.values().sum(), "device"), shown.join(", "))
 }
 
-/// By ascending id. Devices without an id are ordered by name.
-fn key(entry: &Entry) -> (u64, Option<&str>) {
-    (entry.id, (entry.id == 0).then_some(&entry.name))
+/// The devices of a list that was announced, in order.
+enum Announced {
+    /// By an earlier run.
+    Stored(Vec<StoredDevice>),
+    /// By this one.
+    Listed(Vec<Arc<Entry>>),
 }
 
-fn in_order(mut entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>> {
-    entries.sort_by(|one, other| key(one).cmp(&key(other)));
-    entries
+/// A device of a list that was announced.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Stored(&'a StoredDevice),
+    Listed(&'a Arc<Entry>),
+}
+
+impl Announced {
+    fn iter(&self) -> Box<dyn Iterator<Item = Before<'_>> + '_> {
+        match self {
+            Announced::Stored(devices) => Box::new(devices.iter().map(Before::Stored)),
+            Announced::Listed(entries) => Box::new(entries.iter().map(Before::Listed)),
+        }
+    }
+}
+
+impl<'a> Before<'a> {
+    fn key(self) -> Key<'a> {
+        match self {
+            Before::Stored(device) => device.key(),
+            Before::Listed(entry) => key(entry),
+        }
+    }
+
+    fn name(self) -> Cow<'a, str> {
+        match self {
+            Before::Stored(device) => (&*device.name).into(),
+            Before::Listed(entry) => entry.shown(),
+        }
+    }
+
+    fn was_listed(self) -> bool {
+        match self {
+            Before::Stored(_) => true,
+            Before::Listed(entry) => !entry.targets().is_empty(),
+        }
+    }
+
+    /// Whether the target groups of the device are the same, or the reason why it has none.
+    fn equals(self, entry: &Arc<Entry>) -> bool {
+        match self {
+            Before::Stored(device) => {
+                !entry.targets().is_empty() && device.groups == fingerprint(&target_groups::of(entry))
+            }
+            Before::Listed(old) => {
+                let are_alike = || old.left_out == entry.left_out && target_groups::of(old) == target_groups::of(entry);
+                Arc::ptr_eq(old, entry) || are_alike()
+            }
+        }
+    }
+}
+
+/// By ascending id. Devices without an id come first, by name.
+fn key(entry: &Entry) -> Key<'_> {
+    let id = entry.id();
+    (id, if id.is_none() { entry.shown() } else { "".into() })
 }
 
 /// What became of a device.
@@ -167,41 +229,38 @@ enum Change<'a> {
     Added(&'a Entry),
     Changed(&'a Entry),
     LeftOut(&'a Entry, &'a LeftOut),
-    Removed(&'a Entry),
+    Removed(Before<'a>),
 }
 
 impl Display for Change<'_> {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
             Change::Added(entry) => {
-                write!(f, "added {}: {}", entry.name, count(entry.targets, "target"))?;
+                write!(f, "added {}: {}", entry.shown(), count(entry.targets().len(), "target"))?;
+                let origin = entry.common.origin;
                 // The option is the same for every device.
-                if entry.origin == Origin::Option { Ok(()) } else { write!(f, ", {}", entry.origin.as_str()) }
+                if origin == Origin::Option { Ok(()) } else { write!(f, ", {}", origin.as_str()) }
             }
-            Change::Changed(entry) => write!(f, "changed {}", entry.name),
-            Change::LeftOut(entry, left_out) => f.write_str(&left_out.log_line(&entry.name)),
-            Change::Removed(entry) => write!(f, "removed {}: the API does not list it any more", entry.name),
+            Change::Changed(entry) => write!(f, "changed {}", entry.shown()),
+            Change::LeftOut(entry, left_out) => f.write_str(&left_out.log_line(&entry.shown())),
+            Change::Removed(device) => write!(f, "removed {}: the API does not list it any more", device.name()),
         }
     }
 }
 
 /// How many devices were added, removed and changed. `note` gets each change.
-fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
+fn changes<'a>(before: Option<&'a Announced>, now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
     let [mut added, mut removed, mut changed] = [0; 3];
     let mut gone = Vec::new();
-    let mut before = before.iter().peekable();
+    let mut before = before.into_iter().flat_map(Announced::iter).peekable();
     for entry in now {
-        gone.extend(iter::from_fn(|| before.next_if(|old| key(old) < key(entry))));
-        let old = before.next_if(|old| key(old) == key(entry));
-        let is_same = |old: &Arc<Entry>| {
-            let has_text = || old.text == entry.text || old.record == fingerprint(&entry.text);
-            let is_alike = || (old.targets, &old.left_out) == (entry.targets, &entry.left_out);
-            Arc::ptr_eq(old, entry) || is_alike() && has_text()
-        };
-        if old.is_some_and(is_same) {
+        let key = key(entry);
+        gone.extend(iter::from_fn(|| before.next_if(|old| old.key() < key)));
+        let old = before.next_if(|old| old.key() == key);
+        if old.is_some_and(|old| old.equals(entry)) {
             continue;
         }
-        let was_listed = old.is_some_and(|old| old.targets > 0);
+        let was_listed = old.is_some_and(Before::was_listed);
         note(if let Some(left_out) = &entry.left_out {
             removed += usize::from(was_listed);
             Change::LeftOut(entry, left_out)
@@ -214,7 +273,7 @@ fn changes<'a>(before: &'a [Arc<Entry>], now: &'a [Arc<Entry>], mut note: impl F
         });
     }
     for gone in gone.into_iter().chain(before) {
-        removed += usize::from(gone.targets > 0);
+        removed += usize::from(gone.was_listed());
         note(Change::Removed(gone));
     }
     [added, removed, changed]

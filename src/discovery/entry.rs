@@ -1,7 +1,10 @@
-//! What is kept of a device and of a page of devices.
+//! What is kept of a device and of a page of devices: data, of which renderers make text where it is needed.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::{Arc, LazyLock};
 
 use twox_hash::XxHash3_64;
@@ -9,55 +12,158 @@ use twox_hash::XxHash3_64;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
 use super::steering::Origin;
-use crate::balena::device::Device;
+use crate::balena::device::{Device, display_name, up_to};
 
-/// A device: its target groups, or why it has none.
-#[derive(Debug, Default)]
+/// The most characters of a name that are kept. A name of more than 1024 bytes becomes no label, and 255 characters of it are shown.
+const MAX_NAME_LENGTH: usize = 1025;
+
+/// A device as it was mapped: its targets, or why it has none.
+#[derive(Debug)]
 pub struct Entry {
-    /// Its id, or 0 if it has none.
-    pub id: u64,
-    /// How it is shown to people.
-    pub name: Box<str>,
-    /// How many target groups it has.
-    pub targets: usize,
-    /// Its target groups, one a line, with `,\n` between them.
-    pub text: Box<[u8]>,
-    /// Why it has none.
+    id: Option<NonZeroU64>,
+    /// The uuid and then the name. Without a uuid, how the device is shown to people.
+    text: Box<str>,
+    /// Bytes of the uuid.
+    uuid_size: u8,
+    /// The LAN address of its targets, if they are reached by that.
+    pub address: Option<IpAddr>,
+    /// Why it has no targets.
     pub left_out: Option<Box<LeftOut>>,
-    /// Fingerprint of the API's record that all of this was made from; 0 if it must be made again. For a device of the target
-    /// file, whose text is not kept, the fingerprint of its text.
-    pub record: u64,
-    /// Its fleet.
-    pub fleet: Option<Arc<Fleet>>,
-    /// The labels of its `balena_device_info` that it has for itself, `uuid="…"` first; empty unless they are kept and the device
-    /// has an id and a uuid.
-    pub info: Box<str>,
-    /// The others, which many devices have in common.
-    pub common_info: Option<Arc<str>>,
+    /// Labels that come from its own tags, as members of a JSON object with a comma before each.
+    pub tag_labels: Box<str>,
+    /// What other devices have, too.
+    pub common: Arc<Common>,
     /// Whether balenaCloud sees it online, if that is asked for.
     pub online: Option<bool>,
-    /// Where its exporters come from.
-    pub origin: Origin,
-    /// Id of the release that it runs, or 0.
-    pub release: u64,
-    /// What the release that it runs declares; none without a release, or where labels of services are not read.
-    pub declared: Option<Arc<Declared>>,
+    /// Fingerprint of the API's record that all of this was made from; none if it must be made again.
+    pub record: Option<NonZeroU64>,
 }
 
 impl Entry {
-    /// Its uuid, if its information is kept.
-    pub fn uuid(&self) -> Option<&str> {
-        self.uuid_label()?.strip_prefix("uuid=\"")?.strip_suffix('"')
+    /// A device that is reached by its uuid, if it is reached.
+    pub fn new(device: &Device, common: Arc<Common>) -> Self {
+        let id = device.id.and_then(NonZeroU64::new);
+        let (text, uuid_size) = match device.uuid().filter(|_| id.is_some()) {
+            Some(uuid) => {
+                let name = device.device_name.as_deref().unwrap_or_default();
+                (format!("{uuid}{}", up_to(MAX_NAME_LENGTH, name)), uuid.len())
+            }
+            None => (device.display_name(), 0),
+        };
+        Entry {
+            id,
+            text: text.into(),
+            uuid_size: u8::try_from(uuid_size).unwrap_or_default(), // a uuid has at most 62 digits
+            address: None,
+            left_out: None,
+            tag_labels: "".into(),
+            common,
+            online: device.is_connected_to_vpn,
+            record: None,
+        }
     }
 
-    /// `uuid="…"`, the label that joins its series.
-    pub fn uuid_label(&self) -> Option<&str> {
-        self.info.split(',').next().filter(|label| !label.is_empty())
+    /// Its id in balena's database.
+    pub fn id(&self) -> Option<u64> {
+        self.id.map(NonZeroU64::get)
+    }
+
+    /// Its uuid. A device has one here if it has an id as well: by both it is told apart.
+    pub fn uuid(&self) -> Option<&str> {
+        Some(&self.text[..usize::from(self.uuid_size)]).filter(|uuid| !uuid.is_empty())
+    }
+
+    /// Its name in balenaCloud; may be empty. A device without a uuid has none here.
+    pub fn device_name(&self) -> &str {
+        if self.uuid_size == 0 { "" } else { &self.text[usize::from(self.uuid_size)..] }
+    }
+
+    /// How it is shown to people: `gw-0001 (cea099a)`.
+    pub fn shown(&self) -> Cow<'_, str> {
+        match self.uuid() {
+            Some(uuid) => display_name(Some(self.device_name()), Some(uuid), self.id()).into(),
+            None => (&*self.text).into(),
+        }
+    }
+
+    /// Its targets; none if it is left out.
+    pub fn targets(&self) -> &[Target] {
+        &self.common.targets
+    }
+
+    /// The host of its targets.
+    pub fn host(&self) -> Cow<'_, str> {
+        match self.address {
+            Some(IpAddr::V6(address)) => format!("[{address}]").into(),
+            Some(IpAddr::V4(address)) => address.to_string().into(),
+            None => format!("{}{}", self.uuid().unwrap_or_default(), self.common.host_suffix).into(),
+        }
+    }
+
+    /// Slug of its fleet, if it has both.
+    pub fn fleet_slug(&self) -> Option<&str> {
+        self.common.fleet.as_ref().map(|fleet| fleet.slug.as_str()).filter(|slug| !slug.is_empty())
+    }
+
+    /// Bytes that it keeps for itself, about.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.text.len() + self.tag_labels.len()
+    }
+}
+
+/// A target of a device, but for its host.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// TCP port.
+    pub port: u16,
+    /// The name of the exporter, which becomes the label `job`.
+    pub job: Option<Box<str>>,
+    /// The service that declares the exporter.
+    pub service: Option<Box<str>>,
+    /// `http` or `https`; none is the scrape config's.
+    pub scheme: Option<&'static str>,
+    /// The path of its metrics; none is the scrape config's.
+    pub path: Option<Box<str>>,
+    /// The labels that only this target of the device has, as members of a JSON object with a comma before each.
+    pub labels: Box<str>,
+}
+
+/// What many devices have in common: it is kept once.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    /// The fleet; a device may have none.
+    pub fleet: Option<Fleet>,
+    /// Id of the release that runs.
+    pub release: Option<u64>,
+    /// What that release declares; none without a release, or where labels of services are not read.
+    pub declared: Option<Arc<Declared>>,
+    /// Where the exporters come from.
+    pub origin: Origin,
+    /// What is scraped.
+    pub targets: Vec<Target>,
+    /// What makes a host of a uuid: `.balena`.
+    pub host_suffix: Box<str>,
+    /// Whether the name of the device stays on every series.
+    pub has_name_label: bool,
+    /// Labels of the targets as members of a JSON object, with a comma before each: those before the id of the device, those after
+    /// it, and those that come from tags of the fleet.
+    pub labels: [Box<str>; 3],
+    /// Labels of `balena_device_info` in the text format 0.0.4, with a comma before each.
+    pub info: Box<str>,
+}
+
+#[allow(clippy::derived_hash_with_manual_eq)] // equal values have equal texts
+impl Hash for Common {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.release.hash(state);
+        for text in self.labels.iter().chain([&self.info]).chain(self.targets.iter().map(|target| &target.labels)) {
+            state.write_u64(fingerprint(text.as_bytes()));
+        }
     }
 }
 
 /// A fleet with devices.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
     /// Database id.
     pub id: Option<u64>,
@@ -65,6 +171,36 @@ pub struct Fleet {
     pub name: String,
     /// `organization/name`.
     pub slug: String,
+}
+
+impl Fleet {
+    /// The fleet of a device.
+    pub fn of(device: &Device) -> Option<Self> {
+        let fleet = device.fleet.as_ref()?;
+        let name = fleet.app_name.as_deref().unwrap_or_default().to_owned();
+        Some(Fleet { id: fleet.id, name, slug: fleet.slug.as_deref().unwrap_or_default().to_owned() })
+    }
+}
+
+/// The values that devices have in common, of all pages, each once.
+#[derive(Default)]
+pub struct Commons(HashSet<Arc<Common>>);
+
+impl Commons {
+    /// The kept value that equals this one.
+    pub fn share(&mut self, common: Common) -> Arc<Common> {
+        if let Some(known) = self.0.get(&common) {
+            return known.clone();
+        }
+        let common = Arc::new(common);
+        self.0.insert(common.clone());
+        common
+    }
+
+    /// Forgets the values that no device has any more.
+    pub fn tidy(&mut self) {
+        self.0.retain(|common| Arc::strong_count(common) > 1);
+    }
 }
 
 /// The devices of a page of the API.
@@ -78,25 +214,6 @@ pub struct Page {
     pub left_out: BTreeMap<LeftOutReason, usize>,
     /// Problems with devices that are listed all the same.
     pub warnings: Vec<String>,
-}
-
-impl Page {
-    /// The device's fleet, shared with its neighbours of the same fleet.
-    pub fn fleet(&self, device: &Device) -> Option<Arc<Fleet>> {
-        let fleet = device.fleet.as_ref()?;
-        let id = fleet.id;
-        let name = fleet.app_name.as_deref().unwrap_or_default();
-        let slug = fleet.slug.as_deref().unwrap_or_default();
-        let mut known = self.entries.iter().rev().filter_map(|entry| entry.fleet.as_ref());
-        let same = known.find(|known| known.id == id && known.name == name && known.slug == slug);
-        Some(same.cloned().unwrap_or_else(|| Fleet { id, name: name.into(), slug: slug.into() }.into()))
-    }
-
-    /// These labels, shared with its neighbours that have the same.
-    pub fn common_info(&self, info: &str) -> Arc<str> {
-        let mut known = self.entries.iter().rev().filter_map(|entry| entry.common_info.as_ref());
-        known.find(|known| ***known == *info).cloned().unwrap_or_else(|| info.into())
-    }
 }
 
 /// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the fingerprint

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::entry::{Entry, Page};
+use super::entry::{Commons, Entry, Page};
 use super::mapper::Mapper;
 use super::services::Services;
 use super::target::Rules;
@@ -20,15 +20,14 @@ pub struct Inventory {
     /// The version of the services with which all pages were mapped.
     mapped_services: u64,
     version: u64,
-    /// Whether what the status endpoint needs of each device is kept.
-    keeps_info: bool,
+    /// What devices have in common.
+    commons: Commons,
 }
 
 impl Inventory {
-    /// An empty inventory. `service_labels` reads the labels of services; `keeps_info` keeps what the status endpoint needs of each
-    /// device.
-    pub fn new(service_labels: bool, keeps_info: bool) -> Self {
-        Inventory { services: service_labels.then(Services::default), keeps_info, ..Inventory::default() }
+    /// An empty inventory. `service_labels` reads the labels of services.
+    pub fn new(service_labels: bool) -> Self {
+        Inventory { services: service_labels.then(Services::default), ..Inventory::default() }
     }
 
     /// Rises with each page that changes.
@@ -47,15 +46,16 @@ impl Inventory {
         let services = self.services.as_mut();
         let services_changed = services.as_ref().is_some_and(|services| services.version() != self.mapped_services);
         let version = &mut self.version;
-        let mut mapper = Mapper { source, rules, services, services_changed, keeps_info: self.keeps_info };
+        let mut mapper = Mapper { source, rules, services, services_changed, commons: &mut self.commons };
         self.pages.refresh(&mut mapper, || *version += 1)?;
+        self.commons.tidy();
         self.mapped_services = self.services.as_ref().map_or(0, Services::version);
         Ok(())
     }
 
-    /// The target groups of each device that has some. With `,\n` between them they are the list.
-    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
-        self.entries().map(|entry| &*entry.text).filter(|text| !text.is_empty())
+    /// Whether a device has a target.
+    pub fn has_targets(&self) -> bool {
+        self.pages.contents().any(|page| page.targets > 0)
     }
 
     /// The pages. They do not change, so that a copy of the list shares them.
@@ -76,7 +76,7 @@ impl Inventory {
 
     /// Slugs of the fleets with devices that this names.
     pub fn fleets_named(&self, wanted: &FleetRef) -> BTreeSet<&str> {
-        let fleets = self.entries().filter_map(|entry| entry.fleet.as_deref());
+        let fleets = self.entries().filter_map(|entry| entry.common.fleet.as_ref());
         let named = fleets.filter(|fleet| wanted.names(fleet.id, &fleet.name, &fleet.slug));
         named.map(|fleet| fleet.slug.as_str()).collect()
     }

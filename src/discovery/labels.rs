@@ -75,7 +75,11 @@ pub const ALERT: (&str, &str) =
     ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
 
 /// The label with the name of the device.
-const DEVICE_NAME: &str = "device_name";
+pub const DEVICE_NAME: &str = "device_name";
+/// The label with the name of the device, where it is for relabelling only.
+pub const META_DEVICE_NAME: &str = "__meta_balena_device_name";
+/// The labels that each device has for itself. All others are common to many.
+const OWN: [&str; 3] = [DEVICE_NAME, UUID, DEVICE_ID];
 /// The label that every target has.
 pub const UUID: &str = "uuid";
 /// The label by which the target file is read again after a restart.
@@ -102,7 +106,7 @@ pub const INTERVAL: &str = "__scrape_interval__";
 pub const TIMEOUT: &str = "__scrape_timeout__";
 
 /// Label values longer than this, in bytes, are left out.
-const MAX_VALUE_SIZE: usize = 1024;
+pub const MAX_VALUE_SIZE: usize = 1024;
 /// Tags of a device or a fleet that become labels: a device can give itself any number of tags.
 const MAX_TAGS: usize = 64;
 
@@ -133,63 +137,98 @@ pub fn plain(table: &'static [Label]) -> impl Iterator<Item = &'static Label> {
     table.iter().filter(|label| label.kind == Plain)
 }
 
-/// A name and a value.
-pub type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
-
 impl LabelSet {
     /// The fields of a device that the labels need.
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
         self.table.iter().filter_map(|label| label.field)
     }
 
-    /// The labels that all exporters of a device have in common. Problems go to `warnings`.
-    pub fn of<'a>(&self, device: &'a Device, warnings: &mut Vec<String>) -> Vec<Pair<'a>> {
-        let tags = device.tags().len() + device.fleet_tags().len();
-        let mut labels: Vec<Pair> = Vec::with_capacity(self.table.len() + tags);
+    /// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma before
+    /// each: those before the id of the device, those after it, and those that come from tags of its fleet.
+    pub fn common(&self, device: &Device, warnings: &mut Vec<String>) -> [Box<str>; 3] {
+        let mut parts = <[String; 2]>::default();
+        let mut part = 0;
         for label in self.table {
-            let Some(value) = (label.value)(device) else { continue };
-            let stays = label.kind == Meta || label.name == UUID || self.chosen.contains(&label.name);
-            let name = if stays { label.name.into() } else { format!("{META_PREFIX}{}", label.name).into() };
-            labels.push((name, value));
+            if label.name == DEVICE_ID {
+                part = 1;
+            }
+            if OWN.contains(&label.name) {
+                continue;
+            }
+            let Some(value) = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE) else { continue };
+            if self.stays(label) {
+                member(&mut parts[part], label.name, &value);
+            } else {
+                member(&mut parts[part], &format!("{META_PREFIX}{}", label.name), &value);
+            }
         }
-        add_tags(&mut labels, "tag_", device.tags(), device, warnings);
-        add_tags(&mut labels, "fleet_tag_", device.fleet_tags(), device, warnings);
-        labels.retain(|(_, value)| value.len() <= MAX_VALUE_SIZE);
-        labels
+        let [before, after] = parts.map(String::into);
+        [before, after, of_tags("fleet_tag_", device.fleet_tags(), device, warnings)]
     }
 
-    /// The labels of `balena_device_info` in the text format 0.0.4, absent and too long ones empty: `uuid="…"` and the name, and
-    /// then those that many devices have in common. A device that is not muted has no label [`ALERT`].
-    pub fn info(&self, uuid: &str, device: &Device, is_muted: bool) -> [String; 2] {
-        let (mut own, mut common) = (format!("{UUID}=\"{uuid}\""), String::new());
-        for label in self.table.iter().filter(|label| label.name != UUID) {
+    /// Whether the name of the device stays on every series.
+    pub fn has_name(&self) -> bool {
+        self.chosen.contains(&DEVICE_NAME)
+    }
+
+    fn stays(&self, label: &Label) -> bool {
+        label.kind == Meta || self.chosen.contains(&label.name)
+    }
+
+    /// The labels of `balena_device_info` that other devices have, too, in the text format 0.0.4 with a comma before each. Absent and
+    /// too long ones are empty. A device that is not muted has no label [`ALERT`].
+    pub fn info(&self, device: &Device, is_muted: bool) -> Box<str> {
+        let mut info = String::with_capacity(256);
+        for label in self.table.iter().filter(|label| !OWN.contains(&label.name)) {
             let Some(name) = label.info else { continue };
             let value = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE).unwrap_or_default();
-            let part = if name == DEVICE_NAME { &mut own } else { &mut common };
-            let _ = write!(part, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
+            let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
         if is_muted {
-            let _ = write!(common, ",{}=\"false\"", ALERT.0);
+            let _ = write!(info, ",{}=\"false\"", ALERT.0);
         }
-        [own, common]
+        info.into()
     }
 }
 
-/// The labels of one exporter of a device. `scheme` is given where the address decides it.
-pub fn of_exporter<'a>(scraped: &'a Scraped<'a>, scheme: Option<&'a str>) -> Vec<Pair<'a>> {
-    let mut labels: Vec<Pair> = Vec::with_capacity(7);
-    if let Some(name) = &scraped.exporter.name {
-        labels.push((JOB.into(), name.into()));
-        labels.push((EXPORTER.into(), name.into()));
+/// The labels of `balena_device_info` that a device has for itself, in the text format 0.0.4.
+pub fn own_info(uuid: &str, name: &str) -> String {
+    let name = if name.len() <= MAX_VALUE_SIZE { escape(name) } else { String::new() };
+    format!("{UUID}=\"{uuid}\",{DEVICE_NAME}=\"{name}\"")
+}
+
+/// The labels that come from a device's own tags.
+pub fn of_own_tags(device: &Device, warnings: &mut Vec<String>) -> Box<str> {
+    of_tags("tag_", device.tags(), device, warnings)
+}
+
+/// The labels of one exporter of a device, as members of a JSON object with a comma before each.
+pub fn of_exporter(scraped: &Scraped, scheme: Option<&str>) -> Box<str> {
+    let mut labels = String::new();
+    let name = scraped.exporter.name.as_deref();
+    let all = [
+        (JOB, name),
+        (EXPORTER, name),
+        (SERVICE, scraped.service.filter(|name| name.len() <= MAX_VALUE_SIZE)),
+        (SCHEME, scheme),
+        (METRICS_PATH, scraped.exporter.path.as_deref()),
+        (INTERVAL, scraped.interval.map(|(text, _)| text)),
+        (TIMEOUT, scraped.timeout.map(|(text, _)| text)),
+    ];
+    for (name, value) in all {
+        if let Some(value) = value {
+            member(&mut labels, name, value);
+        }
     }
-    labels.extend(
-        scraped.service.filter(|name| name.len() <= MAX_VALUE_SIZE).map(|service| (SERVICE.into(), service.into())),
-    );
-    labels.extend(scheme.or(scraped.scheme).map(|scheme| (SCHEME.into(), scheme.into())));
-    labels.extend(scraped.exporter.path.as_deref().map(|path| (METRICS_PATH.into(), path.into())));
-    labels.extend(scraped.interval.map(|(interval, _)| (INTERVAL.into(), interval.into())));
-    labels.extend(scraped.timeout.map(|(timeout, _)| (TIMEOUT.into(), timeout.into())));
-    labels
+    labels.into()
+}
+
+/// Adds a member of a JSON object, with a comma before it.
+pub fn member(out: &mut String, name: &str, value: &str) {
+    let value = serde_json::to_string(value).unwrap_or_default(); // text is always JSON
+    for part in [",\"", name, "\":", &value] {
+        out.push_str(part);
+    }
 }
 
 /// A label value in the text format 0.0.4.
@@ -197,8 +236,9 @@ pub fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device: &Device, warnings: &mut Vec<String>) {
-    let key_and_value = |tag: &'a Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
+/// The labels of tags, as members of a JSON object with a comma before each. Problems go to `warnings`.
+fn of_tags<'t>(kind: &str, tags: &'t [Tag], device: &Device, warnings: &mut Vec<String>) -> Box<str> {
+    let key_and_value = |tag: &'t Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
     let mut tags: Vec<(&str, &str)> = tags.iter().filter_map(key_and_value).collect();
     // The API may return tags in any order. The same tags must give the same bytes.
     tags.sort_unstable();
@@ -207,20 +247,22 @@ fn add_tags<'a>(labels: &mut Vec<Pair<'a>>, kind: &str, tags: &'a [Tag], device:
         warnings.push(format!("{name} has {count} {kind}* labels; only the first {MAX_TAGS} are attached"));
         tags.truncate(MAX_TAGS);
     }
+    let (mut labels, mut names) = (String::new(), Vec::<String>::new());
     for (key, value) in tags {
         // Prometheus 2 takes no other characters in the name of a label.
         let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
-        let mut name = String::with_capacity(META_PREFIX.len() + kind.len() + key.len());
-        name.push_str(META_PREFIX);
-        name.push_str(kind);
-        name.extend(legal);
-        if labels.iter().all(|(known, _)| *known != name) {
-            labels.push((name.into(), value.into()));
-        } else {
+        let name: String = META_PREFIX.chars().chain(kind.chars()).chain(legal).collect();
+        if names.contains(&name) {
             let device = device.display_name();
             warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
+            continue;
         }
+        if value.len() <= MAX_VALUE_SIZE {
+            member(&mut labels, &name, value);
+        }
+        names.push(name);
     }
+    labels.into()
 }
 
 #[allow(clippy::ref_option)] // a reference to a field of a device

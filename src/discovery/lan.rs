@@ -92,24 +92,24 @@ impl Display for Refusal {
 }
 
 impl Lan {
-    /// The host of a device's targets: its first IPv4 address that is taken, else its first IPv6 address, in brackets.
+    /// The address of a device's targets: its first IPv4 address that is taken, else its first IPv6 address.
     ///
     /// # Errors
     /// No address is taken.
-    pub fn host(&self, device: &Device) -> Result<String, Unreachable> {
+    pub fn address(&self, device: &Device) -> Result<IpAddr, Unreachable> {
         let text = device.ip_address.as_deref().unwrap_or_default();
         let (mut v6, mut refused, mut more) = (None, Vec::new(), 0);
         for address in text.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok()) {
             match (self.refusal(address), address) {
-                (None, IpAddr::V4(address)) => return Ok(address.to_string()),
-                (None, IpAddr::V6(address)) => v6 = v6.or(Some(address)),
+                (None, IpAddr::V4(_)) => return Ok(address),
+                (None, IpAddr::V6(_)) => v6 = v6.or(Some(address)),
                 (Some(Refusal::Never), _) => {}
                 (Some(_), _) if refused.len() == MAX_SHOWN => more += 1,
                 (Some(refusal), _) => refused.push(format!("{address} ({refusal})")),
             }
         }
         if let Some(address) = v6 {
-            return Ok(format!("[{address}]"));
+            return Ok(address);
         }
         if refused.is_empty() {
             return Err(Unreachable::NoAddress);

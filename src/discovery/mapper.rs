@@ -1,14 +1,15 @@
 //! Reads a page of devices: a device whose record has not changed is not parsed or mapped again.
 
 use std::iter::Peekable;
+use std::num::NonZeroU64;
 use std::slice;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::entry::{Entry, Page, fingerprint};
+use super::entry::{Commons, Entry, Page, fingerprint};
 use super::services::Services;
-use super::target::{self, Mapped, Rules};
+use super::target::{self, Rules};
 use crate::balena::device::{self, Device};
 use crate::balena::pages::{List, Place, WithId};
 use crate::balena::{Answer, Failure, Request, Source};
@@ -23,8 +24,8 @@ pub struct Mapper<'a> {
     pub services: Option<&'a mut Services>,
     /// Whether they changed since all pages were mapped.
     pub services_changed: bool,
-    /// Whether to keep what the status needs of each device.
-    pub keeps_info: bool,
+    /// What devices have in common.
+    pub commons: &'a mut Commons,
 }
 
 impl List for Mapper<'_> {
@@ -73,7 +74,7 @@ impl List for Mapper<'_> {
         let mut device = device.ok_or_else(|| self.invalid(&why))?;
         device.broken = Some("it is too large; remove long tags".into());
         let id = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
-        let (page, _) = self.map(vec![(Some(id), Found::New(0, Box::new(device)))]);
+        let (page, _) = self.map(vec![(Some(id), Found::New(None, Box::new(device)))]);
         Ok((id, page))
     }
 }
@@ -86,7 +87,7 @@ pub enum Found<'a> {
     /// Its record has not changed.
     Same(Arc<Entry>),
     /// Its record's fingerprint, and what the record says.
-    New(u64, Box<Device<'a>>),
+    New(Option<NonZeroU64>, Box<Device<'a>>),
 }
 
 impl Found<'_> {
@@ -100,7 +101,7 @@ impl Found<'_> {
 
     fn id(&self) -> Option<u64> {
         match self {
-            Found::Same(entry) => Some(entry.id).filter(|id| *id > 0),
+            Found::Same(entry) => entry.id(),
             Found::New(_, device) => device.id,
         }
     }
@@ -113,13 +114,13 @@ impl<'a> Known<'a> {
 
     /// Parses a record, unless it has not changed and the entry `has_current_labels`: then the entry stays.
     fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> Found<'r> {
-        let record = fingerprint(raw.get().as_bytes());
-        let is_same = |entry: &&Arc<Entry>| entry.record == record && record > 0 && has_current_labels(entry);
+        let record = NonZeroU64::new(fingerprint(raw.get().as_bytes()));
+        let is_same = |entry: &&Arc<Entry>| record.is_some() && entry.record == record && has_current_labels(entry);
         if let Some(entry) = self.0.next_if(is_same) {
             return Found::Same(entry.clone());
         }
         let device = device::parse(raw);
-        while self.0.next_if(|entry| Some(entry.id) <= device.id).is_some() {}
+        while self.0.next_if(|entry| entry.id() <= device.id).is_some() {}
         Found::New(record, Box::new(device))
     }
 }
@@ -128,13 +129,13 @@ impl Mapper<'_> {
     /// Whether a device was mapped with the service labels that its release has now. A release that the API does not list any more
     /// counts as unchanged.
     fn has_current_labels(&self, entry: &Entry) -> bool {
-        let Some(now) = self.services.as_ref().and_then(|services| services.get(entry.release)) else { return true };
-        entry.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
+        let common = &entry.common;
+        let Some(now) = self.services.as_ref().and_then(|services| services.get(common.release?)) else { return true };
+        common.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
     }
 
-    fn map(&self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {
+    fn map(&mut self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {
         let mut page = Page::default();
-        let mut text = Vec::new();
         let mut last = None;
         for (id, found) in found {
             let entry = match found {
@@ -144,51 +145,27 @@ impl Mapper<'_> {
                         device.broken = Some("it comes twice, and the first record counts".into());
                         device.id = None;
                     }
-                    self.entry(&mut page, &device, record, &mut text).into()
+                    self.entry(&mut page, &device, record).into()
                 }
             };
-            page.targets += entry.targets;
+            page.targets += entry.targets().len();
             if let Some(left_out) = &entry.left_out {
                 *page.left_out.entry(left_out.reason).or_default() += 1;
             }
             page.entries.push(entry);
             last = id.or(last);
         }
-        let size = page.entries.iter().map(|entry| entry.text.len() + entry.info.len()).sum();
+        let size = page.entries.iter().map(|entry| entry.size()).sum();
         (page.into(), size)
     }
 
-    /// Maps a device. `text` is a buffer for the target groups, reused from device to device.
-    fn entry(&self, page: &mut Page, device: &Device, record: u64, text: &mut Vec<u8>) -> Entry {
-        text.clear();
+    fn entry(&mut self, page: &mut Page, device: &Device, record: Option<NonZeroU64>) -> Entry {
         let warned = page.warnings.len();
-        let release = device.release.as_ref().and_then(|release| release.id).unwrap_or_default();
-        let declared = self.services.as_ref().and_then(|services| services.get(release)).cloned();
-        let mapped = target::map(device, declared.as_deref(), self.rules, text, &mut page.warnings);
-        let (mapped, left_out) = match mapped {
-            Ok(mapped) => (mapped, None),
-            Err(left_out) => (Mapped::default(), Some(left_out.into())),
-        };
-        let info = match (device.id, device.uuid()) {
-            (Some(_), Some(uuid)) if self.keeps_info => Some(self.rules.info(uuid, device)),
-            _ => None,
-        };
-        let common_info = info.as_ref().map(|[_, common]| page.common_info(common));
-        Entry {
-            id: device.id.unwrap_or_default(),
-            name: device.display_name().into(),
-            targets: mapped.targets,
-            origin: mapped.origin,
-            release,
-            declared,
-            text: text.as_slice().into(),
-            left_out,
-            // Warnings belong to the page, so a device with one is mapped again with each new page.
-            record: if page.warnings.len() > warned { 0 } else { record },
-            fleet: page.fleet(device),
-            info: info.map(|[own, _]| own.into()).unwrap_or_default(),
-            common_info,
-            online: device.is_connected_to_vpn,
-        }
+        let release = device.release.as_ref().and_then(|release| release.id);
+        let declared = self.services.as_ref().and_then(|services| services.get(release?)).cloned();
+        let mut entry = target::map(device, declared, self.rules, self.commons, &mut page.warnings);
+        // Warnings belong to the page, so a device with one is mapped again with each new page.
+        entry.record = record.filter(|_| page.warnings.len() == warned);
+        entry
     }
 }

@@ -11,11 +11,12 @@ pub mod left_out;
 mod mapper;
 pub mod services;
 pub mod steering;
+pub mod stored;
 pub mod tags;
 pub mod target;
 pub mod target_file;
+pub mod target_groups;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
@@ -24,9 +25,9 @@ use crate::balena::selection::FleetRef;
 use crate::balena::{Answer, Client, Failure, Request, Source};
 use crate::text::count;
 use changes::Changes;
-use entry::Entry;
 use inventory::Inventory;
 use key_owner::KeyOwner;
+use stored::StoredDevice;
 use target::Rules;
 
 /// Where the list goes.
@@ -34,7 +35,7 @@ pub trait Sink {
     /// Its name in messages.
     fn name(&self) -> String;
     /// The devices of the list that is there; none if it cannot be read.
-    fn published(&self) -> Option<Vec<Arc<Entry>>>;
+    fn published(&self) -> Option<Vec<StoredDevice>>;
     /// Puts the list there, unless it is there already.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ pub struct Scraped<'a> {
     /// The service that declares it.
     pub service: Option<&'a str>,
     /// `http` or `https`; none is the scrape config's.
-    pub scheme: Option<&'a str>,
+    pub scheme: Option<&'static str>,
     /// None is the scrape config's.
     pub interval: Option<Millis<'a>>,
     /// None is the scrape config's, or the interval if that is shorter than Prometheus' default of 10 s.

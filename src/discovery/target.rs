@@ -1,16 +1,15 @@
-//! A device and the rules → target groups, as Prometheus' `file_sd_configs` takes them. Pure functions.
+//! A device and the rules → its targets. Pure functions.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize, Serializer};
-
+use super::entry::{Common, Commons, Entry, Fleet, Target};
 use super::exporter::Exporter;
-use super::labels::{self, LabelSet, Pair};
+use super::labels::{self, LabelSet};
 use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::services::Declared;
-use super::steering::{self, Origin, Scraped};
+use super::steering::{self, Origin, Scraped, Steering};
 use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
@@ -89,37 +88,44 @@ impl Rules {
         let online = self.online_only.then_some("is_connected_to_vpn");
         self.labels.fields().chain(online).chain(self.address.field())
     }
-
-    /// The labels of a device's `balena_device_info`: its own, and those that others have, too.
-    pub fn info(&self, uuid: &str, device: &Device) -> [String; 2] {
-        self.labels.info(uuid, device, steering::is_muted(device, self.own_tags))
-    }
 }
 
 const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 
-/// What became of a device that has targets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mapped {
-    /// How many target groups were written.
-    pub targets: usize,
-    /// Where its exporters come from.
-    pub origin: Origin,
+/// Maps a device. `declared` is what the release that it runs declares. Problems that do not leave the device out go to `warnings`, with
+/// its name.
+pub fn map(
+    device: &Device, declared: Option<Arc<Declared>>, rules: &Rules, commons: &mut Commons, warnings: &mut Vec<String>,
+) -> Entry {
+    let mut common = Common {
+        fleet: Fleet::of(device),
+        release: device.release.as_ref().and_then(|release| release.id),
+        info: rules.labels.info(device, steering::is_muted(device, rules.own_tags)),
+        ..Common::default()
+    };
+    let targets = targets(device, declared.as_deref(), rules, &mut common, warnings);
+    common.declared = declared;
+    let mut entry = Entry::new(device, commons.share(common));
+    match targets {
+        Ok(address) => {
+            entry.address = address;
+            entry.tag_labels = labels::of_own_tags(device, warnings);
+        }
+        Err(left_out) => entry.left_out = Some(left_out.into()),
+    }
+    entry
 }
 
-/// Writes the target groups of a device to `out`, one a line with `,\n` between them. `declared` is what the release that it runs
-/// declares. Problems that do not leave the device out go to `warnings`, with its name.
-///
-/// # Errors
-/// The device has no targets.
-pub fn map(
-    device: &Device, declared: Option<&Declared>, rules: &Rules, out: &mut Vec<u8>, warnings: &mut Vec<String>,
-) -> Result<Mapped, LeftOut> {
+/// Adds the targets of a device, and the labels that they have in common with those of other devices. Returns its LAN address, if it is
+/// reached by that.
+fn targets(
+    device: &Device, declared: Option<&Declared>, rules: &Rules, common: &mut Common, warnings: &mut Vec<String>,
+) -> Result<Option<IpAddr>, LeftOut> {
     if let Some(what) = &device.broken {
         return Err(LeftOut { reason: LeftOutReason::Broken, detail: what.as_str().into() });
     }
     device.id.ok_or(LeftOutReason::NoId)?;
-    let uuid = device.uuid().ok_or(LeftOutReason::BadUuid)?;
+    device.uuid().ok_or(LeftOutReason::BadUuid)?;
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
@@ -130,14 +136,34 @@ pub fn map(
     if rules.online_only && device.is_connected_to_vpn != Some(true) {
         return Err(LeftOutReason::Offline.into());
     }
-    let host = host(device, uuid, rules)?;
-    let labels = rules.labels.of(device, warnings);
-    let mut written: Vec<(Option<&str>, String)> = Vec::new();
-    for scraped in steering.exporters.iter().filter(|scraped| unreachable(scraped, rules).is_none()) {
+    let address = address(device, rules)?;
+    common.targets = reachable(device, &steering, rules, warnings)?;
+    common.origin = steering.origin;
+    common.host_suffix = match rules.address {
+        Address::Vpn => ".balena".into(),
+        Address::Public => format!(".{}", rules.public_domain).into(),
+        Address::Lan => "".into(),
+    };
+    common.has_name_label = rules.labels.has_name();
+    common.labels = rules.labels.common(device, warnings);
+    Ok(address)
+}
+
+/// The exporters that the address leads to, each once.
+fn reachable(
+    device: &Device, steering: &Steering, rules: &Rules, warnings: &mut Vec<String>,
+) -> Result<Vec<Target>, LeftOut> {
+    let is_public = rules.address == Address::Public;
+    let (reachable, unreachable): (Vec<_>, Vec<_>) = steering.exporters.iter().partition(|scraped| {
+        // An exporter that no service declares is taken for what answers at the public URL.
+        !is_public || scraped.exporter.port == 80 || scraped.service.is_none()
+    });
+    let mut targets: Vec<Target> = Vec::new();
+    for scraped in reachable {
         let exporter = &*scraped.exporter;
-        let port = if rules.address == Address::Public { 443 } else { exporter.port };
-        let identity = (exporter.name.as_deref(), format!("{host}:{port}"));
-        if written.contains(&identity) {
+        let port = if is_public { 443 } else { exporter.port };
+        let is_there = |target: &Target| target.port == port && target.job.as_deref() == exporter.name.as_deref();
+        if targets.iter().any(is_there) {
             let name = device.display_name();
             let source = match steering.origin {
                 Origin::DeviceTag | Origin::FleetTag => tags::EXPORTERS,
@@ -146,79 +172,42 @@ pub fn map(
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
             continue;
         }
-        if !written.is_empty() {
-            out.extend_from_slice(b",\n");
-        }
-        let own = labels::of_exporter(scraped, (rules.address == Address::Public).then_some("https"));
-        let group = Group { targets: [identity.1.as_str()], labels: Labels([&labels, &own]) };
-        let _ = serde_json::to_writer(&mut *out, &group); // text into memory cannot fail
-        written.push(identity);
+        let scheme = if is_public { Some("https") } else { scraped.scheme };
+        targets.push(Target {
+            port,
+            job: exporter.name.as_deref().map(Box::from),
+            service: scraped.service.map(Box::from),
+            scheme,
+            path: exporter.path.as_deref().map(Box::from),
+            labels: labels::of_exporter(scraped, scheme),
+        });
     }
-    let unreachable: Vec<_> = steering.exporters.iter().filter_map(|scraped| unreachable(scraped, rules)).collect();
     if !unreachable.is_empty() {
-        let what = unreachable.join(", ");
+        let shown =
+            |scraped: &&Scraped| format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port);
+        let what = unreachable.iter().map(shown).collect::<Vec<_>>().join(", ");
         let only = "a public device URL leads to port 80 only";
-        if written.is_empty() {
+        if targets.is_empty() {
             return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: format!("{what}: {only}").into() });
         }
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
-    if written.is_empty() {
+    if targets.is_empty() {
         let detail = if steering.ignores_exporters { IGNORED_EXPORTERS } else { "" };
         return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
-    Ok(Mapped { targets: written.len(), origin: steering.origin })
+    Ok(targets)
 }
 
-/// The service and port of an exporter that no public device URL leads to.
-fn unreachable(scraped: &Scraped, rules: &Rules) -> Option<String> {
-    let port = scraped.exporter.port;
-    let service = scraped.service.filter(|_| rules.address == Address::Public && port != 80)?;
-    Some(format!("{service} at {port}"))
-}
-
-/// The host of every target of a device.
-fn host(device: &Device, uuid: &str, rules: &Rules) -> Result<String, LeftOut> {
+/// The LAN address of every target of a device, where it is reached by that.
+fn address(device: &Device, rules: &Rules) -> Result<Option<IpAddr>, LeftOut> {
     match rules.address {
-        Address::Vpn => Ok(format!("{uuid}.balena")),
-        Address::Public if device.is_web_accessible == Some(true) => Ok(format!("{uuid}.{}", rules.public_domain)),
+        Address::Vpn => Ok(None),
+        Address::Public if device.is_web_accessible == Some(true) => Ok(None),
         Address::Public => Err(LeftOutReason::NoPublicUrl.into()),
-        Address::Lan => rules.lan.host(device).map_err(|unreachable| match unreachable {
+        Address::Lan => rules.lan.address(device).map(Some).map_err(|unreachable| match unreachable {
             Unreachable::NoAddress => LeftOutReason::NoLanAddress.into(),
             Unreachable::Refused(detail) => LeftOut { reason: LeftOutReason::LanAddressRefused, detail: detail.into() },
         }),
-    }
-}
-
-/// A target group, as it is written and as it is read.
-#[derive(Deserialize, Serialize)]
-pub struct Group<Targets, Labels> {
-    /// `host:port` of each target.
-    pub targets: Targets,
-    /// Their labels.
-    pub labels: Labels,
-}
-
-/// A target group of our own list, as it is read. It has one target.
-pub type ReadGroup<'a> = Group<[Cow<'a, str>; 1], BTreeMap<Cow<'a, str>, Cow<'a, str>>>;
-
-impl ReadGroup<'_> {
-    /// The value of a label.
-    pub fn label(&self, name: &str) -> Option<&str> {
-        self.labels.get(name).map(|value| &**value)
-    }
-}
-
-/// Reads the target groups of a device, as [`map`] wrote them.
-pub fn read_groups(text: &[u8]) -> impl Iterator<Item = ReadGroup<'_>> {
-    let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b",").unwrap_or(line));
-    lines.filter_map(|line| serde_json::from_slice(line).ok())
-}
-
-struct Labels<'a>([&'a [Pair<'a>]; 2]);
-
-impl Serialize for Labels<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().copied().flatten().map(|(name, value)| (name, value)))
     }
 }

@@ -1,22 +1,18 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
 use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::iter;
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::entry::{Entry, Fleet, fingerprint};
 use super::inventory::Inventory;
-use super::labels::{DEVICE_ID, FLEET_ID, FLEET_NAME, META_PREFIX, UUID};
-use super::target::ReadGroup;
+use super::stored::{self, StoredDevice};
+use super::target_groups;
 use super::{Published, Sink};
-use crate::balena::device::display_name;
 use crate::balena::{Failure, Reason};
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
@@ -166,15 +162,9 @@ impl TargetFile {
         if self.keeps_mode && file.metadata()?.mode() & 0o777 != self.mode {
             return Ok(false);
         }
-        let (mut file, mut buffer) = (BufReader::new(file), Vec::new());
-        for part in parts(list.texts()) {
-            buffer.resize(part.len(), 0);
-            file.read_exact(&mut buffer)?;
-            if buffer != part {
-                return Ok(false);
-            }
-        }
-        Ok(file.read(&mut [0])? == 0)
+        let mut rest = Rest(BufReader::new(file));
+        target_groups::write(list.entries().map(|entry| &**entry), &mut rest)?;
+        Ok(rest.0.read(&mut [0])? == 0)
     }
 
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
@@ -185,7 +175,7 @@ impl TargetFile {
         let file =
             builder.prefix(PREFIX).rand_bytes(RANDOM_LENGTH).permissions(permissions).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
-        parts(list.texts()).try_for_each(|part| writer.write_all(part))?;
+        target_groups::write(list.entries().map(|entry| &**entry), &mut writer)?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
         self.set_mode(file.as_file());
@@ -216,14 +206,29 @@ impl TargetFile {
     }
 }
 
+/// What is left of a file that is compared with what is written here.
+struct Rest<R>(R);
+
+impl<R: Read> Write for Rest<R> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut same = vec![0; text.len()];
+        self.0.read_exact(&mut same)?;
+        if same == text { Ok(text.len()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Sink for TargetFile {
     fn name(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn published(&self) -> Option<Vec<Arc<Entry>>> {
+    fn published(&self) -> Option<Vec<StoredDevice>> {
         match self.open() {
-            Ok(file) => read(file).ok().map(|entries| entries.into_iter().map(Arc::new).collect()),
+            Ok(file) => stored::read(file).ok(),
             Err(error) => (error.kind() == io::ErrorKind::NotFound).then(Vec::new),
         }
     }
@@ -238,7 +243,7 @@ impl Sink for TargetFile {
         if !holds {
             self.seen = None;
             let has_targets = || self.published().is_none_or(|devices| !devices.is_empty());
-            if list.texts().next().is_none() && !self.write_empty && has_targets() {
+            if !list.has_targets() && !self.write_empty && has_targets() {
                 return Ok(Published::Refused);
             }
             self.write(list).map_err(|error| self.failure(&error))?;
@@ -246,14 +251,6 @@ impl Sink for TargetFile {
         self.seen = identity(&self.path).map(|identity| (identity, list.version()));
         Ok(if holds { Published::Unchanged } else { Published::Written })
     }
-}
-
-/// The list as JSON, with a target group a line.
-pub fn parts<'l>(texts: impl Iterator<Item = &'l [u8]>) -> impl Iterator<Item = &'l [u8]> {
-    let mut texts = texts.peekable();
-    let [start, end]: [&[u8]; 2] = if texts.peek().is_some() { [b"[\n", b"\n]\n"] } else { [b"[]", b"\n"] };
-    let groups = texts.enumerate().flat_map(|(nth, text)| [if nth == 0 { &b""[..] } else { b",\n" }, text]);
-    iter::once(start).chain(groups).chain([end])
 }
 
 /// What a file of this type is, if a list must not replace it.
@@ -301,40 +298,4 @@ fn is_mounted(path: &Path) -> bool {
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The devices of a target file of ours. It is read line by line, since a list may be too large to hold it twice.
-fn read(file: File) -> io::Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut text = String::new(); // of the last entry
-    for line in BufReader::new(file).lines() {
-        let line = line?;
-        let group = line.trim_end_matches(',');
-        if matches!(group, "[" | "]" | "[]") {
-            continue;
-        }
-        let ReadGroup { labels, .. } = serde_json::from_str(group)?;
-        let label = |name: &str| labels.get(name).map(|value| &**value);
-        let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
-        if let Some(last) = entries.last_mut().filter(|last| Some(last.id) == id) {
-            text = text + ",\n" + group;
-            last.targets += 1;
-            last.record = fingerprint(text.as_bytes());
-            continue;
-        }
-        group.clone_into(&mut text);
-        let name = label("device_name").or_else(|| label(&format!("{META_PREFIX}device_name")));
-        let name = display_name(name, label(UUID), id).into();
-        let record = fingerprint(group.as_bytes());
-        let slug = label("fleet").or_else(|| label(&format!("{META_PREFIX}fleet")));
-        let fleet = Fleet {
-            id: label(FLEET_ID).and_then(|id| id.parse().ok()),
-            name: label(FLEET_NAME).unwrap_or_default().to_owned(),
-            slug: slug.unwrap_or_default().to_owned(),
-        };
-        let known = entries.last().and_then(|last: &Entry| last.fleet.clone()).filter(|known| **known == fleet);
-        let fleet = Some(known.unwrap_or_else(|| fleet.into()));
-        entries.push(Entry { id: id.unwrap_or_default(), name, targets: 1, record, fleet, ..Entry::default() });
-    }
-    Ok(entries)
 }

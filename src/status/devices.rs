@@ -125,19 +125,20 @@ impl Devices {
     /// The next device.
     pub fn next(&mut self) -> Option<Device<'_>> {
         let entry = self.entry.next(&self.list.pages, |page| &page.entries)?;
-        let state = self.state.find(&self.known.states, entry.id, |state| state.id);
-        let report = self.report.find(&self.known.reports, entry.id, |report| report.id);
+        let Some(id) = entry.id() else { return Some(Device { entry, state: None, report: None, services: None }) };
+        let state = self.state.find(&self.known.states, id, |state| state.id);
+        let report = self.report.find(&self.known.reports, id, |report| report.id);
         let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
-            let running = self.running.find(&installs.running, entry.id, |running| running.id);
+            let running = self.running.find(&installs.running, id, |running| running.id);
             let mut own = Vec::new();
             while let Some(install) = installs.by_device.get(self.not_running).and_then(|at| installs.get(*at)) {
-                if install.device > entry.id {
+                if install.device > id {
                     break;
                 }
-                own.extend(Some(install).filter(|install| install.device == entry.id));
+                own.extend(Some(install).filter(|install| install.device == id));
                 self.not_running += 1;
             }
-            Services::of(state, entry.declared.as_deref(), running.map_or(&[], |running| &running.images), own)
+            Services::of(state, entry.common.declared.as_deref(), running.map_or(&[], |running| &running.images), own)
         });
         Some(Device { entry, state, report, services })
     }

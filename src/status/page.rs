@@ -7,8 +7,6 @@ use html_escape::encode_text;
 
 use super::devices::{Device, Devices};
 use super::{Shown, Status, Trouble};
-use crate::discovery::labels::{JOB, METRICS_PATH, SERVICE};
-use crate::discovery::target::read_groups;
 
 /// The style sheet. A content security policy allows it by its place, `/style.css`.
 pub const STYLE: &str = include_str!("style.css");
@@ -37,7 +35,7 @@ impl Status {
         let mut devices = Devices::new(shown.list.clone().unwrap_or_default(), shown.known.clone());
         while let Some(device) = devices.next() {
             let entry = device.entry;
-            targets += entry.targets;
+            targets += entry.targets().len();
             let table = match device.state.and_then(|state| state.online) {
                 _ if entry.left_out.is_some() => &mut tables[0],
                 Some(false) => &mut tables[1],
@@ -120,13 +118,12 @@ impl Status {
     /// A device with its fleet, its state, and its targets or why it has none.
     fn write_row(&self, out: &mut String, device: &Device, now: SystemTime) -> Result {
         let (entry, state) = (device.entry, device.state);
-        let name = format!("<bdi>{}</bdi>", encode_text(&entry.name));
+        let name = format!("<bdi>{}</bdi>", encode_text(&entry.shown()));
         let is_plain = |uuid: &&str| uuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match (&self.dashboard, entry.uuid().filter(is_plain)) {
             (Some(url), Some(uuid)) => write!(out, "<tr><td><a href=\"{url}/devices/{uuid}/summary\">{name}</a>")?,
             _ => write!(out, "<tr><td>{name}")?,
         }
-        let fleet = entry.fleet.as_ref().map(|fleet| &*fleet.slug).filter(|slug| !slug.is_empty());
         let (class, word) = match state.and_then(|state| state.online) {
             Some(true) => ("good", "online"),
             Some(false) => ("bad", "offline"),
@@ -135,7 +132,7 @@ impl Status {
         write!(
             out,
             " <small>{}</small><td><span class=\"{class}\">{word}</span>",
-            encode_text(fleet.unwrap_or("no fleet"))
+            encode_text(entry.fleet_slug().unwrap_or("no fleet"))
         )?;
         if let Some(since) = state.and_then(|state| state.since?.time()) {
             write!(out, " <small>since {}</small>", ago(since, now))?;
@@ -145,11 +142,12 @@ impl Status {
         if let Some(left_out) = &entry.left_out {
             write!(out, "{}", encode_text(&left_out.to_string()))?;
         }
-        for group in read_groups(&entry.text) {
-            let job = group.label(JOB).unwrap_or("without a name");
-            let service = group.label(SERVICE).map(|service| format!("service {service}"));
-            let origin = service.as_deref().unwrap_or(entry.origin.as_str());
-            let url = format!("{}{}", group.targets[0], group.label(METRICS_PATH).unwrap_or_default());
+        let host = entry.host();
+        for target in entry.targets() {
+            let job = target.job.as_deref().unwrap_or("without a name");
+            let service = target.service.as_deref().map(|service| format!("service {service}"));
+            let origin = service.as_deref().unwrap_or(entry.common.origin.as_str());
+            let url = format!("{host}:{}{}", target.port, target.path.as_deref().unwrap_or_default());
             let [job, origin, url] = [job, origin, &url].map(encode_text);
             write!(out, "<div>{job} <span class=\"soft\">from {origin}</span> <small>{url}</small></div>")?;
         }

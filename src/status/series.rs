@@ -11,7 +11,8 @@ use super::device_metrics::{METRICS, Metric, Value};
 use super::devices::{Cursor, Device, Devices, Known};
 use super::list::List;
 use super::stream::Source;
-use crate::discovery::labels::{ALERT, escape};
+use crate::discovery::labels::{ALERT, escape, own_info};
+use crate::discovery::target_groups;
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;
@@ -57,26 +58,26 @@ impl Source for Series {
 
 /// Appends the samples of a metric of a device, and returns whether there is one.
 fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &Device) -> bool {
-    let Some(uuid) = device.entry.uuid_label() else { return false };
+    let Some(uuid) = device.entry.uuid() else { return false };
     let name = metric.name;
     match metric.value {
         Value::Info => {
-            let common = device.entry.common_info.as_deref().unwrap_or_default();
-            put(out, [name, "{", &device.entry.info, common, "} 1\n"]);
+            let own = own_info(uuid, device.entry.device_name());
+            put(out, [name, "{", &own, &device.entry.common.info, "} 1\n"]);
             true
         }
-        Value::State(of) => put_sample(out, [name, "{", uuid, "} "], device.state.and_then(of)),
+        Value::State(of) => put_sample(out, [name, "{uuid=\"", uuid, "\"} "], device.state.and_then(of)),
         Value::Report(of) => {
-            put_sample(out, [name, "{", uuid, "} "], device.report.map(of).filter(|value| !value.is_nan()))
+            put_sample(out, [name, "{uuid=\"", uuid, "\"} "], device.report.map(of).filter(|value| !value.is_nan()))
         }
         Value::Word(label, of) => device.state.and_then(of).is_some_and(|word| {
-            put(out, [name, "{", uuid, ",", label, "=\"", &escape(word), "\"} 1\n"]);
+            put(out, [name, "{uuid=\"", uuid, "\",", label, "=\"", &escape(word), "\"} 1\n"]);
             true
         }),
         Value::Count(of) => {
             let count = device.services.as_ref().and_then(of);
             #[allow(clippy::cast_precision_loss)] // a few services
-            put_sample(out, [name, "{", uuid, "} "], count.map(|count| count as f64))
+            put_sample(out, [name, "{uuid=\"", uuid, "\"} "], count.map(|count| count as f64))
         }
         Value::Status | Value::Download => put_services(out, metric, uuid, device),
     }
@@ -98,9 +99,9 @@ fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device)
                     out,
                     [
                         metric.name,
-                        "{",
+                        "{uuid=\"",
                         uuid,
-                        ",service=\"",
+                        "\",service=\"",
                         &escape(service),
                         "\",status=\"",
                         &escape(&install.status),
@@ -117,7 +118,11 @@ fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device)
                     continue;
                 };
                 put_already.push(service);
-                put_sample(out, [metric.name, "{", uuid, ",service=\"", &escape(service), "\"} "], Some(ratio));
+                put_sample(
+                    out,
+                    [metric.name, "{uuid=\"", uuid, "\",service=\"", &escape(service), "\"} "],
+                    Some(ratio),
+                );
             }
         }
     }
@@ -158,27 +163,24 @@ fn put<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
 pub struct Targets {
     list: Arc<List>,
     at: Cursor,
-    begun: bool,
+    /// Whether no target group has been made so far.
+    is_first: bool,
 }
 
 impl Targets {
     /// This list.
     pub fn new(list: Arc<List>) -> Self {
-        Targets { list, at: Cursor::default(), begun: false }
+        Targets { list, at: Cursor::default(), is_first: true }
     }
 }
 
 impl Source for Targets {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         let Some(entry) = self.at.next(&self.list.pages, |page| &page.entries) else {
-            out.extend_from_slice(if self.begun { b"\n]\n" } else { b"[]\n" });
+            out.extend_from_slice(target_groups::end(self.is_first));
             return false;
         };
-        if !entry.text.is_empty() {
-            out.extend_from_slice(if self.begun { b",\n" } else { b"[\n" });
-            out.extend_from_slice(&entry.text);
-            self.begun = true;
-        }
+        target_groups::append(entry, &mut self.is_first, out);
         true
     }
 }

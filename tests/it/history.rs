@@ -66,7 +66,7 @@ proptest! {
     fn a_list_is_as_if_freshly_made(start in vec(1..120_u64, 0..100), events in vec(event(), 1..60), most in 1..20_usize) {
         let mut devices: Devices = start.into_iter().map(|id| (id, (0, id % RELEASES))).collect();
         let mut ports: BTreeMap<u64, u16> = (1..=RELEASES).map(|id| (id, 80)).collect();
-        let mut kept = Inventory::new(true, false);
+        let mut kept = Inventory::new(true);
         for event in events.into_iter().chain([Event::Refresh { fails: None, late: None }]) {
             match event {
                 Event::Set(id, name, release) => drop(devices.insert(id, (name, release))),
@@ -74,17 +74,17 @@ proptest! {
                 Event::Label(release, port) => drop(ports.insert(release, port)),
                 Event::Refresh { fails, late } => {
                     let (rows, releases) = (rows(&devices), releases(&ports));
-                    let late = late.filter(|late| kept.entries().all(|entry| entry.release != *late));
+                    let late = late.filter(|late| kept.entries().all(|entry| entry.common.release != Some(*late)));
                     let api = || Rows::new(&rows, most).with_releases(&releases, None);
                     let mut failing = Rows::new(&rows, most).with_releases(&releases, late).failing(fails);
                     if kept.refresh(&mut failing, &rules()).is_err() {
                         prop_assert!(fails.is_some());
                         continue;
                     }
-                    let mut fresh = Inventory::new(true, false);
+                    let mut fresh = Inventory::new(true);
                     fresh.refresh(&mut api(), &rules()).expect("nothing fails");
                     prop_assert_eq!(text(&kept), text(&fresh));
-                    let ids: Vec<u64> = kept.entries().map(|entry| entry.id).collect();
+                    let ids: Vec<u64> = kept.entries().map(|entry| entry.id().expect("an id")).collect();
                     prop_assert_eq!(ids, devices.keys().copied().collect::<Vec<_>>());
                     // The list of releases is complete from now on, and at rest it costs no body.
                     kept.refresh(&mut api(), &rules()).expect("nothing fails");
@@ -103,10 +103,10 @@ proptest! {
         let devices: Devices = (1..=count).map(|id| (id, (0, id % RELEASES))).collect();
         let ports = (1..RELEASES).map(|id| (id, 80)).collect();
         let (rows, releases) = (rows(&devices), releases(&ports));
-        let mut capped = Inventory::new(true, false);
+        let mut capped = Inventory::new(true);
         let mut source = Rows::new(&rows, most).with_releases(&releases, None).capped(limit);
         capped.refresh(&mut source, &rules()).expect("nothing fails");
-        let ids: Vec<u64> = capped.entries().map(|entry| entry.id).collect();
+        let ids: Vec<u64> = capped.entries().map(|entry| entry.id().expect("an id")).collect();
         prop_assert_eq!(ids, (1..=count).collect::<Vec<_>>());
     }
 }

@@ -12,7 +12,8 @@ const OWN: [&str; 3] = ["172.18.0.3/16", "192.168.1.5/24", "fd00::2/64"];
 
 fn host(lan: &Lan, addresses: &str) -> Result<String, Unreachable> {
     let body = json!({ "d": [{ "id": 1, "ip_address": addresses }] }).to_string();
-    lan.host(&device::parse_page(body.as_bytes()).expect("a page")[0])
+    let address = lan.address(&device::parse_page(body.as_bytes()).expect("a page")[0])?;
+    Ok(if address.is_ipv6() { format!("[{address}]") } else { address.to_string() })
 }
 
 fn lan(named: &str) -> Lan {

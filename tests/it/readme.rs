@@ -3,15 +3,16 @@
 use std::borrow::Cow;
 
 use baletheus::balena::Request;
-use baletheus::balena::device;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
 use baletheus::config::OPTIONS;
 use baletheus::discovery::exporter;
+use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::labels::{self, Kind, LABELS, Label, LabelSet, STEERED};
-use baletheus::discovery::target::{self, Rules};
+use baletheus::discovery::target::Rules;
 use serde_json::{Value, json};
 
+use crate::support::fakes::{Bytes, list};
 use crate::support::fleet::gateways;
 
 const OPTIONS_PAGE: (&str, &str) = ("docs/options.md", include_str!("../../docs/options.md"));
@@ -84,12 +85,12 @@ fn a_label_is_one_line_of_the_table() {
     let mut record = gateways(1).remove(0);
     record["ip_address"] = "10.0.0.7".into();
     let body = json!({ "d": [record] }).to_string();
-    let device = &device::parse_page(body.as_bytes()).unwrap()[0];
-    let (mut file, mut warnings) = (Vec::new(), Vec::new());
-    target::map(device, None, &rules, &mut file, &mut warnings).unwrap();
-    let group: Value = serde_json::from_slice(&file).unwrap();
-    assert_eq!(group["labels"]["addresses"], "10.0.0.7");
-    assert!(rules.info("0000000", device)[1].ends_with(",addresses=\"10.0.0.7\""));
+    let mut inventory = Inventory::default();
+    inventory.refresh(&mut Bytes { body: body.as_bytes(), most: 1000 }, &rules).unwrap();
+    let list: Value = serde_json::from_slice(&list(&inventory)).unwrap();
+    assert_eq!(list[0]["labels"]["addresses"], "10.0.0.7");
+    let entry = inventory.entries().next().expect("the device");
+    assert!(entry.common.info.ends_with(",addresses=\"10.0.0.7\""), "{}", entry.common.info);
 
     let documented = label_tables(table);
     assert_eq!(documented[0], label_tables(LABELS)[0].clone() + "| `addresses` | its addresses |\n");

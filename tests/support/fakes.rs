@@ -3,17 +3,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baletheus::balena::client::Actor;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
 use baletheus::balena::{Answer, Api, Client, Failure, Reason, Request, Source};
-use baletheus::discovery::entry::Entry;
 use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::target::Rules;
-use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, exporter, target_file};
+use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, exporter, target_groups};
 use baletheus::key::{self, KeySource};
 use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
@@ -25,7 +24,9 @@ pub fn rules() -> Rules {
 
 /// The target file of these devices.
 pub fn list(inventory: &Inventory) -> Vec<u8> {
-    target_file::parts(inventory.texts()).collect::<Vec<_>>().concat()
+    let mut list = Vec::new();
+    target_groups::write(inventory.entries().map(|entry| &**entry), &mut list).expect("memory takes it");
+    list
 }
 
 /// The client of the API at this URL.
@@ -277,7 +278,7 @@ impl Sink for LoopSink<'_> {
         "the list".to_owned()
     }
 
-    fn published(&self) -> Option<Vec<Arc<Entry>>> {
+    fn published(&self) -> Option<Vec<StoredDevice>> {
         Some(Vec::new())
     }
 

@@ -1,0 +1,82 @@
+//! The devices of a target file that an earlier run has left.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::entry::{Fleet, fingerprint};
+use super::labels::{DEVICE_ID, DEVICE_NAME, FLEET_ID, FLEET_NAME, META_DEVICE_NAME, META_PREFIX, UUID};
+use crate::balena::device::display_name;
+
+/// How devices are ordered: by id, and those without one by name.
+pub type Key<'a> = (Option<u64>, Cow<'a, str>);
+
+/// A device that has targets in the file.
+#[derive(Debug)]
+pub struct StoredDevice {
+    /// Its id.
+    pub id: Option<u64>,
+    /// How it is shown to people.
+    pub name: Box<str>,
+    /// Its fleet, as far as the labels tell it.
+    pub fleet: Arc<Fleet>,
+    /// Fingerprint of its target groups.
+    pub groups: u64,
+}
+
+impl StoredDevice {
+    /// Its place among other devices.
+    pub fn key(&self) -> Key<'_> {
+        (self.id, if self.id.is_none() { (&*self.name).into() } else { "".into() })
+    }
+}
+
+/// A target group of ours: it has one target.
+#[derive(Deserialize)]
+struct Group<'a> {
+    #[serde(borrow, rename = "targets")]
+    _targets: [Cow<'a, str>; 1],
+    #[serde(borrow)]
+    labels: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+}
+
+/// Reads a target file of ours line by line, since a list may be too large to hold it twice.
+///
+/// # Errors
+/// The file cannot be read, or it is none of ours.
+pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
+    let mut devices: Vec<StoredDevice> = Vec::new();
+    let mut text = String::new(); // of the last device
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        let group = line.trim_end_matches(',');
+        if matches!(group, "[" | "]" | "[]") {
+            continue;
+        }
+        let Group { labels, .. } = serde_json::from_str(group)?;
+        let label = |name: &str| labels.get(name).map(|value| &**value);
+        let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
+        if let Some(last) = devices.last_mut().filter(|last| last.id == id) {
+            text = text + ",\n" + group;
+            last.groups = fingerprint(text.as_bytes());
+            continue;
+        }
+        group.clone_into(&mut text);
+        let name = label(DEVICE_NAME).or_else(|| label(META_DEVICE_NAME));
+        let name = display_name(name, label(UUID), id).into();
+        let slug = label("fleet").or_else(|| label(&format!("{META_PREFIX}fleet")));
+        let fleet = Fleet {
+            id: label(FLEET_ID).and_then(|id| id.parse().ok()),
+            name: label(FLEET_NAME).unwrap_or_default().to_owned(),
+            slug: slug.unwrap_or_default().to_owned(),
+        };
+        let known = devices.last().map(|last| last.fleet.clone()).filter(|known| **known == fleet);
+        let fleet = known.unwrap_or_else(|| fleet.into());
+        devices.push(StoredDevice { id, name, fleet, groups: fingerprint(text.as_bytes()) });
+    }
+    Ok(devices)
+}

@@ -1,0 +1,84 @@
+//! The list as Prometheus' `file_sd_configs` and `http_sd_configs` take it: a target group for each target, a line each.
+
+use std::io::{self, Write};
+
+use super::entry::Entry;
+use super::labels::{DEVICE_ID, DEVICE_NAME, MAX_VALUE_SIZE, META_DEVICE_NAME, UUID, member};
+
+/// What comes before the first target group.
+const START: &[u8] = b"[\n";
+
+/// Writes the list.
+///
+/// # Errors
+/// `out` fails.
+pub fn write<'e>(entries: impl Iterator<Item = &'e Entry>, out: &mut dyn Write) -> io::Result<()> {
+    let mut text = Vec::new();
+    let mut is_first = true;
+    for entry in entries {
+        text.clear();
+        append(entry, &mut is_first, &mut text);
+        out.write_all(&text)?;
+    }
+    out.write_all(end(is_first))
+}
+
+/// The target groups of a device by themselves, with `,\n` between them; nothing if it has none.
+pub fn of(entry: &Entry) -> Vec<u8> {
+    let mut text = Vec::new();
+    append(entry, &mut true, &mut text);
+    text.drain(..text.len().min(START.len()));
+    text
+}
+
+/// Appends the target groups of a device. `is_first` is whether the list has none before them.
+pub fn append(entry: &Entry, is_first: &mut bool, out: &mut Vec<u8>) {
+    let Some(uuid) = entry.uuid().filter(|_| !entry.targets().is_empty()) else { return };
+    let host = entry.host();
+    let own = own_labels(entry, uuid);
+    let [before_id, after_id, fleet_tags] = &entry.common.labels;
+    let id = entry.id().unwrap_or_default().to_string();
+    for target in entry.targets() {
+        out.extend_from_slice(if *is_first { START } else { b",\n" });
+        *is_first = false;
+        let port = target.port.to_string();
+        for part in [
+            "{\"targets\":[\"",
+            &host,
+            ":",
+            &port,
+            "\"],\"labels\":{",
+            &own,
+            before_id,
+            ",\"",
+            DEVICE_ID,
+            "\":\"",
+            &id,
+            "\"",
+            after_id,
+            &entry.tag_labels,
+            fleet_tags,
+            &target.labels,
+            "}}",
+        ] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+}
+
+/// What follows the last target group.
+pub fn end(is_first: bool) -> &'static [u8] {
+    if is_first { b"[]\n" } else { b"\n]\n" }
+}
+
+/// The name and the uuid.
+fn own_labels(entry: &Entry, uuid: &str) -> String {
+    let mut labels = String::with_capacity(128);
+    let name = entry.device_name();
+    if !name.is_empty() && name.len() <= MAX_VALUE_SIZE {
+        member(&mut labels, if entry.common.has_name_label { DEVICE_NAME } else { META_DEVICE_NAME }, name);
+    }
+    member(&mut labels, UUID, uuid);
+    labels.remove(0); // the comma
+    labels
+}
