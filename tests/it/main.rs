@@ -40,6 +40,7 @@ mod stored;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod tunnel;
+mod tunnel_comparison;
 mod tunnel_limits;
 mod typing_mistakes;
 mod vpn_recordings;

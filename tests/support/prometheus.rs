@@ -30,9 +30,14 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts Prometheus 2 or 3 with a configuration, whose relative paths count from its own folder.
     pub fn start(major: u8, config: &Path) -> Self {
+        Self::start_with(major, config, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(major: u8, config: &Path, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(tools::prometheus(major).binary);
-        command.arg("--config.file").arg(config).arg("--storage.tsdb.path").arg(folder.path().join("data"));
+        command.arg("--config.file").arg(config).arg("--storage.tsdb.path").arg(folder.path().join("data")).args(args);
         let server = Server::start(command, folder);
 
         // reqwest asks for a TLS provider, even for http; a test that installed one already may keep it.
@@ -176,6 +181,22 @@ impl NodeExporter {
         command
             .args(["disable-defaults", "cpu", "loadavg", "meminfo", "uname"].map(|name| format!("--collector.{name}")));
         Self(Server::start(command, tempfile::tempdir().unwrap()))
+    }
+
+    /// With https, which offers HTTP/2, and with values that do not change.
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let (certificate, key) = (file("cert.pem", certificate), file("key.pem", key));
+        let config = format!("tls_server_config: {{cert_file: {certificate:?}, key_file: {key:?}}}\n");
+        let mut command = Command::new(tools::node_exporter());
+        command.args(["--web.disable-exporter-metrics", "--collector.disable-defaults", "--collector.uname"]);
+        command.arg("--web.config.file").arg(file("web.yml", &config));
+        Self(Server::start(command, folder))
     }
 
     pub fn addr(&self) -> SocketAddr {

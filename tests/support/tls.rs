@@ -19,8 +19,7 @@ impl Authority {
 
     /// What `--ca-file` takes.
     pub fn pem(&self) -> String {
-        let body = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, self.0.der());
-        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+        pem("CERTIFICATE", self.0.der())
     }
 
     /// For a server that shows the certificate of the authority itself.
@@ -35,6 +34,14 @@ impl Authority {
         Self::with(vec![params.signed_by(&key, &self.0).expect("a certificate").der().clone()], &key)
     }
 
+    /// Certificate and key for a server of these names, as PEM.
+    pub fn server_pem(&self, names: &[&str]) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        (pem("CERTIFICATE", certificate.der()), pem("PRIVATE KEY", &key.serialize_der()))
+    }
+
     fn with(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -44,4 +51,9 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
         Arc::new(config)
     }
+}
+
+fn pem(what: &str, der: &[u8]) -> String {
+    let body = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der);
+    format!("-----BEGIN {what}-----\n{body}\n-----END {what}-----\n")
 }
