@@ -16,15 +16,19 @@ use crate::balena::selection::Selection;
 use crate::balena::{Api, Client};
 use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
-use crate::check::report::Row;
+use crate::check::report::{Row, Stopped};
 use crate::discovery::changes;
-use crate::discovery::entry::{Entry, Target};
+use crate::discovery::entry::Target;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::key_owner::KeyOwner;
 use crate::discovery::target::{Address, Rules};
 use crate::logging;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
+use crate::status::devices::{Device, Devices, Known};
+use crate::status::installs::NotRunning;
+use crate::status::list::List;
+use crate::status::watching;
 
 /// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends
 /// a request to the API for each.
@@ -70,7 +74,12 @@ pub fn run(settings: Settings) -> Result<bool, CannotStart> {
         log::error!("cannot check: {failure}");
         return Ok(false);
     }
-    let mut rows: Vec<Row> = list.entries().flat_map(|entry| rows(entry)).collect();
+    let known = if json { services(&client) } else { Known::default() };
+    let mut devices = Devices::new(List { version: 0, pages: list.pages().cloned().collect() }.into(), known);
+    let mut rows = Vec::new();
+    while let Some(device) = devices.next() {
+        rows.extend(self::rows(&device));
+    }
     for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {
         log::warn!("{warning}");
     }
@@ -106,9 +115,24 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
     Ok((Client::new(settings.api, query)?, Prober { connector, vpn }))
 }
 
+/// What runs on the devices; nothing where the API does not say it, which the log has.
+fn services(client: &Client) -> Known {
+    watching::once(client).unwrap_or_else(|failure| {
+        log::warn!("cannot read the services of the devices: {failure}");
+        Known::default()
+    })
+}
+
 /// A row for each target of a device, or for the device if it is left out. No target has been tried yet.
-fn rows(entry: &Entry) -> Vec<Row> {
+fn rows(device: &Device) -> Vec<Row> {
+    let entry = device.entry;
+    let services = device.services.as_ref().filter(|services| services.are_reported());
+    let stopped = |install: &NotRunning| Stopped {
+        service: install.service.as_deref().map(str::to_owned),
+        status: install.status.to_string(),
+    };
     let row = || Row {
+        services_not_running: services.map(|services| services.of_running_release().map(stopped).collect()),
         device: entry.shown().into_owned(),
         uuid: entry.uuid().map(str::to_owned),
         fleet: entry.common.fleet.as_ref().map(|fleet| fleet.slug.clone()),

@@ -33,6 +33,8 @@ pub struct Row {
     pub url: Option<String>,
     /// Whether balenaCloud sees the device.
     pub online: Option<bool>,
+    /// The device's services that do not run; none if the device does not report them, is offline, or the key may not read them.
+    pub services_not_running: Option<Vec<Stopped>>,
     pub result: Outcome,
     pub samples: Option<u64>,
     pub seconds: Option<f64>,
@@ -44,6 +46,13 @@ pub struct Row {
     pub answer: String,
     /// What to do; empty if the target answers as it should.
     pub hint: &'static str,
+}
+
+/// A service that does not run, with its status in the API's words.
+#[derive(Debug, Serialize)]
+pub struct Stopped {
+    pub service: Option<String>,
+    pub status: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -2,9 +2,9 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
-mod devices;
-mod installs;
-mod list;
+pub mod devices;
+pub mod installs;
+pub mod list;
 pub mod liveness;
 mod metrics;
 mod page;
@@ -12,7 +12,7 @@ mod records;
 mod routes;
 mod series;
 mod shared;
-mod state;
+pub mod state;
 pub mod stream;
 pub mod watching;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::devices::{Installs, Pages};
+use super::devices::{Installs, Known, Pages};
 use super::installs::{NotRunning, Running};
 use super::records::Records;
 use super::state::{Report, State};
@@ -83,6 +83,17 @@ pub fn watch(client: &Client, settings: Settings, publish: impl Fn(News) + Send 
         }
     };
     threads::spawn("device-metrics", run)
+}
+
+/// Asks once for the state of the devices and for what runs on them.
+///
+/// # Errors
+/// A request fails.
+pub fn once(client: &Client) -> Result<Known, Failure> {
+    let (mut states, mut services) = (States::new(client), Services::new(client));
+    states.refresh()?;
+    let installs = Some(services.refresh()?);
+    Ok(Known { states: states.records.pages(), installs, ..Known::default() })
 }
 
 /// Requests for the state from one for the reports to the next.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::cloud::{Cloud, Reply, Seen, recorded_services};
 use crate::support::fleet::{self, demo_fleet, install};
 use crate::support::recording::Recording;
-use crate::support::sidecar::{PATIENCE, Sidecar};
+use crate::support::sidecar::{PATIENCE, Sidecar, finish};
 use crate::support::status::{self, Status};
 use serde_json::{Value, json};
 
@@ -354,4 +354,41 @@ fn a_label_leaves_a_service_out_of_the_alerts() {
     );
     let line = status.running.wait_for("prometheus.io.alert is \"perhaps\"");
     assert!(line.contains("service job of release") && line.contains("counts as absent"), "{line}");
+}
+
+/// The page and `check --json` have the services that do not run.
+#[test]
+fn the_page_and_check_show_what_does_not_run() {
+    let cloud = recorded();
+    let sidecar = start(&cloud);
+    let status = Status::start(&sidecar);
+    status.wait_until("services", known);
+    let page = status.text("/");
+    let row = |name: &str| {
+        page.lines().find(|line| line.contains(&format!("<bdi>{name} "))).unwrap_or_else(|| panic!("{name}: {page}"))
+    };
+    assert!(row("one-exited").contains("<div class=\"bad\">app: exited</div>"), "{page}");
+    assert!(
+        row("update-rejected")
+            .contains("<div class=\"bad\">update rejected</div><div class=\"soft\">services not reported</div>"),
+        "{page}"
+    );
+    assert!(!row("all-running").contains("class=\"bad\""), "{page}");
+
+    let mut command = sidecar.command();
+    command.args(["check", "--json", "--tunnel-url", "http://127.0.0.1:9"]).env("EXPORTERS", "node:80");
+    let output = finish(command);
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let services = |name: &str| {
+        let row = rows.iter().find(|row| row["device"].as_str().is_some_and(|device| device.starts_with(name)));
+        row.expect("a row")["services_not_running"].clone()
+    };
+    assert_eq!(services("one-exited"), json!([{ "service": "app", "status": "exited" }]));
+    assert_eq!((services("all-running"), services("update-rejected")), (json!([]), Value::Null));
+    cloud.deny(Some("image_install"));
+    let mut command = sidecar.command();
+    command.args(["check", "--json", "--tunnel-url", "http://127.0.0.1:9"]).env("EXPORTERS", "node:80");
+    let output = finish(command);
+    let log = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(log.contains("cannot read the services of the devices") && log.contains("401"), "{log}");
 }

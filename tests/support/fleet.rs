@@ -202,17 +202,32 @@ pub fn run_services(device: &mut Value, names: &[&str]) {
 
 /// What the device should run from now on.
 pub fn set_target(device: &mut Value, version: &str) {
-    let running = device["is_running__release"].clone();
-    set_release(device, version);
-    device["is_running__release"] = running;
+    device["should_be_running__release"] = release_of(device, version);
+}
+
+/// A release of the device's fleet.
+fn release_of(device: &Value, version: &str) -> Value {
+    let slug = device["belongs_to__application"][0]["slug"].as_str().unwrap_or_default();
+    let commit = &hex(&format!("{slug} {version}"))[..32];
+    json!([{ "id": release_id(commit), "commit": commit, "raw_version": version }])
 }
 
 /// What the device runs from now on, and should.
 pub fn set_release(device: &mut Value, version: &str) {
-    let slug = device["belongs_to__application"][0]["slug"].as_str().unwrap_or_default();
-    let commit = &hex(&format!("{slug} {version}"))[..32];
-    let release = json!([{ "id": release_id(commit), "commit": commit, "raw_version": version }]);
+    let release = release_of(device, version);
     (device["is_running__release"], device["should_be_running__release"]) = (release.clone(), release);
+    // The rows of the old release stay as `deleted`.
+    let rows = device["image_install"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
+    let mut names = Vec::new();
+    for row in rows.iter_mut().filter(|row| row["status"] != "deleted") {
+        let name = &row["installs__image"][0]["is_a_build_of__service"][0]["service_name"];
+        names.push(name.as_str().expect("a name").to_owned());
+        row["status"] = json!("deleted");
+    }
+    names.sort();
+    names.dedup();
+    names.reverse(); // node-exporter is the first of demo_fleet
+    run_services(device, &names.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 /// Id of the release that the device runs.
