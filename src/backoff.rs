@@ -32,13 +32,13 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Counts a failure and gives the wait until the next try: the server's `Retry-After`, or else a random one in the
-    /// upper half of the doubled wait, so that many sidecars do not return at the same moment.
+    /// Counts a failure and gives the wait until the next try: at least the doubled wait, and at least the server's `Retry-After`. Up
+    /// to a quarter of the doubled wait is added at random, so that many sidecars do not return at the same moment.
     pub fn failed(&mut self, retry_after: Option<Duration>) -> Duration {
         let doubled = FIRST_WAIT.min(self.interval).saturating_mul(2_u32.saturating_pow(self.failures));
-        let longest = LONGEST_WAIT.max(self.interval);
+        let wait = doubled.min(LONGEST_WAIT.max(self.interval));
         self.failures = self.failures.saturating_add(1);
-        retry_after.unwrap_or_else(|| doubled.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0))
+        wait.max(retry_after.unwrap_or_default()).saturating_add(wait.mul_f64(fastrand::f64() / 4.0))
     }
 }
 

@@ -202,6 +202,10 @@ impl Sink for StandardOutput {
         "standard output".into()
     }
 
+    fn stays(&self) -> String {
+        String::new()
+    }
+
     fn published(&self) -> Option<Vec<StoredDevice>> {
         None
     }

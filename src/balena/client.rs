@@ -1,7 +1,7 @@
 //! The client of the API: what it is asked with, and the counts of its requests.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client as Http, ClientBuilder as Builder};
@@ -95,6 +95,8 @@ pub struct Client {
     pub(super) max_answer: u64,
     query: Query,
     requests: Requests,
+    /// Whether a cache that answers in the API's place was reported.
+    pub(super) warned_of_age: Arc<Once>,
 }
 
 impl Client {
@@ -125,7 +127,7 @@ impl Client {
             .map_err(|error| no_client(&error))?;
         let max_answer = memory::limit()
             .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
-        Ok(Client { http, api, query, requests: Requests::default(), max_answer })
+        Ok(Client { http, api, query, requests: Requests::default(), max_answer, warned_of_age: Arc::new(Once::new()) })
     }
 
     /// The API's base URL.

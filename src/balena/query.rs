@@ -57,6 +57,8 @@ pub enum Request<'a> {
     NextRelease(u64),
     /// The releases with these ids, in the form of [`Request::Releases`].
     ReleasesById(&'a [u64]),
+    /// The fleets of the first devices that the key sees, selected or not.
+    EveryFleet,
 }
 
 /// Fields of the state of a device that older servers do not know, or that a key may not read.
@@ -135,6 +137,9 @@ const STATE: [&str; 2] = [
     "&$expand=is_running__release($select=id),should_be_running__release($select=id)",
 ];
 
+/// The fleets of many devices in one answer.
+const EVERY_FLEET: &str = "$select=id&$expand=belongs_to__application($select=id,slug)&$orderby=id%20asc&$top=10000";
+
 /// References of a device that are expanded in every request for devices. Without an order, the tags of a page may come in
 /// another order while nothing has changed, and the page then has a new `ETag`.
 const EXPAND: &str = "is_of__device_type($select=slug),belongs_to__application($select=id,app_name,slug;\
@@ -162,6 +167,7 @@ impl Query {
             Request::Devices { after, limit } => {
                 self.devices(&format!("$select={}&$expand={EXPAND}", self.fields), after, limit)
             }
+            Request::EveryFleet => format!("/v7/device?{EVERY_FLEET}"),
             Request::DevicesWith { what, after, limit } => self.devices(what, after, limit),
             Request::State { more, after, limit } => {
                 let [fields, references] =

@@ -1,11 +1,14 @@
 //! One request: it is sent with the key, its answer is read within bounds, and a failure is explained.
 
-use std::io::Read;
-use std::time::{Duration, SystemTime};
+use std::error::Error;
+use std::io::{self, Read};
+use std::time::{Duration, Instant, SystemTime};
 
+use flate2::read::MultiGzDecoder;
 use reqwest::blocking::Response;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
+    ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, HeaderMap,
+    HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::{StatusCode, Url};
 
@@ -19,6 +22,8 @@ use crate::text::causes;
 
 /// Bytes of an error's body that are read for the message.
 const EXCERPT_SIZE: u64 = 800;
+/// An answer that a cache has kept for longer, in seconds, is not the state of now.
+const MAX_AGE: u64 = 3600;
 
 /// What the API answers to a conditional request.
 #[derive(Debug)]
@@ -48,6 +53,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let response = self.send(key, path, etag, limit)?;
         let new_etag = text_of(response.headers(), &ETAG);
+        self.warn_about_age(response.headers());
         match response.status() {
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
             StatusCode::OK => Ok(match self.body(response, limit)? {
@@ -67,18 +73,47 @@ impl Client {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
             .map_err(|_| Failure::new(Reason::Unauthorized, "the API key cannot be sent: check API_KEY"))?;
         bearer.set_sensitive(true);
-        // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
-        let mut request = self.http.get(url).header(AUTHORIZATION, bearer).timeout(limit);
+        let mut request = self.http.get(url).header(AUTHORIZATION, bearer);
+        request = request.header(ACCEPT_ENCODING, "gzip").header(CACHE_CONTROL, "no-cache");
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        request.send().map_err(|error| self.broken(error, limit))
+        let end = Instant::now() + limit;
+        // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
+        let again = request.try_clone();
+        let sent = request.timeout(limit).send();
+        // The server may have closed a kept connection while this request was on its way.
+        if let (Err(error), Some(again)) = (&sent, again)
+            && has_broken(error)
+        {
+            log::debug!("the connection to {} broke, and the request is sent again: {error}", self.api.url);
+            let sent = again.timeout(end.saturating_duration_since(Instant::now())).send();
+            return sent.map_err(|error| self.broken(error, limit));
+        }
+        sent.map_err(|error| self.broken(error, limit))
+    }
+
+    /// A cache between here and the API may hide what changes there.
+    fn warn_about_age(&self, headers: &HeaderMap) {
+        let age = text_of(headers, &AGE).and_then(|age| age.trim().parse().ok()).unwrap_or_default();
+        if age > MAX_AGE {
+            self.warned_of_age.call_once(|| {
+                let age = humantime::format_duration(Duration::from_secs(age));
+                let url = &self.api.url;
+                log::warn!("{url} is answered by a cache, from {age} ago (Age): let the cache pass these requests on");
+            });
+        }
     }
 
     /// The body, or none if it is too large.
     fn body(&self, response: Response, limit: Duration) -> Result<Option<Vec<u8>>, Failure> {
         let mut body = Vec::new();
-        match response.take(self.max_answer + 1).read_to_end(&mut body) {
+        let unpacked = unpacked(response).map_err(|coding| {
+            let coding: String = coding.chars().take(40).collect();
+            let why = format!("answers in the coding {coding:?}, which was not asked for: does a proxy change it?");
+            Failure::new(Reason::BadAnswer, format!("{} {why}", self.api.url))
+        })?;
+        match unpacked.take(self.max_answer + 1).read_to_end(&mut body) {
             Ok(_) => Ok((body.len() as u64 <= self.max_answer).then_some(body)),
             Err(error) => Err(match error.downcast::<reqwest::Error>() {
                 Ok(error) => self.broken(error, limit),
@@ -102,8 +137,15 @@ impl Client {
             (Reason::Tls, format!("cannot trust {url}: {cause}; {}", trust_hint(cause)))
         } else if let Some(no_thread) = NoThread::find(&error) {
             (Reason::Connect, format!("cannot reach {url}: {no_thread}"))
+        } else if error.is_builder() {
+            let (reason, hint) = Reason::of_status(StatusCode::URI_TOO_LONG.as_u16());
+            (reason, format!("cannot ask {url}: {hint}"))
+        } else if cause.contains("InvalidContentType") || cause == "tls handshake eof" {
+            (Reason::Tls, format!("cannot reach {url}{}: {cause}; is https spoken on this port?", self.through()))
         } else if error.is_connect() {
             (Reason::Connect, format!("cannot reach {url}{}: {cause}", self.through()))
+        } else if cause.contains("invalid HTTP version") && url.starts_with("http:") {
+            (Reason::BrokenAnswer, format!("the answer of {url} is not HTTP; does it want https?"))
         } else {
             (Reason::BrokenAnswer, format!("the answer of {url} broke off: {cause}"))
         };
@@ -118,7 +160,10 @@ impl Client {
     /// An answer that is not the one asked for.
     fn refused(&self, key: &Secret, response: Response) -> Failure {
         let (status, url) = (response.status(), &self.api.url);
-        let (reason, hint) = Reason::of_status(status.as_u16());
+        let (reason, mut hint) = Reason::of_status(status.as_u16());
+        if reason == Reason::Forbidden && is_html(response.headers()) {
+            hint = "a web firewall or a proxy answers, not balena's API: let it pass these requests";
+        }
         let header = |name| text_of(response.headers(), name);
         let retry_after = header(&RETRY_AFTER)
             .and_then(|value| backoff::retry_after(&value, header(&DATE).as_deref(), SystemTime::now()));
@@ -136,13 +181,43 @@ fn excerpt(key: &Secret, response: Response) -> String {
     }
     let location = text_of(response.headers(), &LOCATION);
     let location = location.map(|location| format!("to {}", location.split(['?', '#']).next().unwrap_or_default()));
-    let is_html = text_of(response.headers(), &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"));
+    let is_html = is_html(response.headers());
     let mut body = Vec::new();
-    let read = response.take(EXCERPT_SIZE + key.reveal().len() as u64).read_to_end(&mut body);
-    let body = if is_html || read.is_err() { "".into() } else { String::from_utf8_lossy(&body) };
+    let most = EXCERPT_SIZE + key.reveal().len() as u64;
+    let is_read = unpacked(response).is_ok_and(|unpacked| unpacked.take(most).read_to_end(&mut body).is_ok());
+    let body = if is_html || !is_read { "".into() } else { String::from_utf8_lossy(&body) };
     let text = location.as_deref().unwrap_or(&body).split(key.reveal()).next().unwrap_or_default();
     let text: String = text.chars().take(200).collect();
     if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
+}
+
+/// Whether a connection broke before an answer began, as an idle one does that the server closes.
+fn has_broken(error: &reqwest::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let is_closed = |error: &(dyn Error + 'static)| {
+        let http = error.downcast_ref::<hyper::Error>();
+        let system = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        http.is_some_and(|error| error.is_incomplete_message() || error.is_canceled())
+            || matches!(system, Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+    };
+    !error.is_connect() && !error.is_timeout() && causes(error).any(is_closed)
+}
+
+/// The body without its coding.
+///
+/// # Errors
+/// The coding is unknown; it is given back.
+fn unpacked(response: Response) -> Result<Box<dyn Read>, String> {
+    let coding = text_of(response.headers(), &CONTENT_ENCODING).unwrap_or_default();
+    match coding.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(Box::new(response)),
+        "gzip" | "x-gzip" => Ok(Box::new(MultiGzDecoder::new(response))),
+        _ => Err(coding),
+    }
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    text_of(headers, &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"))
 }
 
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {

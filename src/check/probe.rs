@@ -139,24 +139,35 @@ async fn count(answer: Response<Incoming>) -> Result<Metrics, ScrapeError> {
         "" => return Err(ScrapeError::new(ScrapeReason::NotMetrics, "no Content-Type, which Prometheus 3 insists on")),
         other => return Err(ScrapeError::new(ScrapeReason::NotMetrics, format!("not metrics, but {other}"))),
     };
-    let not_metrics = |error: io::Error| ScrapeError::new(ScrapeReason::NotMetrics, error.to_string());
     let mut metrics = Metrics::default();
     let packed = text_of(&answer, &CONTENT_ENCODING) == Some("gzip");
-    {
-        let mut sink: Box<dyn Write + Send> =
-            if packed { Box::new(MultiGzDecoder::new(&mut metrics)) } else { Box::new(&mut metrics) };
-        let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| broken(&error))?;
-            frame.data_ref().map_or(Ok(()), |data| sink.write_all(data)).map_err(not_metrics)?;
-        }
-        sink.flush().map_err(not_metrics)?;
+    if packed {
+        let mut unpacked = MultiGzDecoder::new(&mut metrics);
+        pour(answer.into_body(), &mut unpacked).await?;
+        // The checksum and the length at the end count, too.
+        unpacked.try_finish().map_err(not_metrics)?;
+    } else {
+        pour(answer.into_body(), &mut metrics).await?;
     }
     metrics.end_line().map_err(not_metrics)?; // the last line may lack its line feed
     if open_metrics && metrics.last != b"# EOF" {
         return Err(ScrapeError::new(ScrapeReason::NotMetrics, "OpenMetrics without # EOF at its end"));
     }
     Ok(metrics)
+}
+
+/// Reads a body to its end.
+async fn pour(mut body: Incoming, sink: &mut (impl Write + Send)) -> Result<(), ScrapeError> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&error))?;
+        frame.data_ref().map_or(Ok(()), |data| sink.write_all(data)).map_err(not_metrics)?;
+    }
+    sink.flush().map_err(not_metrics)
+}
+
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn not_metrics(error: io::Error) -> ScrapeError {
+    ScrapeError::new(ScrapeReason::NotMetrics, error.to_string())
 }
 
 /// Counts samples as the bytes arrive, and keeps one line.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hyper::Uri;
 use reqwest::Url;
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::error::ConfigError;
@@ -17,12 +18,14 @@ use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key::{self, CREATE_KEY, KeySource};
 use crate::net;
-use crate::net::guard::{ANY_HOST, Guard};
+use crate::net::guard::{ANY_HOST, Guard, Token};
 use crate::secret::{BadSecret, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
 
 /// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
 const MAX_CA_FILE_SIZE: u64 = 16 << 20;
+/// Such a certificate is not read.
+const TRUSTED: &[u8] = b"BEGIN TRUSTED CERTIFICATE";
 
 pub(super) fn log_filter(text: &str) -> Result<String, BadValue> {
     env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
@@ -47,17 +50,10 @@ pub(super) fn status_host(text: &str) -> Result<String, BadValue> {
     if text == ANY_HOST { Ok(text.to_owned()) } else { domain(text) }
 }
 
-/// The shortest token, in characters: shorter ones can be guessed.
-const MIN_TOKEN_LENGTH: usize = 16;
-
-fn token(from: &mut Sources) -> Option<Secret> {
+fn token(from: &mut Sources) -> Option<Token> {
     let (given, values) = from.given("status-token-file")?;
-    let token = Secret::read(values[0].as_ref()).and_then(|token| {
-        let is_long = token.reveal().len() >= MIN_TOKEN_LENGTH;
-        is_long.then_some(token).ok_or(BadSecret::Short(MIN_TOKEN_LENGTH))
-    });
     let report = |why| from.report(secret_file(given, &values[0], why, "token of at least 16 characters"));
-    token.map_err(report).ok()
+    Token::read(PathBuf::from(&values[0])).map_err(report).ok()
 }
 
 pub(super) fn key(from: &mut Sources) -> KeySource {
@@ -108,7 +104,7 @@ pub(super) fn address(from: &mut Sources) -> Address {
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
     let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
     let own = own.map_err(|error| from.report(ConfigError::Interfaces(error))).unwrap_or_default();
-    Lan { networks: from.list("lan-network", lan::networks), own }
+    Lan { networks: from.list("lan-network", lan::networks), own, follows_own: address == Address::Lan }
 }
 
 /// The exporters of each device: a list, or `none`.
@@ -190,9 +186,24 @@ pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, B
     if pem.len() as u64 > MAX_CA_FILE_SIZE {
         return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20).into());
     }
+    let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&pem); // a byte order mark
+    if pem.starts_with(b"\xff\xfe") || pem.starts_with(b"\xfe\xff") {
+        return Err("the file is UTF-16: save it as UTF-8".into());
+    }
     let roots: Vec<_> =
-        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
-    if roots.is_empty() { Err("the file holds no certificate".into()) } else { Ok(roots) }
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
+    for (index, root) in (1..).zip(&roots) {
+        let added = RootCertStore::empty().add(root.clone());
+        added.map_err(|error| format!("certificate {index} in the file cannot be used: {error}"))?;
+    }
+    let is_trusted = pem.windows(TRUSTED.len()).any(|text| text == TRUSTED);
+    match (roots.is_empty(), is_trusted) {
+        (_, true) => {
+            Err("the file has a BEGIN TRUSTED CERTIFICATE, OpenSSL's own form: convert it by openssl x509".into())
+        }
+        (true, false) => Err("the file holds no certificate in PEM".into()),
+        (false, false) => Ok(roots),
+    }
 }
 
 pub(super) fn domain(text: &str) -> Result<String, BadValue> {

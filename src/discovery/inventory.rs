@@ -35,6 +35,11 @@ impl Inventory {
         self.version
     }
 
+    /// Makes the next refresh map every device again.
+    pub fn forget(&mut self) {
+        self.pages = Pages::default();
+    }
+
     /// Asks for every page.
     ///
     /// # Errors

@@ -1,21 +1,35 @@
-//! Warns about a key that shows one device or none: the API answers it without an error.
+//! Warns about a key that shows one device or none, and about a selection without a device: the API answers them without an error.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::balena::client::Actor;
-use crate::balena::{Failure, Reason, Source};
+use crate::balena::{Answer, Failure, Reason, Request, Source, device};
 use crate::key::CREATE_KEY;
+use crate::text::count;
+
+/// Fleets that a warning names.
+const MAX_FLEETS: usize = 10;
 
 /// Whether the API was asked whose key it is. A list of several devices needs no such request.
 #[derive(Default)]
 pub struct KeyOwner {
     asked: bool,
+    /// Whether there was a device, or the log says that there is none.
+    is_explained: bool,
 }
 
 impl KeyOwner {
     /// After a refresh that found so many devices, or failed: asks once about a key that shows at most one device, or that the API
     /// refuses. With the time that the refresh took, this takes no longer than the time-out of a request.
     pub fn check(&mut self, source: &mut dyn Source, refreshed: &Result<(), Failure>, devices: usize, took: Duration) {
+        // A list that becomes empty later has its own warning.
+        if refreshed.is_ok() && !self.is_explained {
+            self.is_explained = true;
+            if devices == 0 {
+                log::warn!("the API lists no device{}", what_the_key_sees(source));
+            }
+        }
         let is_suspect = match refreshed {
             Ok(()) => devices <= 1,
             Err(failure) => failure.reason == Reason::Unauthorized,
@@ -36,4 +50,27 @@ impl KeyOwner {
             }
         }
     }
+}
+
+/// What the key sees, selected or not, for the end of a sentence.
+fn what_the_key_sees(source: &mut dyn Source) -> String {
+    let body = match source.get(Request::EveryFleet, None) {
+        Ok(Answer::Body { body, .. }) => body,
+        Ok(_) => return String::new(),
+        Err(failure) => return format!("; what the key sees cannot be read: {failure}"),
+    };
+    let devices = device::parse_page(&body).unwrap_or_default();
+    if devices.is_empty() {
+        return ": the key sees none. Is it the key of a user who may see the fleet?".into();
+    }
+    let mut fleets: BTreeMap<(u64, &str), usize> = BTreeMap::new();
+    for fleet in devices.iter().filter_map(|device| device.fleet.as_ref()) {
+        *fleets.entry((fleet.id.unwrap_or_default(), fleet.slug.as_deref().unwrap_or_default())).or_default() += 1;
+    }
+    let shown = fleets.iter().take(MAX_FLEETS);
+    let shown: Vec<_> =
+        shown.map(|((id, slug), devices)| format!("{slug} (id {id}, {})", count(*devices, "device"))).collect();
+    let more = fleets.len().saturating_sub(MAX_FLEETS);
+    let more = if more == 0 { String::new() } else { format!(" and {}", count(more, "more fleet")) };
+    format!(" that --fleet (FLEET) and --tag (DEVICE_TAG) select; the key sees {}{more}", shown.join(", "))
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::balena::device::Device;
+use crate::net::interfaces;
 use crate::values::{BadValue, items};
 
 /// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.
@@ -52,12 +53,14 @@ pub struct Lan {
     /// This machine's addresses, each with its network. In a container these are the stack's networks and no LAN, so devices are in
     /// them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is named.
     pub own: Vec<IpNet>,
+    /// Whether `own` is read again at each refresh.
+    pub follows_own: bool,
 }
 
 /// [`PRIVATE`], on a machine without addresses.
 impl Default for Lan {
     fn default() -> Self {
-        Lan { networks: networks(PRIVATE).unwrap_or_default(), own: Vec::new() }
+        Lan { networks: networks(PRIVATE).unwrap_or_default(), own: Vec::new(), follows_own: false }
     }
 }
 
@@ -92,6 +95,16 @@ impl Display for Refusal {
 }
 
 impl Lan {
+    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed.
+    pub fn renew_own(&mut self) -> bool {
+        if !self.follows_own {
+            return false;
+        }
+        let read = interfaces::addresses().map_err(|error| log::warn!("cannot read this machine's addresses: {error}"));
+        let new = read.ok().filter(|own| *own != self.own);
+        new.map(|own| self.own = own).is_some()
+    }
+
     /// The address of a device's targets: its first IPv4 address that is taken, else its first IPv6 address.
     ///
     /// # Errors

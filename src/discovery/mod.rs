@@ -36,6 +36,10 @@ pub trait Sink {
     fn name(&self) -> String;
     /// The devices of the list that is there; none if it cannot be read.
     fn published(&self) -> Option<Vec<StoredDevice>>;
+    /// What becomes of the list that is there when a refresh fails, as the end of a sentence.
+    fn stays(&self) -> String {
+        format!("; {} stays as it is", self.name())
+    }
     /// Puts the list there, unless it is there already.
     ///
     /// # Errors
@@ -174,6 +178,9 @@ impl<'a> Discovery<'a> {
 
     fn fetch_and_publish(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
         let start = clock.now();
+        if self.rules.lan.renew_own() {
+            self.inventory.forget();
+        }
         let refreshed = self.inventory.refresh(self.source, &self.rules);
         let devices = self.inventory.entries().count();
         self.key_owner.check(self.source, &refreshed, devices, clock.now() - start);
@@ -186,7 +193,7 @@ impl<'a> Discovery<'a> {
 
     /// One line for people, and the causes at debug.
     fn report(&self, failure: &Failure, next_try: &str) {
-        log::warn!("refresh failed: {failure}; {} stays as it is{next_try}", self.sink.name());
+        log::warn!("refresh failed: {failure}{}{next_try}", self.sink.stays());
         if !failure.causes.is_empty() {
             log::debug!("all causes: {}", failure.causes);
         }

@@ -1,6 +1,6 @@
 //! Exporters that a fleet's `docker-compose.yml` declares: labels of services, release by release.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -127,7 +127,8 @@ impl Services {
     /// # Errors
     /// The request fails, or the API does not know one of the releases. They are never read as releases without labels.
     pub fn fetch(&mut self, source: &mut dyn Source, releases: &[u64]) -> Result<(), Failure> {
-        let unknown: Vec<u64> = releases.iter().copied().filter(|id| !self.by_release.contains_key(id)).collect();
+        let unknown: BTreeSet<u64> = releases.iter().copied().filter(|id| !self.by_release.contains_key(id)).collect();
+        let unknown: Vec<u64> = unknown.into_iter().collect();
         if unknown.is_empty() || self.missing {
             return Ok(());
         }

@@ -125,6 +125,8 @@ impl TargetFile {
             "stop the other one".to_owned()
         } else if error.kind() == io::ErrorKind::AlreadyExists {
             "remove it, if only this program uses it".to_owned()
+        } else if error.kind() == io::ErrorKind::CrossesDevices {
+            format!("something is mounted at {}: unmount it", self.scratch.display())
         } else if error.kind() == io::ErrorKind::NotFound {
             "its directory is gone: is a disk not mounted?".to_owned()
         } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {

@@ -177,6 +177,8 @@ pub fn trust_hint(cause: &str) -> &'static str {
     if cause.contains("CaUsedAsEndEntity") {
         "the server shows the certificate of a CA itself, which --ca-file (CA_FILE) cannot help: give the server a \
          certificate that this CA has signed, without CA:TRUE"
+    } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
+        "the certificate is for another host: is the name in the URL right?"
     } else {
         "is this device's clock right? does it need --ca-file (CA_FILE)?"
     }

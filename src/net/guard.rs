@@ -1,7 +1,10 @@
 //! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set. And the headers that keep a browser from
 //! using an answer for anything else.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
@@ -9,7 +12,7 @@ use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
-use crate::secret::Secret;
+use crate::secret::{BadSecret, Secret};
 
 /// The page has one style sheet and no scripts. Nothing may frame it, and its form leads to itself.
 const POLICY: &str =
@@ -26,13 +29,52 @@ const HEADERS: [(&str, &str); 4] = [
 /// The entry of [`Guard::hosts`] that allows every name.
 pub const ANY_HOST: &str = "*";
 
+/// The shortest token, in characters: shorter ones can be guessed.
+const MIN_TOKEN_LENGTH: usize = 16;
+
 /// Who may ask.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     /// Names with a dot by which the endpoint may be asked, in lower case.
     pub hosts: Vec<String>,
     /// What a client has to send, if anything.
-    pub token: Option<Secret>,
+    pub token: Option<Token>,
+}
+
+/// A token, and its file, which is read again at each request: a token that is replaced is worth nothing any more.
+#[derive(Clone, Debug)]
+pub struct Token {
+    file: PathBuf,
+    last: Arc<Mutex<Secret>>,
+}
+
+impl Token {
+    /// Reads a token.
+    ///
+    /// # Errors
+    /// The file cannot be read, or it holds none.
+    pub fn read(file: PathBuf) -> Result<Self, BadSecret> {
+        let last = Arc::new(Mutex::new(read_token(&file)?));
+        Ok(Token { file, last })
+    }
+
+    /// The token of now: that of the file, or the last one while the file holds none.
+    fn current(&self) -> Secret {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Reading a pipe would block until somebody writes into it.
+        if fs::metadata(&self.file).is_ok_and(|file| file.is_file())
+            && let Ok(token) = read_token(&self.file)
+        {
+            *last = token;
+        }
+        last.clone()
+    }
+}
+
+fn read_token(file: &Path) -> Result<Secret, BadSecret> {
+    let token = Secret::read(file)?;
+    let is_long = token.reveal().len() >= MIN_TOKEN_LENGTH;
+    is_long.then_some(token).ok_or(BadSecret::Short(MIN_TOKEN_LENGTH))
 }
 
 /// Why a request is refused.
@@ -73,7 +115,7 @@ impl Guard {
             return Err(Refused::Host);
         }
         let is_open = request.uri().path() == "/-/healthy";
-        if is_open || self.token.as_ref().is_none_or(|token| has_token(request.headers(), token)) {
+        if is_open || self.token.as_ref().is_none_or(|token| has_token(request.headers(), &token.current())) {
             Ok(())
         } else {
             Err(Refused::Token)

@@ -37,6 +37,16 @@ fn exporters(cloud: &Cloud) {
                 assert_eq!(seen.header("authorization"), None);
                 gzip("many{le=\"+Inf\"} 1\n".repeat(12_345).as_bytes())
             }
+            "/gzip-sum" | "/gzip-cut" => {
+                let mut packed = cloud::gzip(METRICS.as_bytes(), Compression::fast());
+                let trailer = packed.len() - 8;
+                if seen.target == "/gzip-sum" {
+                    packed[trailer] ^= 1
+                } else {
+                    packed.truncate(trailer)
+                }
+                Reply::status(200, &[("Content-Type", TEXT), ("Content-Encoding", "gzip")], &packed)
+            }
             "/moved" => Reply::status(302, &[("Location", "metrics")], b""),
             "/away" => {
                 Reply::status(302, &[("Location", &format!("http://{}.balena:48484/v1/purge", "0".repeat(32)))], b"")
@@ -135,6 +145,8 @@ fn through_the_vpn() {
     let mut fleet = devices(&[
         ("well", ""),
         ("gzip", "app:9100/gzip"),
+        ("gzip-sum", "9100/gzip-sum"),
+        ("gzip-cut", "9100/gzip-cut"),
         ("moved", "9100/moved"),
         ("open", "9100/open"),
         ("two", "9100,app:9199"),
@@ -194,6 +206,8 @@ fn through_the_vpn() {
         &[
             ("well (", "answers", "", "3 samples in "),
             ("gzip (", "answers", "", "12,345 samples in "),
+            ("gzip-sum (", "fails", "not_metrics", "corrupt gzip stream does not have a matching checksum"),
+            ("gzip-cut (", "fails", "not_metrics", "corrupt gzip stream does not have a matching checksum"),
             ("moved (", "answers", "", "3 samples"),
             ("open (", "answers", "", "1 sample in "),
             ("two (", "answers", "", "3 samples"),
@@ -533,12 +547,12 @@ fn what_cannot_be_checked() {
     // nothing there
     let (code, out, log) = code_and_log(&["--fleet", "no/such"], sidecar(&cloud));
     assert!(
-        code == Some(0) && out.ends_with("\n\n0 targets: 0 answer, 0 fail, 0 offline; 0 devices left out\n"),
+        code == Some(1) && out.ends_with("\n\n0 targets: 0 answer, 0 fail, 0 offline; 0 devices left out\n"),
         "{out}"
     );
     assert!(log.contains("fleet no/such was asked for"), "{log}");
     let (code, out, _) = code_and_log(&["--fleet", "no/such", "--json"], sidecar(&cloud));
-    assert_eq!((code, &*out), (Some(0), "[\n]\n"));
+    assert_eq!((code, &*out), (Some(1), "[\n]\n"));
     // a key that sees one device only is told of
     cloud.add_device_key("a-devices-key", 1);
     let (_, _, log) = code_and_log(&[], sidecar(&cloud).env("API_KEY", "a-devices-key"));

@@ -90,9 +90,8 @@ fn the_wait_doubles_up_to_five_minutes_and_begins_anew() {
     let running = sidecar.start();
     for failure in 0..12 {
         let line = running.wait_for_lines("refresh failed: ", failure + 1);
-        let most = 300.min(1 << failure);
-        // of 0.5 s to 1 s whole seconds are shown
-        assert!((most / 2..=most).contains(&wait(&line)), "failure {failure}: {line}");
+        let most: u64 = 300.min(1 << failure);
+        assert!((most..=most * 5 / 4).contains(&wait(&line)), "failure {failure}: {line}");
         running.signal("HUP");
     }
     running.wait_for_lines("refresh failed: ", 13);
@@ -102,6 +101,20 @@ fn the_wait_doubles_up_to_five_minutes_and_begins_anew() {
     fail();
     let line = running.wait_for_lines("refresh failed: ", 14);
     assert!(wait(&line) <= 1, "{line}");
+}
+
+/// A server that always asks for a second would be asked every second.
+#[test]
+fn a_short_retry_after_does_not_shorten_the_wait() {
+    let cloud = Cloud::start(gateways(1));
+    cloud.intercept(|_, _| Some(Reply::status(429, &[("Retry-After", "1")], b"")));
+    let running = sidecar(&cloud).env("REFRESH_RATE", "30s").start();
+    for (failure, shortest) in (1..).zip([5, 10, 20, 40]) {
+        let line = running.wait_for_lines("refresh failed: ", failure);
+        let wait = humantime::parse_duration(line.rsplit_once("next try in ").unwrap().1).unwrap().as_secs();
+        assert!((shortest..=shortest * 5 / 4).contains(&wait), "{line}");
+        running.signal("HUP");
+    }
 }
 
 #[test]

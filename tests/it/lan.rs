@@ -18,7 +18,7 @@ fn host(lan: &Lan, addresses: &str) -> Result<String, Unreachable> {
 
 fn lan(named: &str) -> Lan {
     let own = OWN.iter().map(|text| text.parse().expect("an address with its network")).collect();
-    Lan { networks: networks(named).expect("networks"), own }
+    Lan { networks: networks(named).expect("networks"), own, follows_own: false }
 }
 
 fn default() -> Lan {

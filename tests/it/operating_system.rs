@@ -193,6 +193,18 @@ fn a_list_is_written_where_directories_do_not_sync_and_permissions_do_not_stay()
 }
 
 #[test]
+fn a_list_is_written_where_files_do_not_sync() {
+    let cloud = Cloud::start(gateways(3));
+    for error in ["EOPNOTSUPP", "ENOSYS", "EINVAL"] {
+        let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug");
+        let running = Running::spawn(failing(&sidecar, &[&format!("inject=fsync:error={error}")], &[]));
+        running.wait_for("updated balena.json: 3 targets");
+        let line = running.wait_for("cannot sync the list: ");
+        assert!(line.contains("DEBUG"), "{line}");
+    }
+}
+
+#[test]
 fn a_file_that_is_mounted_by_itself_is_an_error_that_names_the_way() {
     const SAYS: &str = "a file that is mounted cannot be replaced: mount its directory instead";
     let cloud = Cloud::start(gateways(3));

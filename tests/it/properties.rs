@@ -240,7 +240,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 
 /// Devices in any network that can have one.
 fn anywhere() -> Lan {
-    Lan { networks: lan::networks("0.0.0.0/0,::/0").expect("all networks"), own: Vec::new() }
+    Lan { networks: lan::networks("0.0.0.0/0,::/0").expect("all networks"), ..Lan::default() }
 }
 
 /// The rules of `file_sd_configs`, the project's own, and what only a look at the devices tells. Gives the number of groups.

@@ -278,7 +278,6 @@ fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
         ("500", Reply::status(500, &[], b""), "500 Internal Server Error"),
         ("429", Reply::status(429, &[("Retry-After", "1")], b""), "429 Too Many Requests"),
         ("hang", Reply::steps([Step::Hang]), "no whole answer"),
-        ("closed", Reply::steps([Step::Close]), "broke off"),
         ("html", Reply::status(200, &[], b"<html>"), "is no page of releases"),
         ("shape", Reply::status(200, &[], br#"{"d":{}}"#), "is no page of releases"),
         (
@@ -308,7 +307,7 @@ fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
         }
         let line = running.wait_for("refresh failed: ");
         // An API that cannot be reached, or wants a pause, says nothing about labels.
-        let has_way_out = !["429", "hang", "closed"].contains(&name);
+        let has_way_out = !["429", "hang"].contains(&name);
         let way_out =
             ["cannot read the labels of services: ", "SERVICE_LABELS=false"].map(|text| line.matches(text).count());
         assert!(line.contains(said) && way_out == [usize::from(has_way_out); 2], "{name}: {line}");
@@ -409,6 +408,22 @@ fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {
     cloud.heal();
     running.wait_for("(+0 -0 ~1)");
     assert_eq!(targets(&sidecar.list()), ["renamed app app 80 -", "gw-2 app app 80 -"]);
+}
+
+#[test]
+fn a_release_of_many_devices_is_asked_for_once() {
+    let mut devices = gateways(3);
+    devices.iter_mut().for_each(|device| run(device, 9));
+    let cloud = Cloud::start(devices);
+    cloud.set_services(9, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    cloud.intercept(|seen, _| {
+        let is_list = is_release(seen) && !seen.target.contains("id%20in%20(");
+        is_list.then(|| Reply::status(200, &[], br#"{"d":[]}"#))
+    });
+    let sidecar = sidecar(&cloud);
+    assert!(sidecar.oneshot().contains("3 targets"));
+    let asked: Vec<_> = cloud.requests().into_iter().filter(|seen| seen.target.contains("id%20in%20(")).collect();
+    assert!(asked.len() == 1 && asked[0].target.contains("id%20in%20(9)&"), "{asked:#?}");
 }
 
 #[test]

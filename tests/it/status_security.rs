@@ -158,6 +158,24 @@ fn a_token_is_asked_for_if_one_is_set() {
 }
 
 #[test]
+fn a_token_that_is_replaced_in_its_file_is_followed() {
+    let cloud = Cloud::start(demo_fleet());
+    let (status, sidecar) = start(&cloud, &[("STATUS_TOKEN_FILE", "token")]);
+    let code =
+        |token: &str| ask(&status, "/targets", &format!("Host: localhost\r\nAuthorization: Bearer {token}\r\n")).0;
+    let other = "another-token-of-this-length";
+    fs::write(sidecar.path("token"), other).unwrap();
+    assert_eq!([code(TOKEN), code(other)], [401, 200]);
+    // The last token counts while the file has none.
+    for nothing in ["", "short"] {
+        fs::write(sidecar.path("token"), nothing).unwrap();
+        assert_eq!([code(TOKEN), code(other), code(nothing)], [401, 200, 401]);
+    }
+    fs::remove_file(sidecar.path("token")).unwrap();
+    assert_eq!([code(TOKEN), code(other)], [401, 200]);
+}
+
+#[test]
 fn a_bad_token_file_ends_the_start_and_shows_no_token() {
     let cloud = Cloud::start(demo_fleet());
     for (value, said) in [

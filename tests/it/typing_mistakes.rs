@@ -8,6 +8,7 @@ use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{gateway, gateways};
 use crate::support::prometheus::Prometheus;
 use crate::support::sidecar::{PATIENCE, Sidecar, finish};
+use crate::support::tls::Authority;
 use crate::support::vpn::Vpn;
 
 /// Exit code and log of a dry run, and its list.
@@ -144,5 +145,36 @@ fn an_exporter_that_needs_parameters_gets_them_from_a_job_of_its_own() {
         let asked: BTreeSet<_> = exporters.requests().into_iter().map(|seen| seen.target).collect();
         let expected = ["/metrics", "/probe?module=http_2xx&target=localhost"].map(str::to_owned);
         assert_eq!(asked, expected.into(), "Prometheus {major}");
+    }
+}
+
+#[test]
+fn a_ca_file_that_cannot_be_used_says_why() {
+    let cloud = Cloud::start(gateways(1));
+    let sidecar = sidecar(&cloud).env("CA_FILE", "ca.pem");
+    let good = Authority::generate().pem();
+    let utf_16: Vec<u8> = "\u{feff}-----BEGIN".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let trusted = good.replace("BEGIN CERTIFICATE", "BEGIN TRUSTED CERTIFICATE");
+    for (file, code, says) in [
+        (format!("\u{feff}{good}").into_bytes(), 0, ""),
+        (utf_16, 2, "the file is UTF-16: save it as UTF-8"),
+        (format!("{good}{bad}").into_bytes(), 2, "certificate 2 in the file cannot be used: "),
+        (trusted.replace("END C", "END TRUSTED C").into_bytes(), 2, "the file has a BEGIN TRUSTED CERTIFICATE"),
+        (vec![0x30, 0x82, 1, 1], 2, "the file holds no certificate in PEM"),
+    ] {
+        fs::write(sidecar.path("ca.pem"), file).unwrap();
+        let (ended, log, _) = dry(&sidecar, &[]);
+        assert!(ended == Some(code) && log.contains(says) && !log.contains("ca-certificates"), "{says}: {log}");
+    }
+}
+
+#[test]
+fn more_fleets_than_a_url_holds_are_said_to_be_too_many() {
+    let cloud = Cloud::start(gateways(1));
+    for number in [500, 3000] {
+        let fleets: Vec<_> = (0..number).map(|number| format!("acme/fleet-{number:05}")).collect();
+        let (code, log, _) = dry(&sidecar(&cloud).env("FLEET", fleets.join(",")), &[]);
+        assert!(code == Some(1) && log.contains("too long for a URL: name fewer, or fleets by id"), "{log}");
     }
 }

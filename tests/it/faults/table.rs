@@ -190,6 +190,7 @@ pub fn faults() -> Vec<Fault> {
         status("400", 400, &[], "\"Malformed url: 'x'\"", Fails(&["400 Bad Request, \"Malformed url: 'x'\"", "please report it"], BacksOff)),
         status("401", 401, &[], "", Fails(&["401 Unauthorized", "check API_KEY", "its database is down"], BacksOff)),
         status("403", 403, &[], "", Fails(&["403 Forbidden", "check API_KEY"], BacksOff)),
+        status("403-html", 403, HTML, "<html>blocked</html>", Fails(&["403 Forbidden: a web firewall or a proxy answers"], BacksOff)),
         status("404", 404, &[], "", Fails(&["404 Not Found", "--api-url (API_URL)"], BacksOff)),
         status("431", 431, &[], "", Fails(&["431 Request Header Fields Too Large", "fleets by id"], BacksOff)),
         retry("429-seconds", "3", After(3)),
@@ -229,6 +230,7 @@ pub fn faults() -> Vec<Fault> {
             ..status("304-unasked", 304, &[], "", Fails(&["304 Not Modified: balena's API has no such answer"], BacksOff))
         },
         answers("304-other-etag", Quiet, |_, _| Some(Reply::status(304, &[("ETag", ETAG_OF_NOTHING)], b""))),
+        status("coding", 200, &[("Content-Encoding", "br")], "x", Fails(&["answers in the coding \"br\", which was not asked for"], BacksOff)),
         answers("etag-on-error", Fails(&["503"], BacksOff), |seen, _| Some(match seen.header("if-none-match") {
             Some(ETAG_OF_NOTHING) => Reply::status(304, &[], b""),
             _ => Reply::status(503, &[("ETag", ETAG_OF_NOTHING)], b"{\"d\":[]}"),
@@ -288,17 +290,17 @@ pub fn faults() -> Vec<Fault> {
             Step::Send([b"HTTP/1.1 200 OK\r\nX: ", &*vec![b'x'; 2 << 20]].concat()), Step::Hang]),
         steps("many-headers", BROKE, |_| vec![
             Step::Send(["HTTP/1.1 200 OK\r\n", &"X: y\r\n".repeat(10_000), "\r\n"].concat().into_bytes()), Step::Hang]),
-        steps("not-http", BROKE, |_| vec![Step::Send(b"220 mail.example.test ESMTP\r\n".to_vec()), Step::Close]),
+        steps("not-http", &["is not HTTP"], |_| vec![Step::Send(b"220 mail.example.test ESMTP\r\n".to_vec()), Step::Close]),
 
         // TLS.
         certificate("tls-expired", "certificate expired", &certificates.expired),
         certificate("tls-not-yet", "certificate not valid yet", &certificates.early),
         certificate("tls-foreign-ca", "UnknownIssuer", &certificates.foreign),
         certificate("tls-self-signed", "UnknownIssuer", &certificates.own),
-        certificate("tls-other-host", "not valid for name", &certificates.other),
-        handshake("tls-to-plain", &["cannot reach https://"], Speech::Plain),
+        handshake("tls-other-host", &["cannot trust https://", "not valid for name", "the certificate is for another host: "], Speech::Tls(certificates.other.clone())),
+        handshake("tls-to-plain", &["cannot reach https://", "is https spoken on this port?"], Speech::Plain),
         handshake("tls-mute", LATE, Speech::Mute),
-        Fault { https: false, ..handshake("plain-to-tls", BROKE, Speech::Tls(certificates.good.clone())) },
+        Fault { https: false, ..handshake("plain-to-tls", &["is not HTTP; does it want https?"], Speech::Tls(certificates.good.clone())) },
 
         // What a page holds.
         body("empty-body", "", "EOF while parsing"),
@@ -369,7 +371,7 @@ pub fn faults() -> Vec<Fault> {
         echo("echo-headers", Fails(&["500 Internal Server Error: "], BacksOff), |key| {
             Reply::status(500, &[("ETag", key), ("Retry-After", key), ("Date", key), ("Content-Type", key), ("Server", key)], b"")
         }),
-        echo("echo-not-http", Fails(BROKE, BacksOff), |key| Reply::steps([Step::Send(format!("{key}\r\n\r\n").into_bytes()), Step::Close])),
+        echo("echo-not-http", Fails(&["is not HTTP"], BacksOff), |key| Reply::steps([Step::Send(format!("{key}\r\n\r\n").into_bytes()), Step::Close])),
         echo("echo-shape", Fails(&[NO_PAGE, "invalid type: string"], BacksOff), |key| Reply::status(200, &[], json!({"d": key}).to_string().as_bytes())),
         echo("echo-device", Fails(&[NO_PAGE], BacksOff), |key| Reply::status(200, &[], json!([[{"id": key}, {"id": key}]]).to_string().replace("[[", "{\"d\":[").replace("}]]", "}],\"d\":1}").as_bytes())),
         status("hostile-error", 500, &[], "x\n1999-11-22T06:59:36.000Z ERROR forged\u{1b}[2J\u{202e}\u{61c}\0", Fails(&["500 Internal Server Error, x\\n1999", "forged\\u{1b}[2J\\u{202e}\\u{61c}\\u{0}: "], BacksOff)),
