@@ -7,6 +7,18 @@ use thiserror::Error;
 
 use crate::net::threads::NoThread;
 
+impl CannotStart {
+    /// Whether another start may succeed without a change: an address may come, and a port or a thread may become free.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            CannotStart::Thread(refused) => refused.may_pass(),
+            CannotStart::Listen { error, .. } => error.kind() != io::ErrorKind::PermissionDenied,
+            CannotStart::Signals(_) | CannotStart::Io(_) => true,
+            CannotStart::Tls(_) | CannotStart::Metrics(_) => false,
+        }
+    }
+}
+
 /// What the system or the environment does not allow.
 #[derive(Debug, Error)]
 pub enum CannotStart {

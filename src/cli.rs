@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap_complete::Shell;
@@ -24,6 +25,8 @@ use crate::status::liveness::{self, Unhealthy};
 use crate::systemd::{self, Notifier};
 use crate::{check, config, tunnel};
 
+/// How long another process may hold the target file at the start.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a refresh may go on after a signal to stop.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -75,17 +78,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Logs why the system does not let the program start, and gives the exit code.
 fn cannot_start(why: &CannotStart) -> ExitCode {
     log::error!("cannot start: {why}");
-    ExitCode::from(2)
+    code_of(why)
+}
+
+/// 2 is for what another start cannot mend: systemd does not try again then.
+fn code_of(why: &CannotStart) -> ExitCode {
+    if why.may_pass() { ExitCode::FAILURE } else { ExitCode::from(2) }
 }
 
 /// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
 fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
     let command = command.map_or_else(String::new, |name| format!(" {name}"));
+    let may_pass = misspelt.is_empty() && errors.iter().all(ConfigError::may_pass);
     let errors = errors.iter().map(ToString::to_string).chain(misspelt.iter().cloned());
     let errors: Vec<_> = errors.map(|error| format!("  {error}")).collect();
     print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));
-    ExitCode::from(2)
+    if may_pass { ExitCode::FAILURE } else { ExitCode::from(2) }
 }
 
 /// Prints a line to standard error, before the log has started. A standard error that is closed is no error.
@@ -103,7 +112,11 @@ fn completions(shell: Option<&String>) -> ExitCode {
 fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
     let Err(error) = liveness::ask(url, listen) else { return ExitCode::SUCCESS };
     print(&error.to_string());
-    if matches!(error, Unhealthy::NoUrl) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    match error {
+        Unhealthy::NoUrl => ExitCode::from(2),
+        Unhealthy::CannotStart(why) => code_of(&why),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Runs a command that ends at once at a signal to stop. As PID 1 of a container it would otherwise ignore the signals.
@@ -112,7 +125,7 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
         Ok(()) => run(),
         Err(error) => {
             print(&format!("cannot start: {error}"));
-            ExitCode::from(2)
+            code_of(&error)
         }
     }
 }
@@ -121,7 +134,7 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     if !config.dry_run
-        && let Err(error) = file.lock()
+        && let Err(error) = lock(&mut file)
         // Other errors may pass. Each refresh reports them.
         && matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::AlreadyExists)
     {
@@ -145,6 +158,19 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     let inventory = Inventory::new(config.service_labels);
     let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Locks the target file. The process before this one may need a moment to end.
+fn lock(file: &mut TargetFile) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// One line about what is going to happen, and the warnings about the options.

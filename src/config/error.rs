@@ -5,6 +5,15 @@ use thiserror::Error;
 use crate::discovery::exporter::Exporter;
 use crate::secret::BadSecret;
 
+impl ConfigError {
+    /// Whether another start may succeed without a change: the file of a secret may be on a mount that comes later.
+    pub fn may_pass(&self) -> bool {
+        let ConfigError::SecretFile { value, why: BadSecret::Unreadable(error), .. } = self else { return false };
+        // What is no path is the secret itself, by mistake.
+        error.kind() == std::io::ErrorKind::NotFound && value.contains('/')
+    }
+}
+
 /// A mistake in the configuration. `given` is the flag or the variable that has it.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // of fields: the messages say what they are

@@ -56,6 +56,10 @@ fn token(from: &mut Sources) -> Option<Token> {
     Token::read(PathBuf::from(&values[0])).map_err(report).ok()
 }
 
+/// What a file that systemd makes should hold.
+const CREDENTIAL: &str = "key. In containers of LXC, LXD and Incus, systemd may give an empty file or none (LoadCredential): docs/debian.md \
+                          says what to set there";
+
 pub(super) fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
@@ -65,7 +69,9 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
         }
         (None, Some((given, values))) => {
             let path = PathBuf::from(&values[0]);
-            let key = key::read(&path).map_err(|why| secret_file(given, &values[0], why, "key"));
+            let is_credential = (from.var)("CREDENTIALS_DIRECTORY").is_some_and(|folder| path.starts_with(folder));
+            let what = if is_credential { CREDENTIAL } else { "key" };
+            let key = key::read(&path).map_err(|why| secret_file(given, &values[0], why, what));
             key.map(|key| (key, Some(path)))
         }
         (None, None) => Err(ConfigError::NoKey),

@@ -39,6 +39,11 @@ impl fmt::Display for NoThread {
 impl Error for NoThread {}
 
 impl NoThread {
+    /// Whether another start may get a thread: a limit may pass, and an engine that refuses clone3 stays as it is.
+    pub fn may_pass(&self) -> bool {
+        self.0.kind() != io::ErrorKind::PermissionDenied
+    }
+
     /// The reason in a chain of errors, if a thread is refused.
     pub fn find(error: &(dyn Error + 'static)) -> Option<String> {
         let mut cause = Some(error);

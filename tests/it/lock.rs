@@ -1,6 +1,6 @@
 //! Two sidecars on one file by mistake: the second says so and ends, and the first goes on unharmed.
 
-use std::fs;
+use std::{fs, thread};
 
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
@@ -19,11 +19,16 @@ fn the_second_on_a_file_says_so_and_ends() {
     let whole = sidecar.path("balena.json").display().to_string();
     // as if a write were under way
     let unfinished = sidecar.path(".balena.json.tmp/new-abc123");
-    for words in [&[][..], &["--oneshot"], &["--sd-file", &whole], &["--sd-file", "sub/../link/balena.json"]] {
-        fs::write(&unfinished, "[").unwrap();
+    fs::write(&unfinished, "[").unwrap();
+    let all = [&[][..], &["--oneshot"], &["--sd-file", &whole], &["--sd-file", "sub/../link/balena.json"]];
+    // All at once, since each waits for the first to end.
+    let seconds = all.map(|words| {
         let mut second = sidecar.command();
         second.args(words);
-        let output = finish(second);
+        (words, thread::spawn(move || finish(second)))
+    });
+    for (words, output) in seconds {
+        let output = output.join().unwrap();
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}: {log}");
         assert!(log.contains("balena.json: another baletheus writes it; stop the other one, or"), "{words:?}: {log}");
@@ -32,6 +37,20 @@ fn the_second_on_a_file_says_so_and_ends() {
     cloud.change(|devices| drop(devices.pop()));
     running.wait_for("updated balena.json: 19 targets");
     assert_eq!(running.log().iter().filter(|line| line.contains("WARN") || line.contains("ERROR")).count(), 0);
+}
+
+/// At an update, the container before it may still be about to end.
+#[test]
+fn the_second_starts_when_the_first_ends_within_a_moment() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let first = sidecar.start();
+    first.wait_for("updated balena.json: 20 targets");
+    let before = cloud.requests().len();
+    let second = sidecar.start();
+    first.signal("TERM");
+    second.wait_for("balena.json is up to date: 20 targets");
+    assert!(cloud.requests().len() > before);
 }
 
 #[test]

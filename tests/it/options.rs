@@ -711,7 +711,11 @@ fn refused_with(cloud: &Cloud, words: &[&str], edit: impl FnOnce(&mut Command)) 
     add(&mut command, words);
     edit(&mut command);
     let run = finish(command);
-    assert_eq!((run.code, &*run.out), (Some(2), ""), "{words:?}\n{}", run.err);
+    // The file of a secret may be on a mount that comes later. What another start cannot mend is 2.
+    let may_pass = |line: &str| line.contains('/') && line.contains("the file cannot be read: No such file");
+    let mut errors = run.err.lines().filter(|line| line.starts_with("  "));
+    let code = if errors.all(may_pass) { 1 } else { 2 };
+    assert_eq!((run.code, &*run.out), (Some(code), ""), "{words:?}\n{}", run.err);
     assert_eq!(files(&sidecar), before, "{words:?}");
     assert_eq!(cloud.requests().len(), 0, "{words:?}");
     let errors = run.err.lines().filter_map(|line| line.strip_prefix("  ")).map(str::to_owned).collect::<Vec<_>>();
@@ -930,7 +934,6 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         (&["API_KEY=cl\u{e9}-of-mine"], &["API_KEY", "non-ASCII", "after 2 characters"]),
         (&["API_KEY_FILE=key.pem"], &["API_KEY and API_KEY_FILE", "one of them"]),
         (&["--api-key-file=key.pem"], &["API_KEY and --api-key-file", "one of them"]),
-        (&["API_KEY=", "API_KEY_FILE=run/missing"], &["API_KEY_FILE is \"run/missing\"", "cannot be read", "No such file"]),
         (&["API_KEY=", "--api-key-file=run/missing"], &["--api-key-file is \"run/missing\"", "cannot be read", "No such file"]),
         (&["API_KEY=", "API_KEY_FILE=folder"], &["API_KEY_FILE is \"folder\"", "cannot be read", "directory"]),
         (&["API_KEY=", "API_KEY_FILE=empty"], &["API_KEY_FILE is \"empty\"", "is empty"]),
@@ -967,6 +970,30 @@ fn a_key_that_cannot_be_one_is_refused_without_being_shown() {
         command.env_remove("API_KEY");
     });
     assert!(errors.len() == 1 && errors[0].starts_with("API_KEY is not set"), "{errors:#?}");
+}
+
+/// systemd does not start it again after exit code 2.
+#[test]
+fn what_may_come_by_itself_is_no_mistake() {
+    let cloud = cloud();
+    let sidecar = sidecar(&cloud);
+    let missing = run(&sidecar, &["API_KEY=", "API_KEY_FILE=run/missing"]);
+    assert_eq!(missing.code, Some(1), "{}", missing.err);
+    assert!(
+        missing.err.contains("API_KEY_FILE is \"run/missing\": the file cannot be read: No such file"),
+        "{}",
+        missing.err
+    );
+    // In some containers, systemd makes no credential.
+    let credential = run(&sidecar, &["API_KEY=", "API_KEY_FILE=run/missing", "CREDENTIALS_DIRECTORY=run"]);
+    assert!(credential.code == Some(1) && credential.err.contains("LXC, LXD and Incus"), "{}", credential.err);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    for words in [&[][..], &["tunnel"]] {
+        let listen = [format!("LISTEN_ADDRESS={address}"), format!("TUNNEL_LISTEN_ADDRESS={address}")];
+        let run = run(&sidecar, &[&[&*listen[0], &listen[1]], words].concat());
+        assert!(run.code == Some(1) && run.err.contains("cannot listen on"), "{words:?} {}", run.err);
+    }
 }
 
 #[test]
