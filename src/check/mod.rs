@@ -111,7 +111,8 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
         None
     };
     // Discovery leaves this field out where it does not need it, since it changes all the time.
-    let online = (!settings.rules.online_only).then_some("is_connected_to_vpn");
+    let is_asked_for = settings.rules.fields().any(|field| field == "is_connected_to_vpn");
+    let online = (!is_asked_for).then_some("is_connected_to_vpn");
     let query = Query::new(settings.rules.fields().chain(online), &settings.selection);
     Ok((Client::new(settings.api, query)?, Prober { connector, vpn }))
 }

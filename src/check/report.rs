@@ -117,7 +117,7 @@ fn left_out_hint(reason: LeftOutReason) -> &'static str {
     match reason {
         LeftOutReason::NotTagged => "change its tag, or --tag (DEVICE_TAG)",
         LeftOutReason::SwitchedOff => "remove the tag, or set it to true",
-        LeftOutReason::Offline => OFFLINE_HINT,
+        LeftOutReason::Offline | LeftOutReason::LanAddressTaken => OFFLINE_HINT,
         LeftOutReason::NoPublicUrl => {
             "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
         }

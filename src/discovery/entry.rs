@@ -63,6 +63,30 @@ impl Entry {
         }
     }
 
+    /// The same device without its targets.
+    #[must_use]
+    pub fn leave_out(&self, reason: LeftOut) -> Self {
+        let common = Common {
+            fleet: self.common.fleet.clone(),
+            release: self.common.release,
+            declared: self.common.declared.clone(),
+            origin: self.common.origin,
+            info: self.common.info.clone(),
+            ..Common::default()
+        };
+        Entry {
+            id: self.id,
+            text: self.text.clone(),
+            uuid_size: self.uuid_size,
+            address: None,
+            left_out: Some(reason.into()),
+            tag_labels: "".into(),
+            common: common.into(),
+            online: self.online,
+            record: self.record,
+        }
+    }
+
     /// Its id in balena's database.
     pub fn id(&self) -> Option<u64> {
         self.id.map(NonZeroU64::get)
@@ -214,6 +238,20 @@ pub struct Page {
     pub left_out: BTreeMap<LeftOutReason, usize>,
     /// Problems with devices that are listed all the same.
     pub warnings: Vec<String>,
+}
+
+impl Page {
+    /// A page of these devices.
+    pub fn new(entries: Vec<Arc<Entry>>, warnings: Vec<String>) -> Self {
+        let mut left_out = BTreeMap::new();
+        for entry in &entries {
+            if let Some(why) = &entry.left_out {
+                *left_out.entry(why.reason).or_default() += 1;
+            }
+        }
+        let targets = entries.iter().map(|entry| entry.targets().len()).sum();
+        Page { entries, targets, left_out, warnings }
+    }
 }
 
 /// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the fingerprint

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::duplicates;
 use super::entry::{Commons, Entry, Page};
 use super::mapper::Mapper;
 use super::services::Services;
@@ -15,6 +16,10 @@ use crate::balena::{Failure, Source};
 #[derive(Default)]
 pub struct Inventory {
     pages: Pages<Arc<Page>>,
+    /// The same, but for devices whose address belongs to another one now.
+    shown: Vec<Arc<Page>>,
+    /// Addresses that several devices report.
+    shared: Vec<String>,
     /// None where labels of services are not read.
     services: Option<Services>,
     /// The version of the services with which all pages were mapped.
@@ -53,6 +58,8 @@ impl Inventory {
         let version = &mut self.version;
         let mut mapper = Mapper { source, rules, services, services_changed, commons: &mut self.commons };
         self.pages.refresh(&mut mapper, || *version += 1)?;
+        self.shown = self.pages.contents().cloned().collect();
+        self.shared = duplicates::leave_out(&mut self.shown);
         self.commons.tidy();
         self.mapped_services = self.services.as_ref().map_or(0, Services::version);
         Ok(())
@@ -60,23 +67,24 @@ impl Inventory {
 
     /// Whether a device has a target.
     pub fn has_targets(&self) -> bool {
-        self.pages.contents().any(|page| page.targets > 0)
+        self.shown.iter().any(|page| page.targets > 0)
     }
 
     /// The pages. They do not change, so that a copy of the list shares them.
     pub fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
-        self.pages.contents()
+        self.shown.iter()
     }
 
     /// All devices by ascending id. A device without an id keeps its place in the API's answer.
     pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.pages.contents().flat_map(|page| &page.entries)
+        self.shown.iter().flat_map(|page| &page.entries)
     }
 
     /// Problems with devices that are listed all the same.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         let services = self.services.iter().flat_map(Services::warnings);
-        self.pages.contents().flat_map(|page| &page.warnings).map(String::as_str).chain(services)
+        let shared = self.shared.iter().map(String::as_str);
+        self.shown.iter().flat_map(|page| &page.warnings).map(String::as_str).chain(services).chain(shared)
     }
 
     /// Slugs of the fleets with devices that this names.

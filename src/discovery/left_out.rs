@@ -25,6 +25,8 @@ reasons! {
     NoLanAddress = "no_lan_address",
     /// The LAN addresses that it reports are refused.
     LanAddressRefused = "lan_address_refused",
+    /// Another device, which is online, reports its address, too.
+    LanAddressTaken = "lan_address_taken",
     /// Nothing names an exporter.
     NoExporter = "no_exporter",
     }
@@ -42,6 +44,7 @@ impl LeftOutReason {
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
             LeftOutReason::LanAddressRefused => "no address that it reports is scraped",
+            LeftOutReason::LanAddressTaken => "it is offline, and a device that is online has its address now",
             LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }
     }

@@ -135,7 +135,7 @@ impl Mapper<'_> {
     }
 
     fn map(&mut self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {
-        let mut page = Page::default();
+        let (mut entries, mut warnings) = (Vec::new(), Vec::new());
         let mut last = None;
         for (id, found) in found {
             let entry = match found {
@@ -145,27 +145,23 @@ impl Mapper<'_> {
                         device.broken = Some("it comes twice, and the first record counts".into());
                         device.id = None;
                     }
-                    self.entry(&mut page, &device, record).into()
+                    self.entry(&mut warnings, &device, record).into()
                 }
             };
-            page.targets += entry.targets().len();
-            if let Some(left_out) = &entry.left_out {
-                *page.left_out.entry(left_out.reason).or_default() += 1;
-            }
-            page.entries.push(entry);
+            entries.push(entry);
             last = id.or(last);
         }
-        let size = page.entries.iter().map(|entry| entry.size()).sum();
-        (page.into(), size)
+        let size = entries.iter().map(|entry: &Arc<Entry>| entry.size()).sum();
+        (Page::new(entries, warnings).into(), size)
     }
 
-    fn entry(&mut self, page: &mut Page, device: &Device, record: Option<NonZeroU64>) -> Entry {
-        let warned = page.warnings.len();
+    fn entry(&mut self, warnings: &mut Vec<String>, device: &Device, record: Option<NonZeroU64>) -> Entry {
+        let warned = warnings.len();
         let release = device.release.as_ref().and_then(|release| release.id);
         let declared = self.services.as_ref().and_then(|services| services.get(release?)).cloned();
-        let mut entry = target::map(device, declared, self.rules, self.commons, &mut page.warnings);
+        let mut entry = target::map(device, declared, self.rules, self.commons, warnings);
         // Warnings belong to the page, so a device with one is mapped again with each new page.
-        entry.record = record.filter(|_| page.warnings.len() == warned);
+        entry.record = record.filter(|_| warnings.len() == warned);
         entry
     }
 }

@@ -1,6 +1,7 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks: they come from outside.
 
 pub mod changes;
+mod duplicates;
 pub mod entry;
 pub mod exporter;
 pub mod inventory;

@@ -85,7 +85,7 @@ impl Default for Rules {
 impl Rules {
     /// The fields of a device that the mapping needs.
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
-        let online = self.online_only.then_some("is_connected_to_vpn");
+        let online = (self.online_only || self.address == Address::Lan).then_some("is_connected_to_vpn");
         self.labels.fields().chain(online).chain(self.address.field())
     }
 }

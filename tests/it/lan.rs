@@ -2,6 +2,7 @@
 
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
+use crate::support::fleet::gateways;
 use crate::support::sidecar::finish;
 use baletheus::balena::device;
 use baletheus::discovery::lan::{Lan, Unreachable, networks};
@@ -179,4 +180,33 @@ fn the_program_knows_its_own_networks() {
         "{table}{log}"
     );
     assert!(table.contains("name it with --lan-network (LAN_NETWORKS), or use --address vpn"), "{table}");
+}
+
+#[test]
+fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
+    let cloud = Cloud::start(gateways(3));
+    let set = |states: [bool; 2]| {
+        cloud.change(|devices| {
+            for (device, address) in devices.iter_mut().zip(["10.1.0.7", "10.1.0.7", "10.1.0.8"]) {
+                device["ip_address"] = address.into();
+                device["is_connected_to_vpn"] = true.into();
+            }
+            for (device, state) in devices.iter_mut().zip(states) {
+                device["is_connected_to_vpn"] = state.into();
+            }
+        });
+    };
+    set([false, true]);
+    let sidecar = sidecar(&cloud).args(["--address", "lan", "--exporter", "node:9100"]);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2 targets of 2 devices (+2 -0 ~0), 1 device left out");
+    running.wait_for("left out gw-1 (0000000): it is offline, and a device that is online has its address now");
+    let line = running.wait_for("WARN  2 devices report the address 10.1.0.7 (gw-1 (0000000), gw-2 (0000000)): ");
+    assert!(line.ends_with(": only the one that is online is scraped"), "{line}");
+    for (states, targets) in [([true, true], 3), ([true, false], 2), ([false, false], 3)] {
+        set(states);
+        running.wait_for(&format!("updated balena.json: {targets} targets of {targets} devices"));
+        let first = sidecar.list().matches("gw-1").count();
+        assert_eq!(first > 0, states[0] || !states[1], "{states:?}");
+    }
 }
