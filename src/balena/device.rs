@@ -84,7 +84,7 @@ pub struct Device<'a> {
     pub fleet: Option<Fleet<'a>>,
     /// The release that runs; none on a new device.
     #[serde(rename = "is_running__release", default, deserialize_with = "one")]
-    pub release: Option<Release<'a>>,
+    pub release: Option<RunningRelease<'a>>,
     /// The device's own tags, in no order.
     #[serde(rename = "device_tag")]
     tags: Option<Vec<Tag<'a>>>,
@@ -129,7 +129,7 @@ pub struct Organization<'a> {
 /// A release of a fleet's code.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-pub struct Release<'a> {
+pub struct RunningRelease<'a> {
     /// Database id.
     pub id: Option<u64>,
     /// Its commit hash.

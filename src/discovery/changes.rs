@@ -14,7 +14,7 @@ use super::Published;
 use super::entry::{Entry, Fleet, fingerprint};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
-use super::steering::Origin;
+use super::scraping::Origin;
 use super::stored::{Key, StoredDevice};
 use super::target_groups;
 use crate::balena::selection::FleetRef;

@@ -10,8 +10,8 @@ use std::sync::{Arc, LazyLock};
 use twox_hash::XxHash3_64;
 
 use super::left_out::{LeftOut, LeftOutReason};
+use super::scraping::Origin;
 use super::services::Declared;
-use super::steering::Origin;
 use crate::balena::device::{Device, display_name, up_to};
 
 /// The most characters of a name that are kept. A name of more than 1024 bytes becomes no label, and 255 characters of it are shown.

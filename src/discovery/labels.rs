@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::steering::Scraped;
+use super::scraping::Scrape;
 use crate::balena::device::{Device, Tag, Text};
 
 /// A label of a target.
@@ -54,7 +54,7 @@ pub const LABELS: &[Label] = &[
 ];
 
 /// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
-pub const STEERED: [(&str, &str); 9] = [
+pub const SCRAPE_LABELS: [(&str, &str); 9] = [
     (JOB, "name of the exporter; absent if it has none: the scrape config's `job_name` holds"),
     (EXPORTER, "name of the exporter; stays when relabelling changes `job`; absent if it has none"),
     (SERVICE, "name of the service whose labels declare the exporter; absent if a tag or an option does"),
@@ -203,7 +203,7 @@ pub fn of_own_tags(device: &Device, warnings: &mut Vec<String>) -> Box<str> {
 }
 
 /// The labels of one exporter of a device, as members of a JSON object with a comma before each.
-pub fn of_exporter(scraped: &Scraped, scheme: Option<&str>) -> Box<str> {
+pub fn of_exporter(scraped: &Scrape, scheme: Option<&str>) -> Box<str> {
     let mut labels = String::new();
     let name = scraped.exporter.name.as_deref();
     let all = [

@@ -8,8 +8,8 @@ use super::exporter::Exporter;
 use super::labels::{self, LabelSet};
 use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
+use super::scraping::{self, Origin, Scrape, Scraping};
 use super::services::Declared;
-use super::steering::{self, Origin, Scraped, Steering};
 use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
@@ -100,7 +100,7 @@ pub fn map(
     let mut common = Common {
         fleet: Fleet::of(device),
         release: device.release.as_ref().and_then(|release| release.id),
-        info: rules.labels.info(device, steering::is_muted(device, rules.own_tags)),
+        info: rules.labels.info(device, scraping::is_muted(device, rules.own_tags)),
         ..Common::default()
     };
     let targets = targets(device, declared.as_deref(), rules, &mut common, warnings);
@@ -129,16 +129,16 @@ fn targets(
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let steering = steering::of(device, declared, &rules.exporters, rules.own_tags, warnings);
-    if steering.is_off {
+    let scraping = scraping::of(device, declared, &rules.exporters, rules.own_tags, warnings);
+    if scraping.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
     if rules.online_only && device.is_connected_to_vpn != Some(true) {
         return Err(LeftOutReason::Offline.into());
     }
     let address = address(device, rules)?;
-    common.targets = reachable(device, &steering, rules, warnings)?;
-    common.origin = steering.origin;
+    common.targets = reachable(device, &scraping, rules, warnings)?;
+    common.origin = scraping.origin;
     common.host_suffix = match rules.address {
         Address::Vpn => ".balena".into(),
         Address::Public => format!(".{}", rules.public_domain).into(),
@@ -151,10 +151,10 @@ fn targets(
 
 /// The exporters that the address leads to, each once.
 fn reachable(
-    device: &Device, steering: &Steering, rules: &Rules, warnings: &mut Vec<String>,
+    device: &Device, scraping: &Scraping, rules: &Rules, warnings: &mut Vec<String>,
 ) -> Result<Vec<Target>, LeftOut> {
     let is_public = rules.address == Address::Public;
-    let (reachable, unreachable): (Vec<_>, Vec<_>) = steering.exporters.iter().partition(|scraped| {
+    let (reachable, unreachable): (Vec<_>, Vec<_>) = scraping.exporters.iter().partition(|scraped| {
         // An exporter that no service declares is taken for what answers at the public URL.
         !is_public || scraped.exporter.port == 80 || scraped.service.is_none()
     });
@@ -165,9 +165,9 @@ fn reachable(
         let is_there = |target: &Target| target.port == port && target.job.as_deref() == exporter.name.as_deref();
         if targets.iter().any(is_there) {
             let name = device.display_name();
-            let source = match steering.origin {
+            let source = match scraping.origin {
                 Origin::DeviceTag | Origin::FleetTag => tags::EXPORTERS,
-                Origin::ServiceLabel | Origin::Option => steering.origin.as_str(),
+                Origin::ServiceLabel | Origin::Option => scraping.origin.as_str(),
             };
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
             continue;
@@ -183,8 +183,7 @@ fn reachable(
         });
     }
     if !unreachable.is_empty() {
-        let shown =
-            |scraped: &&Scraped| format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port);
+        let shown = |scraped: &&Scrape| format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port);
         let what = unreachable.iter().map(shown).collect::<Vec<_>>().join(", ");
         let only = "a public device URL leads to port 80 only";
         if targets.is_empty() {
@@ -193,7 +192,7 @@ fn reachable(
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
     if targets.is_empty() {
-        let detail = if steering.ignores_exporters { IGNORED_EXPORTERS } else { "" };
+        let detail = if scraping.ignores_exporters { IGNORED_EXPORTERS } else { "" };
         return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(targets)

@@ -11,7 +11,7 @@ use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use baletheus::balena::device;
 use baletheus::discovery::tags::OwnTags;
-use baletheus::discovery::{exporter, steering};
+use baletheus::discovery::{exporter, scraping};
 use serde_json::{Value, json};
 
 /// A device of a hand-made fleet: an id, a uuid that tells it, a name that tells the case, and what is special.
@@ -775,8 +775,8 @@ fn the_grammar_of_intervals() {
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
         let exporters = exporter::parse_list("80").unwrap();
-        let steering = steering::of(&devices[0], None, &exporters, OwnTags::All, &mut warnings);
-        let interval = steering.exporters[0].interval;
+        let scraping = scraping::of(&devices[0], None, &exporters, OwnTags::All, &mut warnings);
+        let interval = scraping.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
         interval.map(|(_, millis)| millis)
     };

@@ -8,7 +8,7 @@ use baletheus::balena::selection::Selection;
 use baletheus::config::OPTIONS;
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
-use baletheus::discovery::labels::{self, Kind, LABELS, Label, LabelSet, STEERED};
+use baletheus::discovery::labels::{self, Kind, LABELS, Label, LabelSet, SCRAPE_LABELS};
 use baletheus::discovery::target::Rules;
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ fn label_tables(table: &'static [Label]) -> [String; 3] {
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
     let plain = labels::plain(table).fold(head.clone(), |text, label| text + &row(label.name, label.about));
     let meta = table.iter().filter(|label| label.kind == Kind::Meta);
-    let meta = meta.map(|label| (label.name, label.about)).chain(STEERED);
+    let meta = meta.map(|label| (label.name, label.about)).chain(SCRAPE_LABELS);
     let info = table.iter().filter_map(|label| Some((label.info?, label.about))).chain([labels::ALERT]);
     let all = |text: String, (name, about)| text + &row(name, about);
     [plain, meta.fold(head.clone(), all), info.fold(head, all)]

@@ -40,11 +40,11 @@ impl Origin {
 
 /// What is scraped on a device, and how.
 #[derive(Debug)]
-pub struct Steering<'a> {
+pub struct Scraping<'a> {
     /// Whether a tag switches the device off.
     pub is_off: bool,
     /// The exporters.
-    pub exporters: Vec<Scraped<'a>>,
+    pub exporters: Vec<Scrape<'a>>,
     /// Where they come from.
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.
@@ -53,7 +53,7 @@ pub struct Steering<'a> {
 
 /// An exporter, and how it is scraped.
 #[derive(Debug)]
-pub struct Scraped<'a> {
+pub struct Scrape<'a> {
     /// The exporter.
     pub exporter: Cow<'a, Exporter>,
     /// The service that declares it.
@@ -71,7 +71,7 @@ pub struct Scraped<'a> {
 pub fn of<'a>(
     device: &'a Device, declared: Option<&'a Declared>, options: &'a [Exporter], own_tags: OwnTags,
     warnings: &mut Vec<String>,
-) -> Steering<'a> {
+) -> Scraping<'a> {
     let mut tags = Tags { device, own_tags, warnings };
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
     tags.read(ALERT, boolean, |_, _| Ok(())); // for its warning; is_muted() gives the value
@@ -94,7 +94,7 @@ pub fn of<'a>(
         let name = device.display_name();
         tags.warnings.push(format!("tag {TIMEOUT} of {name} needs an interval ({INTERVAL}); it counts as absent"));
     }
-    Steering { is_off, exporters, origin, ignores_exporters }
+    Scraping { is_off, exporters, origin, ignores_exporters }
 }
 
 /// Whether a tag mutes the alerts of a device, left out or not.
@@ -106,7 +106,7 @@ pub fn is_muted(device: &Device, own_tags: OwnTags) -> bool {
 /// vain.
 fn exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<Scraped<'a>>, bool) {
+) -> (Origin, Vec<Scrape<'a>>, bool) {
     let own = tags.exporters(tags.device.tags(), true);
     if tags.own_tags == OwnTags::All
         && let Some((_, list)) = own
@@ -129,13 +129,13 @@ fn exporters<'a>(
 /// The exporters that the device has without its own tags.
 fn fleet_exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<Scraped<'a>>) {
+) -> (Origin, Vec<Scrape<'a>>) {
     if let Some((_, list)) = tags.exporters(tags.device.fleet_tags(), false) {
         return (Origin::FleetTag, list.into_iter().map(Cow::Owned).map(plain).collect());
     }
     let declared = declared.map(|declared| &*declared.exporters).unwrap_or_default();
     if !declared.is_empty() {
-        let scraped = declared.iter().map(|declared| Scraped {
+        let scraped = declared.iter().map(|declared| Scrape {
             exporter: Cow::Borrowed(&declared.exporter),
             service: Some(&declared.service),
             scheme: declared.scheme,
@@ -147,6 +147,6 @@ fn fleet_exporters<'a>(
     (Origin::Option, options.iter().map(Cow::Borrowed).map(plain).collect())
 }
 
-fn plain(exporter: Cow<Exporter>) -> Scraped {
-    Scraped { exporter, service: None, scheme: None, interval: None, timeout: None }
+fn plain(exporter: Cow<Exporter>) -> Scrape {
+    Scrape { exporter, service: None, scheme: None, interval: None, timeout: None }
 }
