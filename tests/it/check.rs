@@ -242,9 +242,9 @@ fn through_the_vpn() {
     assert_eq!((&row["fleet"], &row["job"]), (&json!("polar-foods/cold-chain"), &json!("app")));
     assert_eq!((&row["online"], &row["samples"], &row["status"]), (&json!(true), &json!(12_345), &Value::Null));
     assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
-    assert_eq!(rows(&output)[5]["status"], 500);
-    assert_eq!(rows(&output)[17]["hint"], "the exporter's own log may tell more");
-    assert_eq!(rows(&output)[20]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
+    assert_eq!(rows(&output)[7]["status"], 500);
+    assert_eq!(rows(&output)[19]["hint"], "the exporter's own log may tell more");
+    assert_eq!(rows(&output)[22]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
     let log = text(&output.stderr);
     assert!(log.lines().count() == 1 && log.contains("tag prometheus.io/exporters of bad-tag"), "{log}");
     // neither the redirect's device nor any host's SSH gets a request
