@@ -260,14 +260,14 @@ fn through_the_vpn() {
     let output = check(&sidecar, &[]);
     let table = text(&output.stdout);
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines.len(), 1 + 29 + 2, "{table}");
+    assert_eq!(lines.len(), 1 + 31 + 2, "{table}");
     assert!(lines[0].starts_with("DEVICE ") && lines[0].ends_with("WHAT TO DO"), "{table}");
     assert!(lines[1].contains(".balena:9100  ") && !lines[1].contains("/metrics"), "{table}");
-    assert!(lines[24].contains(" unknown ") && lines[25].contains(" offline "), "{table}");
-    assert!(lines[29].starts_with("evil\\u{1b}[31m\\u{202e}"), "{table}");
+    assert!(lines[26].contains(" unknown ") && lines[27].contains(" offline "), "{table}");
+    assert!(lines[31].starts_with("evil\\u{1b}[31m\\u{202e}"), "{table}");
     assert!(lines[2].contains(".balena:9100/gzip  "), "{table}");
-    assert!(lines[12].contains("line 2 is \"Hello"), "{table}");
-    assert_eq!(lines[31], "28 targets: 8 answer, 19 fail, 1 offline; 1 device left out");
+    assert!(lines[14].contains("line 2 is \"Hello"), "{table}");
+    assert_eq!(lines[33], "30 targets: 8 answer, 21 fail, 1 offline; 1 device left out");
 }
 
 /// The hints are about what an operator can change: the path only where the path may be wrong.
