@@ -36,8 +36,8 @@ use support::vpn::{Device, Vpn};
 /// Below `sample_limit`, and with these values below `body_size_limit`.
 const SAMPLES: usize = 1990;
 const VALUE_LENGTH: usize = 440;
-/// What examples/thingy exports.
-const HONEST_SAMPLES: usize = 300;
+/// What the stack stores of an exporter of examples/thingy.
+const HONEST_SAMPLES: usize = 100;
 /// The exporter that the whole fleet has.
 const FLEET_PORT: u16 = 9100;
 /// Of the exporters that the device gives to itself.
@@ -80,7 +80,7 @@ fn hostile(scrape: u64) -> String {
 
 fn honest(_: u64) -> String {
     (0..HONEST_SAMPLES).fold(String::new(), |mut text, sample| {
-        let _ = writeln!(text, "node_figure_{}{{cpu=\"{}\"}} {sample}", sample / 4, sample % 4);
+        let _ = writeln!(text, "figure_{}{{cpu=\"{}\"}} {sample}", sample / 4, sample % 4);
         text
     })
 }
