@@ -191,7 +191,9 @@ fn a_bad_token_file_ends_the_start_and_shows_no_token() {
         }
         let output = finish(sidecar.command());
         let log = String::from_utf8(output.stderr).expect("UTF-8");
-        assert!(output.status.code() == Some(2) && log.contains(said), "{value}: {log}");
+        // A file that is missing may come.
+        let code = if value == "missing/token" { 1 } else { 2 };
+        assert!(output.status.code() == Some(code) && log.contains(said), "{value}: {log}");
         assert!(!log.contains(TOKEN) && !log.contains("15-characters") && !log.contains("0123456789"), "{log}");
     }
 }

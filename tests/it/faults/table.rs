@@ -362,7 +362,7 @@ pub fn faults() -> Vec<Fault> {
             Reply::status(400, &[], format!("{}{key}", " ".repeat(800)).as_bytes())
         }),
         echo("echo-html", Fails(&["502 Bad Gateway: "], BacksOff), |key| Reply::status(502, HTML, key.as_bytes())),
-        echo("echo-location", Fails(&["301 Moved Permanently, to http://elsewhere.invalid/?Bearer"], BacksOff), |key| {
+        echo("echo-location", Fails(&["301 Moved Permanently, to http://elsewhere.invalid/: "], BacksOff), |key| {
             Reply::status(301, &[("Location", &format!("http://elsewhere.invalid/?{key}"))], b"")
         }),
         echo("echo-reason", Fails(&["500 Internal Server Error: "], BacksOff), |key| {
