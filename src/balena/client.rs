@@ -48,7 +48,7 @@ pub struct Api {
 
 impl Api {
     /// The proxy on the way to it.
-    pub(super) fn proxy(&self) -> Option<&Proxy> {
+    pub fn proxy(&self) -> Option<&Proxy> {
         let url = Url::parse(&self.url).ok()?;
         self.proxies.find(url.scheme(), url.host_str()?, url.port())
     }

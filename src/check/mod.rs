@@ -1,6 +1,8 @@
 //! `baletheus check`, for a device that does not show up: one refresh, then each target is tried as Prometheus would, and
 //! the report says what to do where one does not answer.
 
+mod anonymous;
+mod hints;
 mod probe;
 mod report;
 
@@ -18,6 +20,7 @@ use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
 use crate::check::report::{Row, Stopped};
 use crate::discovery::changes;
+use crate::discovery::entry::Entry;
 use crate::discovery::entry::Target;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::key_owner::KeyOwner;
@@ -29,6 +32,7 @@ use crate::status::devices::{Device, Devices, Known};
 use crate::status::installs::NotRunning;
 use crate::status::list::List;
 use crate::status::watching;
+use crate::text::count;
 
 /// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends
 /// a request to the API for each.
@@ -46,12 +50,27 @@ pub struct Settings {
     pub service_labels: bool,
     /// balena's VPN proxy.
     pub tunnel: Uri,
-    /// JSON instead of a table.
-    pub json: bool,
+    /// Only devices with this in their name, or at the start of their uuid.
+    pub name: Option<String>,
+    /// Only what fails is shown.
+    pub failing: bool,
+    /// The form of the report.
+    pub form: Form,
     /// The log.
     pub log: logging::Settings,
     /// Settings that are allowed but look like mistakes, for the log.
     pub warnings: Vec<String>,
+}
+
+/// The form of the report.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For an issue, without names, uuids and keys.
+    Anonymous,
 }
 
 /// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there is no report.
@@ -64,34 +83,69 @@ pub fn run(settings: Settings) -> Result<bool, CannotStart> {
         log::warn!("{warning}");
     }
     let (rules, fleets) = (settings.rules.clone(), settings.selection.fleets.clone());
-    let (json, service_labels) = (settings.json, settings.service_labels);
+    let (form, failing, service_labels) = (settings.form, settings.failing, settings.service_labels);
+    let (name, options) = (settings.name.clone(), anonymous::options(&settings));
     let (mut client, prober) = connect(settings)?;
     let start = Instant::now();
     let mut list = Inventory::new(service_labels);
     let refreshed = list.refresh(&mut client, &rules);
     KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
+    let refresh = start.elapsed();
     if let Err(failure) = refreshed {
         log::error!("cannot check: {failure}");
+        if form == Form::Anonymous {
+            print(&anonymous::failed(&options, &failure));
+        }
         return Ok(false);
     }
-    let known = if json { services(&client) } else { Known::default() };
+    let known = if form == Form::Json { services(&client) } else { Known::default() };
     let mut devices = Devices::new(List { version: 0, pages: list.pages().cloned().collect() }.into(), known);
     let mut rows = Vec::new();
     while let Some(device) = devices.next() {
-        rows.extend(self::rows(&device));
+        if name.as_deref().is_none_or(|name| is_named(device.entry, name)) {
+            rows.extend(self::rows(&device));
+        }
+    }
+    if let Some(name) = name.filter(|_| rows.is_empty()) {
+        let devices = count(list.entries().count(), "device");
+        log::error!("no device has {name:?} in its name or at the start of its uuid; the API lists {devices}");
+        return Ok(false);
     }
     for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {
         log::warn!("{warning}");
     }
     probe_all(&mut rows, prober)?;
-    let text = if json { report::json(&rows) } else { report::table(&rows) };
-    let mut out = io::stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        log::error!("cannot write to standard output: {error}");
-        return Ok(false);
-    }
     // Without a device, there is nothing that could answer.
-    Ok(!rows.is_empty() && !rows.iter().any(Row::fails))
+    let succeeds = !rows.is_empty() && !rows.iter().any(Row::fails);
+    let shown = rows.iter().filter(|row| !failing || row.fails());
+    let text = match form {
+        Form::Json => report::json(shown),
+        Form::Anonymous => anonymous::report(&options, refresh, &rows),
+        Form::Table => {
+            let (first, then): (Vec<_>, Vec<_>) = shown.partition(|row| row.fails());
+            report::table(first.into_iter().chain(then), &rows, width())
+        }
+    };
+    Ok(print(&text) && succeeds)
+}
+
+/// Whether a device has this in its name, or at the start of its uuid.
+fn is_named(entry: &Entry, name: &str) -> bool {
+    let name = name.to_lowercase();
+    entry.shown().to_lowercase().contains(&name) || entry.uuid().is_some_and(|uuid| uuid.starts_with(&name))
+}
+
+/// The width of the terminal, as the shell sets it or as the system knows it.
+fn width() -> Option<usize> {
+    let set = || std::env::var("COLUMNS").ok()?.parse().ok();
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into()).or_else(set)
+}
+
+/// Whether the text could be written to standard output.
+fn print(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| log::error!("cannot write to standard output: {error}")).is_ok()
 }
 
 fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {

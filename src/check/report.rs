@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::check::hints;
 use crate::check::probe::Answer;
-use crate::discovery::left_out::{LeftOut, LeftOutReason};
-use crate::net::connector::is_untrusted;
+use crate::discovery::left_out::LeftOut;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::vpn::unreachable_hint;
 use crate::text::{count, printable, printable_json};
 
 /// The widest column of the table: a single longer cell does not widen its column.
@@ -44,8 +43,8 @@ pub struct Row {
     pub status: Option<u16>,
     /// The result, for people.
     pub answer: String,
-    /// What to do; empty if the target answers as it should.
-    pub hint: &'static str,
+    /// What to do, if something is to be done.
+    pub hint: Option<&'static str>,
 }
 
 /// A service that does not run, with its status in the API's words.
@@ -66,11 +65,23 @@ pub enum Outcome {
     Fails,
 }
 
+impl Outcome {
+    /// Its word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::LeftOut => "left_out",
+            Outcome::Answers => "answers",
+            Outcome::Offline => "offline",
+            Outcome::Fails => "fails",
+        }
+    }
+}
+
 impl Row {
     /// The row of a device that is left out.
     pub fn left_out(self, left_out: &LeftOut) -> Self {
         let answer = format!("left out: {left_out}");
-        Row { reason: Some(left_out.reason.as_str()), answer, hint: left_out_hint(left_out.reason), ..self }
+        Row { reason: Some(left_out.reason.as_str()), answer, hint: Some(hints::left_out(left_out.reason)), ..self }
     }
 
     /// Takes the result of a probe.
@@ -82,7 +93,7 @@ impl Row {
                 self.samples = Some(answer.samples);
                 self.seconds = Some(seconds);
                 let s = if answer.samples == 1 { "" } else { "s" };
-                self.hint = if answer.outdated { OUTDATED_HINT } else { "" };
+                self.hint = answer.outdated.then_some(hints::OUTDATED);
                 self.answer = format!("{} sample{s} in {seconds:.2} s", thousands(answer.samples));
             }
             Err(refused) => {
@@ -90,7 +101,7 @@ impl Row {
                 self.result = if offline { Outcome::Offline } else { Outcome::Fails };
                 self.reason = Some(refused.reason.as_str());
                 self.status = refused.status;
-                self.hint = if offline { OFFLINE_HINT } else { hint(&refused) };
+                self.hint = Some(if offline { hints::OFFLINE } else { hints::scrape(&refused) });
                 // these have their status in the message
                 let status =
                     refused.status.filter(|_| !matches!(refused.reason, ScrapeReason::Http | ScrapeReason::Proxy));
@@ -105,74 +116,6 @@ impl Row {
     }
 }
 
-const NO_EXPORTER_HINT: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
-    set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
-const OFFLINE_HINT: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
-
-const OUTDATED_HINT: &str =
-    "this node_exporter is older than 0.16, and the dashboards do not know its names, such as node_cpu: update it";
-
-/// What to do about a device that is left out.
-fn left_out_hint(reason: LeftOutReason) -> &'static str {
-    match reason {
-        LeftOutReason::NotTagged => "change its tag, or --tag (DEVICE_TAG)",
-        LeftOutReason::SwitchedOff => "remove the tag, or set it to true",
-        LeftOutReason::Offline | LeftOutReason::LanAddressTaken => OFFLINE_HINT,
-        LeftOutReason::NoPublicUrl => {
-            "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
-        }
-        LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
-        LeftOutReason::LanAddressRefused => {
-            "if devices are in that network, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
-        }
-        LeftOutReason::NoExporter => NO_EXPORTER_HINT,
-        LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
-            "the API's record of it is odd: please report it"
-        }
-    }
-}
-
-/// What to do about a target that does not answer.
-fn hint(refused: &ScrapeError) -> &'static str {
-    match refused.reason {
-        ScrapeReason::NoTunnel | ScrapeReason::BadTunnel => unreachable_hint(refused),
-        ScrapeReason::NoAccess => "try again in a minute; then see whether the key may reach this device",
-        ScrapeReason::NotConnected => "restart it, or wait: it has lost balena's VPN",
-        ScrapeReason::PortClosed | ScrapeReason::ConnectionRefused => {
-            "does the exporter run, on this port (--exporter), with host network or the port published?"
-        }
-        ScrapeReason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
-        ScrapeReason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
-        ScrapeReason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
-        ScrapeReason::NoConnection => "try again: it is this machine or its network that fails",
-        ScrapeReason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
-        ScrapeReason::Tls if is_untrusted(&refused.message) => {
-            "is the clock here right? An exporter with its own certificate needs --ca-file (CA_FILE) here, and tls_config \
-             with ca_file or insecure_skip_verify in Prometheus"
-        }
-        ScrapeReason::Tls => "does the exporter speak https on this port? Its scheme (prometheus.io/scheme) says so",
-        ScrapeReason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
-        ScrapeReason::Http if refused.status == Some(401) => {
-            "it wants a password or a token: give it to Prometheus (basic_auth or authorization), or let it allow /metrics"
-        }
-        ScrapeReason::Http if matches!(refused.status, Some(400 | 403 | 421)) => {
-            "does it want a password or a token, or allow only some hosts? Its list needs the host and port of this \
-             address, <uuid>.balena:<port> through the tunnel"
-        }
-        ScrapeReason::Http if refused.status.is_some_and(|status| status >= 500) => {
-            "the exporter's own log may tell more"
-        }
-        ScrapeReason::Http | ScrapeReason::NotMetrics => {
-            "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
-        }
-        ScrapeReason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
-        ScrapeReason::NotTarget => "name another port (--exporter): a scrape does not go there",
-        ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
-        ScrapeReason::BrokeOff | ScrapeReason::TooLarge => "the exporter's own log may tell more",
-        ScrapeReason::Busy | ScrapeReason::BadRequest => "try again in a minute",
-    }
-}
-
 fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let comma = |index: usize| if index > 0 && (digits.len() - index).is_multiple_of(3) { "," } else { "" };
@@ -180,9 +123,9 @@ fn thousands(number: u64) -> String {
 }
 
 /// The report as a JSON array, with one object on each line.
-pub fn json(rows: &[Row]) -> String {
+pub fn json<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
     let lines: Vec<_> =
-        rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|row| printable_json(&row)).collect();
+        rows.filter_map(|row| serde_json::to_string(row).ok()).map(|row| printable_json(&row)).collect();
     format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
 }
 
@@ -219,27 +162,51 @@ fn cells(row: &Row) -> [String; 8] {
         let (start, end) = (&letters[..MAX_NAME_WIDTH - 11], &letters[letters.len() - 10..]);
         start.iter().chain(&['…']).chain(end).collect()
     };
-    [cut(device), cut(fleet), cut(job), cut(from), url.to_owned(), online.into(), answer, row.hint.into()]
+    [
+        cut(device),
+        cut(fleet),
+        cut(job),
+        cut(from),
+        url.to_owned(),
+        online.into(),
+        answer,
+        row.hint.unwrap_or_default().into(),
+    ]
 }
 
-/// The report as a table.
-pub fn table(rows: &[Row]) -> String {
-    let lines: Vec<_> = [HEADS.map(str::to_owned)].into_iter().chain(rows.iter().map(cells)).collect();
+/// The report as a table of `shown`, with the counts of all rows; two lines for each row where the table is wider than the terminal.
+pub fn table<'a>(shown: impl Iterator<Item = &'a Row>, all: &[Row], terminal: Option<usize>) -> String {
+    let mut lines: Vec<_> = shown.map(cells).collect();
+    if !lines.is_empty() {
+        lines.insert(0, HEADS.map(str::to_owned));
+    }
     let width = |column: usize| {
         let cells = lines.iter().map(|line| line[column].chars().count());
         cells.filter(|width| *width <= MAX_WIDTH).max().unwrap_or_default()
     };
     let widths: [usize; HEADS.len() - 1] = std::array::from_fn(width);
-    let mut text = String::new();
-    for line in &lines {
+    let wide = lines.iter().map(|line| {
         let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
-        let _ = writeln!(text, "{}", (cells.collect::<String>() + &line[HEADS.len() - 1]).trim_end());
+        (cells.collect::<String>() + &line[HEADS.len() - 1]).trim_end().to_owned()
+    });
+    let mut text = wide.map(|line| line + "\n").collect::<String>();
+    if terminal.is_some_and(|width| text.lines().any(|line| line.chars().count() > width)) {
+        text = lines.iter().skip(1).map(narrow).collect();
     }
-    let of = |outcome| rows.iter().filter(|row| row.result == outcome).count();
+    let of = |outcome| all.iter().filter(|row| row.result == outcome).count();
     let [left_out, answer, offline, fail] =
         [Outcome::LeftOut, Outcome::Answers, Outcome::Offline, Outcome::Fails].map(of);
     let targets = count(answer + offline + fail, "target");
     let left_out = count(left_out, "device");
-    let _ = writeln!(text, "\n{targets}: {answer} answer, {fail} fail, {offline} offline; {left_out} left out");
+    let space = if text.is_empty() { "" } else { "\n" };
+    let _ = writeln!(text, "{space}{targets}: {answer} answer, {fail} fail, {offline} offline; {left_out} left out");
     text
+}
+
+/// A row in two lines: the device and its answer, then the exporter and what to do.
+fn narrow([device, _, exporter, from, address, state, answer, hint]: &[String; 8]) -> String {
+    // The name has the beginning of the uuid.
+    let port = address.rsplit_once(':').map_or(&**address, |(_, port)| port);
+    let hint = if hint.is_empty() { format!("from {from}") } else { hint.clone() };
+    format!("{device}, {state}: {answer}\n    {exporter}:{port} {hint}\n")
 }

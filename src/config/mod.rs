@@ -92,7 +92,13 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
             rules: discovery.rules,
             service_labels: discovery.service_labels,
             tunnel: discovery.tunnel,
-            json: matches.get_flag("json"),
+            name: matches.get_one("name").cloned(),
+            failing: matches.get_flag("failing"),
+            form: match (matches.get_flag("json"), matches.get_flag("report")) {
+                (true, _) => check::Form::Json,
+                (_, true) => check::Form::Anonymous,
+                _ => check::Form::Table,
+            },
             log: discovery.log,
             warnings,
         }

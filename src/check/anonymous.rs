@@ -1,0 +1,95 @@
+//! The report for an issue: what happened, without names, uuids, addresses and keys.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::Settings;
+use super::report::{Outcome, Row};
+use crate::balena::Failure;
+
+/// The options that explain a result. Fleets, tags and host names are only counted.
+pub fn options(settings: &Settings) -> String {
+    let is_cloud = settings.api.url == "https://api.balena-cloud.com";
+    let (selection, rules) = (&settings.selection, &settings.rules);
+    format!(
+        "baletheus {} on {} {}\nAPI: {}, time-out {} s, proxy: {}\nselection: {} fleets, {} tags, online only: {}\n\
+         targets: address {}, {} exporters by option, service labels: {}, own tags: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        if is_cloud { "balenaCloud" } else { "another" },
+        settings.api.timeout.as_secs(),
+        yes(settings.api.proxy().is_some()),
+        selection.fleets.len(),
+        selection.tags.len(),
+        yes(rules.online_only),
+        rules.address.as_str(),
+        rules.exporters.len(),
+        yes(settings.service_labels),
+        rules.own_tags.as_str(),
+    )
+}
+
+/// The report of a refresh that failed.
+pub fn failed(options: &str, failure: &Failure) -> String {
+    let status = failure.status.map_or("none".into(), |status| status.to_string());
+    format!("{options}refresh: failed, reason {}, HTTP status {status}\n", failure.reason.as_str())
+}
+
+/// The report of all targets.
+pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
+    let mut devices = Numbers::default();
+    let mut fleets = Numbers::default();
+    let mut results = BTreeMap::<_, usize>::new();
+    let mut lines = String::new();
+    for row in rows {
+        let device = devices.of(row.uuid.as_deref().unwrap_or(&row.device));
+        let fleet = row.fleet.as_deref().map_or("-".into(), |fleet| format!("fleet-{}", fleets.of(fleet)));
+        let url = row.url.as_deref().and_then(|url| reqwest::Url::parse(url).ok());
+        let target = url
+            .map_or("-".into(), |url| format!("{}:{}", url.scheme(), url.port_or_known_default().unwrap_or_default()));
+        let status = row.status.map_or("-".into(), |status| status.to_string());
+        let seconds = row.seconds.map_or("-".into(), |seconds| format!("{seconds:.2}"));
+        let samples = row.samples.map_or("-".into(), |samples| samples.to_string());
+        let (result, reason) = (row.result.as_str(), row.reason.unwrap_or("-"));
+        *results.entry((result, reason)).or_default() += 1;
+        let state = row.online.map_or("unknown", |online| if online { "online" } else { "offline" });
+        let origin = row.origin.unwrap_or("-");
+        let _ = writeln!(
+            lines,
+            "| device-{device} | {fleet} | {state} | {target} | {origin} | {result} | {reason} | {status} | {samples} | {seconds} |"
+        );
+    }
+    let results: Vec<_> =
+        results.iter().map(|((result, reason), count)| format!("{count} {result} ({reason})")).collect();
+    let mut seconds: Vec<_> = rows.iter().filter_map(|row| row.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let time = seconds.get(seconds.len() / 2).zip(seconds.last());
+    let time = time.map_or("none".into(), |(median, longest)| format!("{median:.2} s median, {longest:.2} s longest"));
+    let offline = rows.iter().filter(|row| row.result == Outcome::Offline).count();
+    format!(
+        "{options}refresh: {:.2} s, {} devices, {} fleets\nresults: {}; {offline} of the targets are of offline devices\n\
+         answers: {time}\n\n| device | fleet | state | target | from | result | reason | status | samples | seconds |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n{lines}",
+        refresh.as_secs_f64(),
+        devices.0.len(),
+        fleets.0.len(),
+        results.join(", "),
+    )
+}
+
+/// Numbers for names, from 1.
+#[derive(Default)]
+struct Numbers(BTreeMap<String, usize>);
+
+impl Numbers {
+    fn of(&mut self, name: &str) -> usize {
+        let next = self.0.len() + 1;
+        *self.0.entry(name.to_owned()).or_insert(next)
+    }
+}
+
+fn yes(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
+}

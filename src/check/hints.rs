@@ -1,0 +1,76 @@
+//! What to do about a target that does not answer, or a device without one.
+
+use crate::discovery::left_out::LeftOutReason;
+use crate::net::connector::is_untrusted;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::vpn::unreachable_hint;
+
+const NO_EXPORTER: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
+    set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
+/// What to do about a device that is offline.
+pub const OFFLINE: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
+
+/// What to do about an old `node_exporter`.
+pub const OUTDATED: &str =
+    "this node_exporter is older than 0.16, and the dashboards do not know its names, such as node_cpu: update it";
+
+/// What to do about a device that is left out.
+pub fn left_out(reason: LeftOutReason) -> &'static str {
+    match reason {
+        LeftOutReason::NotTagged => "change its tag, or --tag (DEVICE_TAG)",
+        LeftOutReason::SwitchedOff => "remove the tag, or set it to true",
+        LeftOutReason::Offline | LeftOutReason::LanAddressTaken => OFFLINE,
+        LeftOutReason::NoPublicUrl => {
+            "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
+        }
+        LeftOutReason::NoLanAddress => "does its supervisor run? --address vpn needs no address",
+        LeftOutReason::LanAddressRefused => {
+            "if devices are in that network, name it with --lan-network (LAN_NETWORKS), or use --address vpn"
+        }
+        LeftOutReason::NoExporter => NO_EXPORTER,
+        LeftOutReason::Broken | LeftOutReason::NoId | LeftOutReason::BadUuid => {
+            "the API's record of it is odd: please report it"
+        }
+    }
+}
+
+/// What to do about a target that does not answer.
+pub fn scrape(refused: &ScrapeError) -> &'static str {
+    match refused.reason {
+        ScrapeReason::NoTunnel | ScrapeReason::BadTunnel => unreachable_hint(refused),
+        ScrapeReason::NoAccess => "try again in a minute; then see whether the key may reach this device",
+        ScrapeReason::NotConnected => "restart it, or wait: it has lost balena's VPN",
+        ScrapeReason::PortClosed | ScrapeReason::ConnectionRefused => {
+            "does the exporter run, on this port (--exporter), with host network or the port published?"
+        }
+        ScrapeReason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
+        ScrapeReason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",
+        ScrapeReason::NoRoute => "is this machine in the device's network? --address vpn works from anywhere",
+        ScrapeReason::NoConnection => "try again: it is this machine or its network that fails",
+        ScrapeReason::Timeout => "is the device alive? does its exporter hang, or a firewall drop packets?",
+        ScrapeReason::Tls if is_untrusted(&refused.message) => {
+            "is the clock here right? An exporter with its own certificate needs --ca-file (CA_FILE) here, and tls_config \
+             with ca_file or insecure_skip_verify in Prometheus"
+        }
+        ScrapeReason::Tls => "does the exporter speak https on this port? Its scheme (prometheus.io/scheme) says so",
+        ScrapeReason::Proxy => "does the proxy allow it? NO_PROXY excludes a host from it",
+        ScrapeReason::Http if refused.status == Some(401) => {
+            "it wants a password or a token: give it to Prometheus (basic_auth or authorization), or let it allow /metrics"
+        }
+        ScrapeReason::Http if matches!(refused.status, Some(400 | 403 | 421)) => {
+            "does it want a password or a token, or allow only some hosts? Its list needs the host and port of this \
+             address, <uuid>.balena:<port> through the tunnel"
+        }
+        ScrapeReason::Http if refused.status.is_some_and(|status| status >= 500) => {
+            "the exporter's own log may tell more"
+        }
+        ScrapeReason::Http | ScrapeReason::NotMetrics => {
+            "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
+        }
+        ScrapeReason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
+        ScrapeReason::NotTarget => "name another port (--exporter): a scrape does not go there",
+        ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
+        ScrapeReason::BrokeOff | ScrapeReason::TooLarge => "the exporter's own log may tell more",
+        ScrapeReason::Busy | ScrapeReason::BadRequest => "try again in a minute",
+    }
+}
