@@ -88,10 +88,10 @@ fn honest(_: u64) -> String {
 /// The state of the alert on new series that names this device.
 fn alert(prometheus: &Prometheus, device: &str) -> Option<String> {
     let answer = prometheus.get("alerts", &[])?;
-    let alert = answer["data"]["alerts"]
-        .as_array()?
-        .iter()
-        .find(|alert| alert["labels"]["alertname"] == "SeriesChurn" && alert["labels"]["device_name"] == device)?;
+    let alert = answer["data"]["alerts"].as_array()?.iter().find(|alert| {
+        let summary = alert["annotations"]["summary"].as_str().unwrap_or_default();
+        alert["labels"]["alertname"] == "SeriesChurn" && summary.starts_with(&format!("{device} ("))
+    })?;
     alert["state"].as_str().map(str::to_owned)
 }
 

@@ -350,28 +350,6 @@ fn an_alert_reaches_the_webhook() {
 
 #[test]
 #[ignore = "needs Docker: scripts/check/stack"]
-fn alerts_of_devices_wait_while_discovery_is_stale() {
-    let stack = stack();
-    // Of a fleet of their own: Prometheus itself has alerts of the others to raise.
-    let labels = |name: &str, scope: &str| json!({"alertname": name, "scope": scope, "fleet": "test/stack"});
-    let of_device = json!([{"labels": labels("DeviceOffline", "device")}]);
-    stack.raise(&of_device);
-    let inhibited = || {
-        let url = format!("{}/api/v2/alerts?filter=alertname%3D%22DeviceOffline%22", stack.alertmanager());
-        let alerts: Value = serde_json::from_str(&stack.get(&url).unwrap()).unwrap();
-        let ours = alerts.as_array().unwrap().iter().find(|alert| alert["labels"]["fleet"] == "test/stack").unwrap();
-        !ours["status"]["inhibitedBy"].as_array().unwrap().is_empty()
-    };
-    assert!(!inhibited());
-    stack.raise(&json!([{"labels": labels("DiscoveryStale", "discovery")}]));
-    wait_for("it is inhibited", || inhibited().then_some(()));
-    let ended = json!([{"labels": labels("DiscoveryStale", "discovery"), "endsAt": "2026-01-01T00:00:00Z"}]);
-    stack.raise(&ended);
-    wait_for("it is no longer inhibited", || (!inhibited()).then_some(()));
-}
-
-#[test]
-#[ignore = "needs Docker: scripts/check/stack"]
 fn samples_reach_the_backend() {
     let stack = stack();
     let query = format!("http://{}:8428/api/v1/query", stack.address("victoria-metrics"));

@@ -10,8 +10,10 @@ use std::sync::{Arc, LazyLock};
 use twox_hash::XxHash3_64;
 
 use super::left_out::{LeftOut, LeftOutReason};
+use super::quiet::QuietTimes;
 use super::scraping::Origin;
 use super::services::Declared;
+use super::tags::{OwnTags, QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 
 /// The most characters of a name that are kept. A name of more than 1024 bytes becomes no label, and 255 characters of it are shown.
@@ -195,14 +197,18 @@ pub struct Fleet {
     pub name: String,
     /// `organization/name`.
     pub slug: String,
+    /// When it is switched off on purpose.
+    pub quiet: QuietTimes,
 }
 
 impl Fleet {
-    /// The fleet of a device.
-    pub fn of(device: &Device) -> Option<Self> {
+    /// The fleet of a device. Warns of a tag that cannot be read.
+    pub fn of(device: &Device, own_tags: OwnTags, warnings: &mut Vec<String>) -> Option<Self> {
         let fleet = device.fleet.as_ref()?;
         let name = fleet.app_name.as_deref().unwrap_or_default().to_owned();
-        Some(Fleet { id: fleet.id, name, slug: fleet.slug.as_deref().unwrap_or_default().to_owned() })
+        let slug = fleet.slug.as_deref().unwrap_or_default().to_owned();
+        let quiet = Tags { device, own_tags, warnings }.of_fleet(QUIET, QuietTimes::parse).unwrap_or_default();
+        Some(Fleet { id: fleet.id, name, slug, quiet })
     }
 }
 

@@ -10,6 +10,7 @@ pub mod labels;
 pub mod lan;
 pub mod left_out;
 mod mapper;
+pub mod quiet;
 pub mod scraping;
 pub mod services;
 pub mod stored;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::entry::{Fleet, fingerprint};
 use super::labels::{DEVICE_ID, DEVICE_NAME, FLEET_ID, FLEET_NAME, META_DEVICE_NAME, META_PREFIX, UUID};
+use super::quiet::QuietTimes;
 use crate::balena::device::display_name;
 
 /// How devices are ordered: by id, and those without one by name.
@@ -73,6 +74,7 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
             id: label(FLEET_ID).and_then(|id| id.parse().ok()),
             name: label(FLEET_NAME).unwrap_or_default().to_owned(),
             slug: slug.unwrap_or_default().to_owned(),
+            quiet: QuietTimes::default(),
         };
         let known = devices.last().map(|last| last.fleet.clone()).filter(|known| **known == fleet);
         let fleet = known.unwrap_or_else(|| fleet.into());

@@ -14,6 +14,8 @@ pub const INTERVAL: &str = "prometheus.io/interval";
 pub const TIMEOUT: &str = "prometheus.io/timeout";
 /// `false` mutes the alerts of the device.
 pub const ALERT: &str = "prometheus.io/alert";
+/// When a fleet is switched off on purpose. Of a fleet only: a device must not mute its fleet.
+pub const QUIET: &str = "prometheus.io/quiet";
 /// The exporters, in the notation of the option.
 pub const EXPORTERS: &str = "prometheus.io/exporters";
 /// A single exporter, as Kubernetes' users write it.
@@ -130,6 +132,11 @@ impl<'a> Tags<'a, '_> {
             *property(scraped) = own.filter(|own| self.may(key, *own, known, narrows)).or(known);
         }
         own.or(fleet).is_some()
+    }
+
+    /// The value of the fleet's tag. The device's own does not count.
+    pub fn of_fleet<T>(&mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
+        self.of(self.device.fleet_tags(), false, key, &parse)
     }
 
     fn both<T>(&mut self, key: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> (Option<T>, Option<T>) {

@@ -98,7 +98,7 @@ pub fn map(
     device: &Device, declared: Option<Arc<Declared>>, rules: &Rules, commons: &mut Commons, warnings: &mut Vec<String>,
 ) -> Entry {
     let mut common = Common {
-        fleet: Fleet::of(device),
+        fleet: Fleet::of(device, rules.own_tags, warnings),
         release: device.release.as_ref().and_then(|release| release.id),
         info: rules.labels.info(device, scraping::is_muted(device, rules.own_tags)),
         ..Common::default()

@@ -1,6 +1,7 @@
 //! The metrics of the sidecar itself.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
@@ -12,6 +13,7 @@ use crate::balena::{Failure, Reason, Requests};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
+use crate::discovery::quiet::QuietTimes;
 use crate::registry;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
@@ -36,6 +38,9 @@ pub struct Metrics {
     held_back_since: Gauge,
     left_out: IntGaugeVec,
     requests: IntCounterVec,
+    quiet: IntGaugeVec,
+    /// The fleets by their slugs, with the times at which they are switched off.
+    fleets: Mutex<BTreeMap<String, QuietTimes>>,
 }
 
 impl Metrics {
@@ -85,6 +90,14 @@ impl Metrics {
                 Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
                 &["reason"],
             ))?,
+            quiet: declare.add(IntGaugeVec::new(
+                Opts::new(
+                    "balena_fleet_quiet",
+                    "Whether the fleet is switched off on purpose now, by its tag prometheus.io/quiet.",
+                ),
+                &["fleet"],
+            ))?,
+            fleets: Mutex::default(),
             requests: declare.counters(
                 "baletheus_api_requests_total",
                 "Requests to the API, by status; none: without an answer.",
@@ -142,6 +155,10 @@ impl Metrics {
     pub fn listed(&self, pages: &[Arc<Page>]) {
         self.devices.set(number(pages.iter().map(|page| page.entries.len()).sum()));
         self.count_left_out(pages);
+        let fleets = pages.iter().flat_map(|page| &page.entries).filter_map(|entry| entry.common.fleet.as_ref());
+        let fleets = fleets.filter(|fleet| !fleet.slug.is_empty());
+        let fleets = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
+        *self.fleets.lock().unwrap_or_else(PoisonError::into_inner) = fleets;
     }
 
     /// Shows how many targets are published.
@@ -162,6 +179,10 @@ impl Metrics {
             let status = status.map_or(NO_ANSWER.into(), |status| status.to_string());
             let counter = self.requests.with_label_values(&[&status]);
             counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        self.quiet.reset();
+        for (fleet, quiet) in &*self.fleets.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.quiet.with_label_values(&[fleet]).set(quiet.has(SystemTime::now()).into());
         }
         registry::text(&self.registry)
     }

@@ -25,6 +25,7 @@ mod own_tags;
 mod page;
 mod prometheus;
 mod properties;
+mod quiet;
 mod readme;
 mod recordings;
 mod refresh;

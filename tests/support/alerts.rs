@@ -1,4 +1,4 @@
-//! The rule files and their unit tests.
+//! The rule files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,30 +30,6 @@ pub struct Rule {
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-pub struct Tests {
-    pub tests: Vec<Test>,
-}
-
-#[derive(Deserialize)]
-pub struct Test {
-    #[serde(default)]
-    pub alert_rule_test: Vec<Case>,
-    #[serde(default)]
-    pub promql_expr_test: Vec<Query>,
-}
-
-#[derive(Deserialize)]
-pub struct Case {
-    pub alertname: String,
-    pub exp_alerts: Vec<yaml_serde::Value>,
-}
-
-#[derive(Deserialize)]
-pub struct Query {
-    pub expr: String,
 }
 
 /// The files of a folder of the project whose names end in `.yml`.

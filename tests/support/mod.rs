@@ -22,6 +22,7 @@ pub mod prometheus;
 pub mod raspberry;
 pub mod recording;
 pub mod rules;
+pub mod scenarios;
 pub mod sidecar;
 pub mod status;
 pub mod tls;
