@@ -1,6 +1,5 @@
 //! What the log announces: the list, each device whose state changed, and each problem, once.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::iter;
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::Published;
-use super::entry::{Entry, Fleet, fingerprint};
+use super::announced::{Announced, Before, key};
+use super::entry::{Entry, Fleet};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::scraping::Origin;
-use super::stored::{Key, StoredDevice};
-use super::target_groups;
+use super::stored::StoredDevice;
 use crate::balena::selection::FleetRef;
 use crate::text::count;
 
@@ -156,72 +155,6 @@ fn why_empty(list: &Inventory) -> String {
     }
     let shown: Vec<_> = reasons.iter().map(|(reason, number)| format!("{reason}: {number}")).collect();
     format!("{} left out ({})", count(reasons.values().sum(), "device"), shown.join(", "))
-}
-
-/// The devices of a list that was announced, in order.
-enum Announced {
-    /// By an earlier run.
-    Stored(Vec<StoredDevice>),
-    /// By this one.
-    Listed(Vec<Arc<Entry>>),
-}
-
-/// A device of a list that was announced.
-#[derive(Clone, Copy)]
-enum Before<'a> {
-    Stored(&'a StoredDevice),
-    Listed(&'a Arc<Entry>),
-}
-
-impl Announced {
-    fn iter(&self) -> Box<dyn Iterator<Item = Before<'_>> + '_> {
-        match self {
-            Announced::Stored(devices) => Box::new(devices.iter().map(Before::Stored)),
-            Announced::Listed(entries) => Box::new(entries.iter().map(Before::Listed)),
-        }
-    }
-}
-
-impl<'a> Before<'a> {
-    fn key(self) -> Key<'a> {
-        match self {
-            Before::Stored(device) => device.key(),
-            Before::Listed(entry) => key(entry),
-        }
-    }
-
-    fn name(self) -> Cow<'a, str> {
-        match self {
-            Before::Stored(device) => (&*device.name).into(),
-            Before::Listed(entry) => entry.shown(),
-        }
-    }
-
-    fn was_listed(self) -> bool {
-        match self {
-            Before::Stored(_) => true,
-            Before::Listed(entry) => !entry.targets().is_empty(),
-        }
-    }
-
-    /// Whether the target groups of the device are the same, or the reason why it has none.
-    fn equals(self, entry: &Arc<Entry>) -> bool {
-        match self {
-            Before::Stored(device) => {
-                !entry.targets().is_empty() && device.groups == fingerprint(&target_groups::of(entry))
-            }
-            Before::Listed(old) => {
-                let are_alike = || old.left_out == entry.left_out && target_groups::of(old) == target_groups::of(entry);
-                Arc::ptr_eq(old, entry) || are_alike()
-            }
-        }
-    }
-}
-
-/// By ascending id. Devices without an id come first, by name.
-fn key(entry: &Entry) -> Key<'_> {
-    let id = entry.id();
-    (id, if id.is_none() { entry.shown() } else { "".into() })
 }
 
 /// What became of a device.

@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock};
 
 use twox_hash::XxHash3_64;
 
+use super::declared::Declared;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::quiet::QuietTimes;
 use super::scraping::Origin;
-use super::services::Declared;
 use super::tags::{OwnTags, QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 

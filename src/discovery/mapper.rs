@@ -131,7 +131,7 @@ impl Mapper<'_> {
     fn has_current_labels(&self, entry: &Entry) -> bool {
         let common = &entry.common;
         let Some(now) = self.services.as_ref().and_then(|services| services.get(common.release?)) else { return true };
-        common.declared.as_ref().is_some_and(|declared| Arc::ptr_eq(now, declared))
+        common.declared.as_ref() == Some(now)
     }
 
     fn map(&mut self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {

@@ -1,6 +1,8 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks: they come from outside.
 
+mod announced;
 pub mod changes;
+pub mod declared;
 mod duplicates;
 pub mod entry;
 pub mod exporter;

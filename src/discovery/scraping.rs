@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
+use super::declared::Declared;
 use super::exporter::Exporter;
-use super::services::Declared;
 use super::tags::{self, ALERT, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::balena::device::Device;
 use crate::values::{boolean, one_of, scrape_interval, scrape_timeout};

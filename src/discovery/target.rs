@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::declared::Declared;
 use super::entry::{Common, Commons, Entry, Fleet, Target};
 use super::exporter::Exporter;
 use super::labels::{self, LabelSet};
 use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::scraping::{self, Origin, Scrape, Scraping};
-use super::services::Declared;
 use super::tags::{self, OwnTags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;

@@ -1,7 +1,7 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
 use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -164,9 +164,7 @@ impl TargetFile {
         if self.keeps_mode && file.metadata()?.mode() & 0o777 != self.mode {
             return Ok(false);
         }
-        let mut rest = Rest(BufReader::new(file));
-        target_groups::write(list.entries().map(|entry| &**entry), &mut rest)?;
-        Ok(rest.0.read(&mut [0])? == 0)
+        target_groups::are_in(list.entries().map(|entry| &**entry), BufReader::new(file))
     }
 
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
@@ -205,21 +203,6 @@ impl TargetFile {
         if let Some(why) = failed {
             log::debug!("cannot set the permissions of {} to {:04o}: {why}", self.path.display(), self.mode);
         }
-    }
-}
-
-/// What is left of a file that is compared with what is written here.
-struct Rest<R>(R);
-
-impl<R: Read> Write for Rest<R> {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        let mut same = vec![0; text.len()];
-        self.0.read_exact(&mut same)?;
-        if same == text { Ok(text.len()) } else { Err(io::ErrorKind::InvalidData.into()) }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The list as Prometheus' `file_sd_configs` and `http_sd_configs` take it: a target group for each target, a line each.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use super::entry::Entry;
 use super::labels::{DEVICE_ID, DEVICE_NAME, MAX_VALUE_SIZE, META_DEVICE_NAME, UUID, member};
@@ -21,6 +21,16 @@ pub fn write<'e>(entries: impl Iterator<Item = &'e Entry>, out: &mut dyn Write) 
         out.write_all(&text)?;
     }
     out.write_all(end(is_first))
+}
+
+/// Whether a file holds this list and nothing else.
+///
+/// # Errors
+/// The file cannot be read, ends too early, or differs.
+pub fn are_in<'e>(entries: impl Iterator<Item = &'e Entry>, file: impl Read) -> io::Result<bool> {
+    let mut rest = Rest(file);
+    write(entries, &mut rest)?;
+    Ok(rest.0.read(&mut [0])? == 0)
 }
 
 /// The target groups of a device by themselves, with `,\n` between them; nothing if it has none.
@@ -81,4 +91,19 @@ fn own_labels(entry: &Entry, uuid: &str) -> String {
     member(&mut labels, UUID, uuid);
     labels.remove(0); // the comma
     labels
+}
+
+/// What is left of a file that is compared with what is written here.
+struct Rest<R>(R);
+
+impl<R: Read> Write for Rest<R> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut same = vec![0; text.len()];
+        self.0.read_exact(&mut same)?;
+        if same == text { Ok(text.len()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

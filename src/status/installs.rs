@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::shared::Shared;
 use super::state::State;
 use crate::balena::device::{Text, one};
-use crate::discovery::services::Declared;
+use crate::discovery::declared::Declared;
 
 /// The most running images of a device that are kept.
 const MAX_IMAGES: usize = 200;
