@@ -65,14 +65,14 @@ fn with_path(port: &str, path: Option<&str>) -> Result<String, BadValue> {
 }
 
 fn parse(text: &str) -> Result<Exporter, BadValue> {
-    if text.contains("://") {
+    let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    if address.ends_with(':') && path.starts_with("//") {
         return Err(format!("{text:?} is a URL: write [NAME:]PORT[/PATH]").into());
     }
     let is_one = |part: &str| part.contains(':') || part.starts_with(|c: char| c.is_ascii_digit());
-    if text.contains(';') || (text.contains(char::is_whitespace) && text.split_whitespace().all(is_one)) {
+    if address.contains(';') || (text.contains(char::is_whitespace) && text.split_whitespace().all(is_one)) {
         return Err(format!("{text:?} is not one exporter: separate exporters with commas").into());
     }
-    let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let path = Some(path).filter(|path| !path.is_empty());
     let (name, port) = address.split_once(':').map_or((None, address), |(name, port)| (Some(name), port));
     let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
