@@ -801,7 +801,7 @@ fn a_message_names_every_device() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("data.json");
     let alert = |status: &str, number: usize| {
-        json!({"status": status, "labels": {"alertname": "DeviceDown", "fleet": "org/gw"}, "startsAt": "2026-11-29T14:03:00Z",
+        json!({"status": status, "labels": {"alertname": "DeviceDown", "fleet": "org/gw", "uuid": "u"}, "startsAt": "2026-11-29T14:03:00Z",
             "annotations": {"summary": format!("gateway-{number:04} (org/gw) has been down for 16m 0s")}})
     };
     let resolved = (0..25).map(|number| alert("resolved", number));
