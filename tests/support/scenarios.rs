@@ -188,7 +188,7 @@ impl Scenario {
         json!({
             "rule_files": rule_files,
             "evaluation_interval": if self.step == 1 { "1m" } else { "3m" },
-            "group_eval_order": ["inventory", "fleets", "devices", "versions", "reach", "health", "fleet", "discovery", "tunnel", "monitoring"],
+            "group_eval_order": ["inventory", "fleets", "devices", "versions", "services", "reach", "health", "fleet", "discovery", "tunnel", "monitoring"],
             "tests": [{
                 "name": self.name,
                 "interval": format!("{}m", self.step),
