@@ -114,7 +114,6 @@ fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
     print(&error.to_string());
     match error {
         Unhealthy::NoUrl => ExitCode::from(2),
-        Unhealthy::CannotStart(why) => code_of(&why),
         _ => ExitCode::FAILURE,
     }
 }

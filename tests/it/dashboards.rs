@@ -37,7 +37,10 @@ const OF_A_BOARD: [(&str, &str); 4] = [
 ];
 
 /// Alerts that do not fire here, each with its reason. Scenarios show that they can.
-const QUIET: [(&str, &str); 22] = [
+const QUIET: [(&str, &str); 25] = [
+    ("ServiceNotRunning", "takes 15 minutes"),
+    ("FleetServiceDown", "no service stops in a quarter of a fleet"),
+    ("ServicesStale", "all is well with discovery"),
     ("ExporterDown", "all exporters of a simulated device go together"),
     ("SeriesChurn", "no exporter has new series all the time"),
     ("DeviceVanished", "takes an hour"),

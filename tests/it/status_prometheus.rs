@@ -65,7 +65,7 @@ fn scrape(major: u8) {
         ("count(balena_device_info)", 25.0),
         ("sum(balena_device_online)", 22.0),
         ("count(balena_device_heartbeat_state{state='offline'} == 1)", 3.0),
-        ("sum(balena_device_update_pending)", 1.0),
+        ("sum(balena_device_update_pending)", 3.0),
         ("count(balena_device_memory_used_bytes / balena_device_memory_size_bytes < 0.3)", 25.0),
         ("count(balena_device_storage_used_bytes / balena_device_storage_size_bytes < 0.3)", 25.0),
         ("avg(balena_device_cpu_usage_ratio)", 0.07),

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::cloud::{Cloud, KEY};
 
 /// How long a test waits for something before it fails: longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// How to start the binary: its folder, and its whole environment.
 pub struct Sidecar {
