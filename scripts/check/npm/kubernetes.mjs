@@ -57,6 +57,10 @@ function comparable({ job_name, file_sd_configs, http_s_d_configs, ...job } = {}
 	job.relabel_configs = (job.relabel_configs ?? []).filter(
 		({ target_label, replacement }) => target_label !== '__tmp_hash' && !(target_label === 'job' && replacement === 'balena'),
 	);
+	// To store only what is read spares the memory of a device; a server stores everything.
+	job.metric_relabel_configs = (job.metric_relabel_configs ?? []).filter(
+		({ target_label, source_labels }) => target_label !== '__tmp_unused' && !source_labels.includes('__tmp_unused'),
+	);
 	return job;
 }
 
