@@ -708,6 +708,7 @@ fn a_dead_sidecar_shows(major: u8) {
         "fleet-overview: Devices: Disk ",
         "fleet-overview: Devices: Memory ",
         "fleet-overview: Devices: Temperature ",
+        "node-exporter: ",
     ];
     let others: Vec<_> = shown.iter().filter(|shown| !exporters.iter().any(|known| shown.starts_with(known))).collect();
     assert!(others.is_empty(), "{others:#?}");
