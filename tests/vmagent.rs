@@ -1,4 +1,4 @@
-//! The recipe of docs/shards.md: 5,000 devices shared by two members, each with its own tunnel, which write to one `VictoriaMetrics`.
+//! The recipe of docs/shards-openbalena.md: 5,000 devices shared by two members, each with its own tunnel, which write to one `VictoriaMetrics`.
 //! No device is lost, and none is scraped twice, before and after a new release. Members are vmagent, or Prometheus as an agent.
 //!
 //! `scripts/full vmagent` runs it in some minutes and prints figures.
@@ -95,7 +95,7 @@ fn tool(name: &str) -> PathBuf {
 
 /// The configuration of a member in the document, for another member, with the list and the tunnel of this test.
 fn example(member: usize, list: &str, tunnel: &str) -> String {
-    let document = include_str!("../docs/shards.md");
+    let document = include_str!("../docs/shards-openbalena.md");
     let (_, section) = document.split_once("\n## vmagent").expect("the section");
     let (_, block) = section.split_once("```yaml\n").expect("the example");
     let mut config = block.split("```").next().unwrap().to_owned();

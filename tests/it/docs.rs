@@ -212,8 +212,8 @@ fn the_version_is_the_one_of_cargo_everywhere() {
     for (path, text) in [
         ("CHANGELOG.md", format!("## [{version}] - ")),
         ("packaging/debian/changelog", format!("baletheus ({version}-1) ")),
-        ("docs/debian.md", format!("baletheus_{version}-1_amd64.deb")),
-        ("docs/kubernetes.md", format!("/baletheus:{version}")),
+        ("docs/kubernetes-debian.md", format!("baletheus_{version}-1_amd64.deb")),
+        ("docs/kubernetes-debian.md", format!("/baletheus:{version}")),
         ("examples/kubernetes/plain/kustomization.yaml", tag.clone()),
         ("examples/kubernetes/operator/kustomization.yaml", tag.clone()),
         ("examples/kubernetes/operator-sharded/kustomization.yaml", tag),

@@ -17,7 +17,6 @@ use crate::support::fleet::gateways;
 
 const OPTIONS_PAGE: (&str, &str) = ("docs/options.md", include_str!("../../docs/options.md"));
 const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", include_str!("../../docs/metrics.md"));
-const LABELS_PAGE: (&str, &str) = ("docs/labels.md", include_str!("../../docs/labels.md"));
 
 /// The table behind a comment is exactly this one.
 fn check((name, document): (&str, &str), comment: &str, table: &str) {
@@ -56,8 +55,8 @@ fn label_tables(table: &'static [Label]) -> [String; 3] {
 #[test]
 fn labels() {
     let [plain, meta, info] = label_tables(LABELS);
-    check(LABELS_PAGE, "<!-- plain labels", &plain);
-    check(LABELS_PAGE, "<!-- meta labels", &meta);
+    check(METRICS_PAGE, "<!-- plain labels", &plain);
+    check(METRICS_PAGE, "<!-- meta labels", &meta);
     check(METRICS_PAGE, "<!-- info labels", &info);
 }
 

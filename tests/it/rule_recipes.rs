@@ -53,7 +53,7 @@ fn by_file(name: &str, config: &str, rules: BTreeMap<String, String>, shard: Opt
     Server { name: name.to_owned(), jobs: list(&config, "/scrape_configs").to_vec(), rules, alertmanager, shard }
 }
 
-/// A server of Prometheus Operator, with the rules that the command of docs/kubernetes.md makes resources of.
+/// A server of Prometheus Operator, with the rules that the command of docs/kubernetes-debian.md makes resources of.
 fn by_operator(folder: &str, shard: Option<usize>) -> Server {
     let command = kubernetes("examples/kubernetes/rules ");
     let (command, _) = command.split_once('|').expect("a pipe to kubectl");
@@ -79,10 +79,11 @@ fn documents(text: &str) -> Vec<Value> {
     yaml_serde::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap()).collect()
 }
 
-/// The command of docs/kubernetes.md that begins so, on one line.
+/// The command of docs/kubernetes-debian.md that begins so, on one line.
 fn kubernetes(start: &str) -> String {
-    let page = read("docs/kubernetes.md");
-    let at = page.find(&format!("   {start}")).unwrap_or_else(|| panic!("docs/kubernetes.md: no command {start}"));
+    let page = read("docs/kubernetes-debian.md");
+    let at =
+        page.find(&format!("   {start}")).unwrap_or_else(|| panic!("docs/kubernetes-debian.md: no command {start}"));
     page[at..].split("```").next().unwrap().replace("\\\n", " ").replace('\n', " ")
 }
 
@@ -99,7 +100,6 @@ fn servers() -> Vec<Server> {
         by_operator("operator", None),
     ];
     for shard in [0, 1] {
-        servers.push(by_file("docs/shards.md", &example("docs/shards.md"), rules_of(rule_files()), Some(shard)));
         servers.push(by_operator("operator-sharded", Some(shard)));
     }
     servers

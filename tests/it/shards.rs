@@ -1,4 +1,4 @@
-//! The example of docs/shards.md: each device is on exactly one server, with all its exporters.
+//! The example of docs/shards-openbalena.md: each device is on exactly one server, with all its exporters.
 
 use crate::support;
 
@@ -15,20 +15,17 @@ use support::prometheus::promtool_check_config;
 use support::sidecar::Sidecar;
 use support::tools;
 
-const SHARDS: usize = 4;
+const SHARDS: usize = 2;
 
-/// The first example, with another shard's number and the list of this sidecar.
+/// The configuration of a member, with its number and the list of this sidecar.
 fn example(shard: usize, list: &str) -> String {
-    let document = include_str!("../../docs/shards.md");
+    let document = include_str!("../../docs/shards-openbalena.md");
     let (_, block) = document.split_once("\n```yaml\n").expect("an example");
     let mut config = block.split("```").next().unwrap().to_owned();
-    for (from, to, times) in [
-        ("'1'", format!("'{shard}'"), 2),
-        (";1'", format!(";{shard}'"), 1),
-        ("http://baletheus:9797/targets", list.to_owned(), 1),
-    ] {
+    let number = format!("'{shard}'");
+    for (from, to, times) in [("'0'", number.as_str(), 2), ("http://baletheus:9797/targets", list, 1)] {
         assert_eq!(config.matches(from).count(), times, "{from} in\n{config}");
-        config = config.replace(from, &to);
+        config = config.replace(from, to);
     }
     config
 }

@@ -21,7 +21,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use socket2::SockRef;
 
-/// Exporters that are scraped directly and not through the tunnel, and the row of docs/tunnel.md that has the reason.
+/// Exporters that are scraped directly and not through the tunnel, and the row of docs/prometheus.md that has the reason.
 const DIFFERENCES: [(&str, &str); 4] = [
     ("content type of 300 bytes", "a `Content-Type` above 256 bytes"),
     ("empty length", "an empty `Content-Length`"),
@@ -387,10 +387,10 @@ fn prometheus_3_stores_the_same_through_the_tunnel() {
     compare(3);
 }
 
-/// docs/tunnel.md lists the differences.
+/// docs/prometheus.md lists the differences.
 #[test]
 fn each_difference_has_its_row() {
-    let document = include_str!("../../docs/tunnel.md");
+    let document = include_str!("../../docs/prometheus.md");
     for (name, row) in DIFFERENCES {
         assert!(document.contains(&format!("| {row} |")), "{name}");
     }

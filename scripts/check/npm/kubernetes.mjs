@@ -75,7 +75,7 @@ for (const folder of folders) {
 		for (const problem of pod ? violations(pod, variables) : []) problems.push(`${folder}: ${nameOf(resource)}: ${problem}`);
 		if (resource.kind === 'ScrapeConfig') {
 			const { jobName, ...spec } = resource.spec;
-			// The only guard of prometheus.yml for which a ScrapeConfig has no field; docs/kubernetes.md says what follows.
+			// The only guard of prometheus.yml for which a ScrapeConfig has no field; docs/kubernetes-debian.md says what follows.
 			found[resource.metadata.name] = { follow_redirects: false, ...snake(spec) };
 		}
 		const config = resource.kind === 'ConfigMap' && resource.data['prometheus.yml'];
