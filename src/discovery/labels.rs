@@ -69,10 +69,9 @@ pub const SCRAPE_LABELS: [(&str, &str); 9] = [
     ),
 ];
 
-/// A label of `balena_device_info` only, and what it holds. No target has it, so that muting a device starts no new series of its
-/// exporters.
-pub const ALERT: (&str, &str) =
-    ("alert", "`false` where the tag `prometheus.io/alert` mutes the alerts of the device; else absent");
+/// A label of `balena_device_info` only: `false` where the tag `prometheus.io/alert` mutes the device, else absent. No target has
+/// it, so that muting a device starts no new series of its exporters.
+pub const ALERT: &str = "alert";
 
 /// The label with the name of the device.
 pub const DEVICE_NAME: &str = "device_name";
@@ -185,7 +184,7 @@ impl LabelSet {
             let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
         if is_muted {
-            let _ = write!(info, ",{}=\"false\"", ALERT.0);
+            let _ = write!(info, ",{}=\"false\"", ALERT);
         }
         info.into()
     }

@@ -94,7 +94,7 @@ fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device)
                     continue;
                 };
                 put_already.push(service);
-                let muted = if services.is_muted(service) { [",", ALERT.0, "=\"false\""] } else { [""; 3] };
+                let muted = if services.is_muted(service) { [",", ALERT, "=\"false\""] } else { [""; 3] };
                 put(
                     out,
                     [
