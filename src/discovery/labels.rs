@@ -184,7 +184,7 @@ impl LabelSet {
             let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
         }
         if is_muted {
-            let _ = write!(info, ",{}=\"false\"", ALERT);
+            let _ = write!(info, ",{ALERT}=\"false\"");
         }
         info.into()
     }
