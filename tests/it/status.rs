@@ -273,7 +273,7 @@ fn health_is_an_exit_code() {
     let start = Instant::now();
     let (failed, told) = code(&[&cloud.url()], "");
     assert!(failed == Some(1) && told.contains("answers 503 Service Unavailable: no \\u{1b}[2J"), "{told:?}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(110), "not before the 120 bytes have come: {:?}", start.elapsed());
 }
 
 #[test]
