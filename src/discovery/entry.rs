@@ -16,8 +16,8 @@ use super::scraping::Origin;
 use super::tags::{OwnTags, QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 
-/// The most characters of a name that are kept. A name of more than 1024 bytes becomes no label, and 255 characters of it are shown.
-const MAX_NAME_LENGTH: usize = 1025;
+/// The most characters of a name that are kept. A name of more than 512 bytes becomes no label, and 255 characters of it are shown.
+const MAX_NAME_LENGTH: usize = 513;
 
 /// A device as it was mapped: its targets, or why it has none.
 #[derive(Debug)]

@@ -104,8 +104,9 @@ pub const INTERVAL: &str = "__scrape_interval__";
 /// The label with a time-out that is not the scrape config's.
 pub const TIMEOUT: &str = "__scrape_timeout__";
 
-/// Label values longer than this, in bytes, are left out.
-pub const MAX_VALUE_SIZE: usize = 1024;
+/// Label values longer than this, in bytes, are left out. Not more than `label_value_length_limit` of `prometheus.yml`, which fails the
+/// scrape of a target with a longer one.
+pub const MAX_VALUE_SIZE: usize = 512;
 /// Tags of a device or a fleet that become labels: a device can give itself any number of tags.
 const MAX_TAGS: usize = 64;
 

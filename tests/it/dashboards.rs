@@ -37,12 +37,13 @@ const OF_A_BOARD: [(&str, &str); 4] = [
 ];
 
 /// Alerts that do not fire here, each with its reason. Scenarios show that they can.
-const QUIET: [(&str, &str); 25] = [
+const QUIET: [(&str, &str); 27] = [
     ("ServiceNotRunning", "takes 15 minutes"),
     ("FleetServiceDown", "no service stops in a quarter of a fleet"),
     ("ServicesStale", "all is well with discovery"),
     ("ExporterDown", "all exporters of a simulated device go together"),
     ("SeriesChurn", "no exporter has new series all the time"),
+    ("AnswersTooLarge", "no exporter sends that much"),
     ("DeviceVanished", "takes an hour"),
     ("DiskFilling", "takes nine hours"),
     ("StorageErrors", "no simulated device has it"),
@@ -62,6 +63,7 @@ const QUIET: [(&str, &str); 25] = [
     ("TunnelDown", "the tunnel answers"),
     ("TunnelFailing", "all is well with the tunnel"),
     ("MonitoringDown", "all of it works"),
+    ("HistoryShort", "takes days"),
     ("RemoteWriteBehind", "there is no backend"),
 ];
 

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const CORPUS: &str = include_str!("../hostile-names.jsonl");
 /// A label value that is longer is left out.
-const MAX_VALUE_SIZE: usize = 1024;
+const MAX_VALUE_SIZE: usize = 512;
 
 /// Each as the API sends it, and as it is read; none if it is no Unicode.
 fn corpus() -> Vec<(&'static str, Option<String>)> {

@@ -329,9 +329,9 @@ fn names_in_every_script_are_themselves() {
     ];
     let mut fleet: Vec<_> = (1..).zip(names).map(|(id, name)| device(id, name, json!({}))).collect();
     fleet.extend([
-        device(17, &"𝄞".repeat(255), json!({})),
-        device(18, &"é".repeat(512), json!({})),                 // 1 KiB
-        device(19, &format!("{}x", "é".repeat(512)), json!({})), // and a byte
+        device(17, &"𝄞".repeat(128), json!({})),
+        device(18, &"é".repeat(256), json!({})),                 // 512 bytes
+        device(19, &format!("{}x", "é".repeat(256)), json!({})), // and a byte
     ]);
     let (list, log) = run(&serve(&fleet), &[]);
     expect_golden("names", &list);
@@ -361,13 +361,13 @@ fn tags_become_labels() {
             "long",
             &[
                 ("a60KB", &long(60_158)),
-                ("kib", &long(1024)),
-                ("more", &long(1025)),
-                ("wide", &"é".repeat(513)),
+                ("most", &long(512)),
+                ("more", &long(513)),
+                ("wide", &"é".repeat(257)),
                 ("z", "ok"),
             ],
         ),
-        in_fleet(6, "a long one of the fleet", &[], &[("long", &long(1025)), ("z", "ok")]),
+        in_fleet(6, "a long one of the fleet", &[], &[("long", &long(513)), ("z", "ok")]),
         tagged(7, "empty", &[("monitor", ""), ("", "no key")]),
         tagged(8, "like labels", &[("device", "x"), ("uuid", "y"), ("__address__", "evil.com:80"), ("job", "z")]),
     ];

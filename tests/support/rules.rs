@@ -101,7 +101,8 @@ pub fn check(text: &[u8], rules: &Rules) -> Result<Vec<Group>, String> {
     for group in &groups {
         let Group { target, host, labels } = group;
         for (name, value) in labels {
-            ensure!(value.len() <= 1024, "label {name} has {} bytes", value.len());
+            let most = if name == "__metrics_path__" { 1024 } else { 512 };
+            ensure!(value.len() <= most, "label {name} has {} bytes", value.len());
             // the scrape configuration and the exporters have these, and Prometheus the ones below
             ensure!(!["device", "instance"].contains(&name.as_str()), "label {name}");
             let known = ["__scheme__", "__metrics_path__", "__scrape_interval__", "__scrape_timeout__"];
