@@ -5,13 +5,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::secret::{BadSecret, Secret};
+use crate::secret::{self, BadSecret, Secret};
 
 /// What to do about a key of the wrong kind.
 pub const CREATE_KEY: &str =
     "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
 /// Words of placeholders.
-const PLACEHOLDERS: [&str; 6] = ["your", "api_key", "api-key", "apikey", "changeme", "placeholder"];
+const PLACEHOLDERS: [&str; 12] = [
+    "your", "api_key", "api-key", "apikey", "changeme", "placeholder", "paste", "replace", "example", "todo", "none", "null",
+];
 /// A named key has as many letters and digits.
 const KEY_LENGTH: usize = 32;
 
@@ -20,7 +22,24 @@ const KEY_LENGTH: usize = 32;
 /// # Errors
 /// It is none.
 pub fn key(text: &str) -> Result<Secret, BadSecret> {
-    checked(Secret::new(text)?)
+    let text = text.trim();
+    // A line of an env file, of a script, of a YAML file, or of a header.
+    let (name, _) = text.split_once(['=', ':', ' ']).unwrap_or_default();
+    let variable = text.strip_prefix("export ").and_then(|rest| rest.split_once('=')).map_or(name, |(name, _)| name);
+    let upper = variable.to_ascii_uppercase();
+    if upper.ends_with("KEY") || upper.ends_with("TOKEN") || upper == "BEARER" {
+        let before = text.find(variable).unwrap_or_default() + variable.len() + 1;
+        return Err(BadSecret::Prefix(text[..before].trim_end().to_owned()));
+    }
+    let lower = text.to_ascii_lowercase();
+    // A key may have such letters by chance.
+    let is_unlike_a_key = text.len() < KEY_LENGTH || !text.bytes().any(|byte| byte.is_ascii_digit());
+    let has_word = || PLACEHOLDERS.iter().any(|word| lower.contains(word));
+    let repeats = || text.len() > 1 && text.chars().all(|c| text.starts_with(c));
+    if text.contains(['<', '>', '{', '}', '$']) || (is_unlike_a_key && (has_word() || repeats())) {
+        return Err(BadSecret::Placeholder);
+    }
+    Secret::new(text)
 }
 
 /// Reads a key from its file.
@@ -28,22 +47,7 @@ pub fn key(text: &str) -> Result<Secret, BadSecret> {
 /// # Errors
 /// The file cannot be read, or it holds no key.
 pub fn read(path: &Path) -> Result<Secret, BadSecret> {
-    checked(Secret::read(path)?)
-}
-
-fn checked(secret: Secret) -> Result<Secret, BadSecret> {
-    let text = secret.reveal();
-    if let Some((name, _)) = text.split_once('=').filter(|(name, _)| name.to_ascii_uppercase().ends_with("KEY")) {
-        return Err(BadSecret::Assignment(name.to_owned()));
-    }
-    let lower = text.to_ascii_lowercase();
-    let has_word = PLACEHOLDERS.iter().any(|word| lower.contains(word));
-    // A key may have such letters by chance.
-    let is_unlike_a_key = text.len() < KEY_LENGTH || !text.bytes().any(|byte| byte.is_ascii_digit());
-    if text.contains(['<', '>', '{', '}', '$']) || (has_word && is_unlike_a_key) {
-        return Err(BadSecret::Placeholder);
-    }
-    Ok(secret)
+    key(&secret::text(path)?)
 }
 
 /// The key in use, and the file that it came from. Clones share the key.

@@ -36,9 +36,9 @@ pub enum BadSecret {
     /// It cannot be sent.
     #[error("contains a line break, a blank or a non-ASCII character after {0} characters; copy it again")]
     Character(usize),
-    /// It is a line of an env file.
-    #[error("begins with {0}=, which is no part of it: remove that")]
-    Assignment(String),
+    /// It is a line of an env file, or of a header.
+    #[error("begins with {0}, which is no part of it: remove that")]
+    Prefix(String),
     /// It stands for a secret.
     #[error("holds a placeholder: replace it")]
     Placeholder,
@@ -48,12 +48,12 @@ pub enum BadSecret {
 }
 
 impl Secret {
-    /// Checks a secret. White space around it is no part of it, nor is a byte order mark.
+    /// Checks a secret. White space around it is no part of it.
     ///
     /// # Errors
     /// It cannot be sent in a header.
     pub fn new(text: &str) -> Result<Self, BadSecret> {
-        let text = text.trim_start_matches('\u{feff}').trim();
+        let text = text.trim();
         if text.is_empty() {
             return Err(BadSecret::Empty);
         }
@@ -66,26 +66,27 @@ impl Secret {
         }
     }
 
-    /// Reads a secret from a file of at most 4 KiB.
-    ///
-    /// # Errors
-    /// The file cannot be read, or it holds no secret.
-    pub fn read(path: &Path) -> Result<Self, BadSecret> {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_FILE_SIZE {
-            return Err(BadSecret::TooLarge);
-        }
-        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-            return Err(BadSecret::Utf16);
-        }
-        Self::new(str::from_utf8(&bytes).map_err(|error| BadSecret::Character(error.valid_up_to()))?)
-    }
-
     /// The secret, for a request.
     pub fn reveal(&self) -> &str {
         &self.0
     }
+}
+
+/// Reads the text of a file of at most 4 KiB, without a byte order mark.
+///
+/// # Errors
+/// The file cannot be read, or it holds no text.
+pub fn text(path: &Path) -> Result<String, BadSecret> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        return Err(BadSecret::TooLarge);
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(BadSecret::Utf16);
+    }
+    let text = str::from_utf8(&bytes).map_err(|error| BadSecret::Character(error.valid_up_to()))?;
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
 impl fmt::Debug for Secret {

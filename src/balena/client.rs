@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client as Http, ClientBuilder as Builder};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Url};
+use reqwest::Certificate;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
@@ -48,9 +48,8 @@ pub struct Api {
 
 impl Api {
     /// The proxy on the way to it.
-    pub fn proxy(&self) -> Option<&Proxy> {
-        let url = Url::parse(&self.url).ok()?;
-        self.proxies.find(url.scheme(), url.host_str()?, url.port())
+    pub fn proxy(&self) -> Option<Proxy> {
+        self.proxies.find(&self.url.parse().ok()?)
     }
 }
 
@@ -107,7 +106,7 @@ impl Client {
     pub fn new(api: Api, query: Query) -> Result<Self, CannotStart> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
         // All requests go to one host, so its proxy is found once.
-        let proxy = api.proxy().map(Proxy::for_reqwest).transpose().map_err(|error| no_client(&error.without_url()))?;
+        let proxy = api.proxy().as_ref().map(Proxy::for_reqwest).transpose().map_err(|error| no_client(&error.without_url()))?;
         let http = proxy
             .into_iter()
             .fold(Http::builder().no_proxy(), Builder::proxy)

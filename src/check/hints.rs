@@ -7,6 +7,7 @@ use crate::net::vpn::unreachable_hint;
 
 const NO_EXPORTER: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
     set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
+const OWN_LOG: &str = "the exporter's own log may tell more";
 /// What to do about a device that is offline.
 pub const OFFLINE: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
 
@@ -61,16 +62,59 @@ pub fn scrape(refused: &ScrapeError) -> &'static str {
             "does it want a password or a token, or allow only some hosts? Its list needs the host and port of this \
              address, <uuid>.balena:<port> through the tunnel"
         }
-        ScrapeReason::Http if refused.status.is_some_and(|status| status >= 500) => {
-            "the exporter's own log may tell more"
-        }
+        ScrapeReason::Http if refused.status.is_some_and(|status| status >= 500) => OWN_LOG,
         ScrapeReason::Http | ScrapeReason::NotMetrics => {
             "is the path right (--exporter NAME:PORT/PATH)? is it the exporter that listens there?"
         }
         ScrapeReason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
-        ScrapeReason::NotTarget => "name another port (--exporter): a scrape does not go there",
+        ScrapeReason::NotTarget => {
+            "discovery and tunnel need the same --sd-file (SD_FILE_PATH); https needs the tag or label prometheus.io/scheme; port \
+             22222 is never scraped"
+        }
         ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
-        ScrapeReason::BrokeOff | ScrapeReason::TooLarge => "the exporter's own log may tell more",
-        ScrapeReason::Busy | ScrapeReason::BadRequest => "try again in a minute",
+        ScrapeReason::BrokeOff | ScrapeReason::TooLarge => OWN_LOG,
+        ScrapeReason::Busy => "raise the tunnel's limit for open files (ulimit -n) or for memory",
+        ScrapeReason::BadRequest => "is proxy_url in the scrape config http://, and does the job have few http_headers?",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Rows of the table below this heading, without code marks and links.
+    fn rows(heading: &str) -> Vec<Vec<String>> {
+        let page = include_str!("../../docs/troubleshooting.md");
+        let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect("the heading is there");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| row.trim_matches(['|', ' ']).split(" | ").map(|cell| cell.replace('`', "")).collect()).collect()
+    }
+
+    #[test]
+    fn docs_have_each_reason_of_a_device_without_targets() {
+        let expected = LeftOutReason::ALL.iter().map(|reason| [reason.as_str(), reason.text(), left_out(*reason)]);
+        let expected: BTreeSet<_> = expected.map(|row| row.map(str::to_owned).to_vec()).collect();
+        assert_eq!(rows("A device is left out").into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+
+    #[test]
+    fn docs_have_each_hint_for_a_target_that_does_not_answer() {
+        let mut expected = BTreeSet::new();
+        for reason in ScrapeReason::ALL {
+            for status in [None, Some(401), Some(403), Some(404), Some(503)] {
+                for message in ["", "invalid peer certificate: UnknownIssuer"] {
+                    let error = ScrapeError { status, ..ScrapeError::new(*reason, message) };
+                    expected.insert((reason.to_string(), scrape(&error).to_owned()));
+                }
+            }
+        }
+        let rows = rows("A target does not answer").into_iter().flat_map(|row| {
+            let hint = row[2].clone();
+            row[0].split(", ").map(|reason| (reason.to_owned(), hint.clone())).collect::<Vec<_>>()
+        });
+        assert_eq!(rows.collect::<BTreeSet<_>>(), expected);
     }
 }

@@ -38,11 +38,11 @@ pub struct Prober {
     pub vpn: Option<Vpn>,
 }
 
-/// The answer of a target.
+/// A scrape that succeeded.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer {
+pub struct Scrape {
     /// Samples in it.
-    pub samples: u64,
+    pub samples: usize,
     /// Whether it is of a `node_exporter` before 0.16, whose names the dashboards do not know.
     pub outdated: bool,
     /// From the first step to the last byte.
@@ -51,13 +51,13 @@ pub struct Answer {
 
 impl Prober {
     /// Asks for the metrics at this URL.
-    pub async fn probe(&self, url: &str) -> Result<Answer, ScrapeError> {
+    pub async fn probe(&self, url: &str) -> Result<Scrape, ScrapeError> {
         let start = Instant::now();
         let late =
             |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
         let metrics = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
         let outdated = metrics.old_cpu && !metrics.new_cpu;
-        Ok(Answer { samples: metrics.samples, outdated, duration: start.elapsed() })
+        Ok(Scrape { samples: metrics.samples, outdated, duration: start.elapsed() })
     }
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
@@ -174,7 +174,7 @@ fn not_metrics(error: io::Error) -> ScrapeError {
 #[derive(Default)]
 struct Metrics {
     bytes: usize,
-    samples: u64,
+    samples: usize,
     /// Whether there is a `node_cpu`, the name before `node_exporter` 0.16.
     old_cpu: bool,
     /// Whether there is a `node_cpu_seconds_total`.
@@ -232,23 +232,8 @@ impl Write for Metrics {
 fn is_sample(line: &[u8]) -> bool {
     let Ok(line) = str::from_utf8(line) else { return false };
     let starts = |c: char| c.is_ascii_alphabetic() || "_:{".contains(c); // {"name"} since Prometheus 3
-    let after = match line.find(['{', ' ', '\t']) {
-        Some(at) if line[at..].starts_with('{') => labels(&line[at..]).map(|length| &line[at + length..]),
-        Some(at) => Some(&line[at..]),
-        None => None,
-    };
-    let value = after.and_then(|after| after.split_whitespace().next());
+    // An exemplar has labels and a value as well, which are the last ones then.
+    let name_and_value = line.rsplit_once('}').or_else(|| line.split_once([' ', '\t']));
+    let value = name_and_value.and_then(|(_, value)| value.split_whitespace().next());
     line.starts_with(starts) && value.is_some_and(|value| value.parse::<f64>().is_ok())
-}
-
-/// The length of `{…}`, whose quoted values may hold anything.
-fn labels(text: &str) -> Option<usize> {
-    let (mut quoted, mut escaped) = (false, false);
-    let end = text.bytes().position(|byte| {
-        let is_end = byte == b'}' && !quoted;
-        quoted ^= byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        is_end
-    });
-    end.map(|end| end + 1)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::check::hints;
-use crate::check::probe::Answer;
+use crate::check::probe::Scrape;
 use crate::discovery::left_out::LeftOut;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::text::{count, printable, printable_json};
@@ -35,7 +35,7 @@ pub struct Row {
     /// The device's services that do not run; none if the device does not report them, is offline, or the key may not read them.
     pub services_not_running: Option<Vec<Stopped>>,
     pub result: Outcome,
-    pub samples: Option<u64>,
+    pub samples: Option<usize>,
     pub seconds: Option<f64>,
     /// The word for why it is left out or does not answer.
     pub reason: Option<&'static str>,
@@ -85,16 +85,15 @@ impl Row {
     }
 
     /// Takes the result of a probe.
-    pub fn answered(&mut self, answer: Result<Answer, ScrapeError>) {
+    pub fn answered(&mut self, answer: Result<Scrape, ScrapeError>) {
         match answer {
-            Ok(answer) => {
-                let seconds = answer.duration.as_secs_f64();
+            Ok(scrape) => {
+                let seconds = scrape.duration.as_secs_f64();
                 self.result = Outcome::Answers;
-                self.samples = Some(answer.samples);
+                self.samples = Some(scrape.samples);
                 self.seconds = Some(seconds);
-                let s = if answer.samples == 1 { "" } else { "s" };
-                self.hint = answer.outdated.then_some(hints::OUTDATED);
-                self.answer = format!("{} sample{s} in {seconds:.2} s", thousands(answer.samples));
+                self.hint = scrape.outdated.then_some(hints::OUTDATED);
+                self.answer = format!("{} in {seconds:.2} s", count(scrape.samples, "sample"));
             }
             Err(refused) => {
                 let offline = self.online == Some(false);
@@ -114,12 +113,6 @@ impl Row {
     pub fn fails(&self) -> bool {
         self.result == Outcome::Fails
     }
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let comma = |index: usize| if index > 0 && (digits.len() - index).is_multiple_of(3) { "," } else { "" };
-    digits.chars().enumerate().fold(String::new(), |text, (index, digit)| format!("{text}{}{digit}", comma(index)))
 }
 
 /// The report as a JSON array, with one object on each line.

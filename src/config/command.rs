@@ -183,5 +183,6 @@ fn after_help(verb: Verb, examples: &str, codes: &str) -> String {
 }
 
 fn default(opt: &Opt) -> String {
-    if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default) }
+    // A blank behind each comma, so that a long list is broken there.
+    if opt.default.is_empty() { String::new() } else { format!(" [default: {}]", opt.default.replace(',', ", ")) }
 }

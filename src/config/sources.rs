@@ -119,13 +119,19 @@ pub fn misspelt(variables: impl Iterator<Item = OsString>) -> Vec<String> {
     const MIN_LENGTH: usize = 8;
     let known: Vec<_> = OPTIONS.iter().flat_map(|opt| opt.vars).copied().collect();
     let bare = |name: &str| name.replace(['_', '-'], "").to_ascii_uppercase().trim_end_matches('S').to_owned();
-    let is_near = |name: &str, known: &str| {
+    // The number of wrong letters. The end of a name may be missing, as in SD_FILE: its last word, or a part of that.
+    let distance = |name: &str, known: &str| {
         let is_long = name.len().min(known.len()) >= MIN_LENGTH;
-        bare(name) == bare(known) || (is_long && strsim::damerau_levenshtein(name, known) <= MAX_DISTANCE)
+        let (bare_name, bare_known) = (bare(name), bare(known));
+        if bare_name == bare_known || (name.contains('_') && bare_known.starts_with(&bare_name)) {
+            return Some(0);
+        }
+        Some(strsim::damerau_levenshtein(name, known)).filter(|distance| is_long && *distance <= MAX_DISTANCE)
     };
     let names = variables.filter_map(|name| name.into_string().ok()).filter(|name| !known.contains(&&**name));
     let near = names.filter_map(|name| {
-        let meant = known.iter().find(|known| is_near(&name, known))?;
+        let all = known.iter().filter_map(|known| Some((distance(&name, known)?, known)));
+        let (_, meant) = all.min_by_key(|(distance, _)| *distance)?;
         Some(format!("the variable {name} is none of baletheus: is {meant} meant?"))
     });
     near.collect()

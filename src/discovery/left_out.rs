@@ -33,7 +33,8 @@ reasons! {
 }
 
 impl LeftOutReason {
-    fn text(self) -> &'static str {
+    /// What it means, for people.
+    pub fn text(self) -> &'static str {
         match self {
             LeftOutReason::Broken => "the API's record of it cannot be used",
             LeftOutReason::NoId => "the API's record of it has no id",

@@ -40,7 +40,7 @@ pub type Stream = Box<dyn Duplex>;
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
     tls: TlsConnector,
-    proxies: Arc<Proxies>,
+    proxies: Proxies,
     /// Counts the connections, if set.
     pub traffic: Option<Traffic>,
 }
@@ -60,19 +60,19 @@ impl Connector {
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         tcp.set_keepalive_interval(Some(Duration::from_secs(15)));
         tcp.set_keepalive_retries(Some(3));
-        Ok(Connector { tcp, tls, proxies: Arc::new(proxies), traffic: None })
+        Ok(Connector { tcp, tls, proxies, traffic: None })
     }
 
     /// The proxy that connections to this URL go through.
-    pub fn proxy_for(&self, url: &Uri) -> Option<&Proxy> {
-        self.proxies.find(url.scheme_str().unwrap_or_default(), url.host()?, url.port_u16())
+    pub fn proxy_for(&self, url: &Uri) -> Option<Proxy> {
+        self.proxies.find(url)
     }
 
     /// Connects to the host and port of a URL, with TLS if it is https, and through the proxy that the environment names.
     pub async fn open(&self, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let stream = match self.proxy_for(url) {
             None => self.tcp(url, deadline).await?,
-            Some(proxy) => self.through(proxy, url, deadline).await?,
+            Some(proxy) => self.through(&proxy, url, deadline).await?,
         };
         self.secure_if_https(stream, url).await
     }
@@ -92,15 +92,14 @@ impl Connector {
     async fn through(&self, proxy: &Proxy, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let refused = |why: &str| ScrapeError::new(ScrapeReason::Proxy, format!("the proxy {proxy} {why}"));
         let unreachable = |error: ScrapeError| refused(&format!("is not reachable: {error}"));
-        let uri = proxy.uri();
-        let stream = self.tcp(&uri, deadline).await.map_err(unreachable)?;
-        let mut stream = self.secure_if_https(stream, &uri).await.map_err(unreachable)?;
+        let stream = self.tcp(proxy.uri(), deadline).await.map_err(unreachable)?;
+        let mut stream = self.secure_if_https(stream, proxy.uri()).await.map_err(unreachable)?;
         let port = url.port_u16().unwrap_or_else(|| default_port(url.scheme_str().unwrap_or_default()));
         let authority = format!("{}:{port}", url.host().unwrap_or_default());
-        match connect(&mut stream, &authority, proxy.authorization().as_deref()).await {
+        match connect(&mut stream, &authority, proxy.authorization()).await {
             Ok(200) => Ok(stream),
             Ok(status) => Err(ScrapeError { status: Some(status), ..refused(&format!("answers {status}")) }),
-            Err(why) => Err(refused(&why)),
+            Err(why) => Err(refused(&why.to_string())),
         }
     }
 

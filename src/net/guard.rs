@@ -12,7 +12,7 @@ use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
-use crate::secret::{BadSecret, Secret};
+use crate::secret::{self, BadSecret, Secret};
 
 /// The page has one style sheet and no scripts. Nothing may frame it, and its form leads to itself.
 const POLICY: &str =
@@ -72,7 +72,7 @@ impl Token {
 }
 
 fn read_token(file: &Path) -> Result<Secret, BadSecret> {
-    let token = Secret::read(file)?;
+    let token = Secret::new(&secret::text(file)?)?;
     let is_long = token.reveal().len() >= MIN_TOKEN_LENGTH;
     is_long.then_some(token).ok_or(BadSecret::Short(MIN_TOKEN_LENGTH))
 }

@@ -1,6 +1,5 @@
 //! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
-mod connections;
 pub mod connector;
 pub mod guard;
 mod http_connect;

@@ -4,9 +4,10 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -15,10 +16,10 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Answering, Closable, RETRY_INTERVAL, Tracked, Waiting};
 use crate::cannot_start::CannotStart;
 use crate::values::BadValue;
 
@@ -29,6 +30,8 @@ const SEND_TIMEOUT: u32 = 60_000;
 pub const MAX_HEADERS: usize = 1024;
 /// Connections that wait to be accepted. The system has its own limit as well.
 const BACKLOG: i32 = 4096;
+/// The wait between two tries to accept a connection or to find a place for it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The content type of text for people.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -96,7 +99,7 @@ pub struct Limits {
 pub enum WhenFull {
     /// The oldest one, for answers that are made at once: an old connection is an idle or slow one.
     CloseOldest,
-    /// The one that has waited longest for a request. If all of them are being answered, the new one waits.
+    /// The oldest one that waits for a request. If all of them are being answered, the new one waits.
     CloseIdle,
 }
 
@@ -110,43 +113,83 @@ where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
 {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let (closable, places) = (Arc::new(Closable::default()), Arc::new(Semaphore::new(limits.connections)));
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = Vec::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // most likely the process has no file descriptor left
-            closable.close_first();
+            close_one(&mut connections);
             sleep(RETRY_INTERVAL).await;
             continue;
         };
-        let place = closable.place(&places).await?;
+        let place = place(&places, &mut connections).await?;
         let _ = stream.set_nodelay(true); // a failure costs some time only
         #[cfg(target_os = "linux")]
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT);
-        let waiting = closable.connection();
-        let (answering, handler, failed) = (waiting.clone(), handler.clone(), failed.clone());
+        let (in_use, handler, failed) = (Arc::new(()), handler.clone(), failed.clone());
+        let users = Arc::downgrade(&in_use);
         let task = tokio::spawn(async move {
-            if let Err(error) = converse(stream, limits, answering, handler).await {
+            if let Err(error) = converse(stream, limits, in_use, handler).await {
                 failed(&error);
             }
             drop(place);
         });
-        // the task starts at the next await
-        waiting.begin(task.abort_handle());
+        connections.retain(Connection::is_open);
+        connections.push(Connection { task: task.abort_handle(), users });
+    }
+}
+
+/// A connection that may be closed to make room.
+struct Connection {
+    task: AbortHandle,
+    /// The connection itself, and each answer in which it must not be closed.
+    users: Weak<()>,
+}
+
+impl Connection {
+    fn is_open(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+/// A place for one more connection.
+async fn place(places: &Arc<Semaphore>, connections: &mut Vec<Connection>) -> io::Result<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Ok(place);
+    }
+    loop {
+        close_one(connections);
+        if let Ok(place) = timeout(RETRY_INTERVAL, places.clone().acquire_owned()).await {
+            return place.map_err(io::Error::other);
+        }
+    }
+}
+
+/// Closes the oldest connection that may be closed.
+fn close_one(connections: &mut Vec<Connection>) {
+    connections.retain(Connection::is_open);
+    if let Some(idle) = connections.iter().position(|connection| connection.users.strong_count() < 2) {
+        connections.remove(idle).task.abort();
     }
 }
 
 /// Answers the requests of a connection.
-async fn converse<H, F, B>(stream: TcpStream, limits: Limits, waiting: Arc<Waiting>, handler: H) -> hyper::Result<()>
+async fn converse<H, F, B>(stream: TcpStream, limits: Limits, in_use: Arc<()>, handler: H) -> hyper::Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
 {
     let answer = service_fn(move |request| {
-        let answering = (limits.when_full == WhenFull::CloseIdle).then(|| Answering::start(waiting.clone()));
+        let in_use = (limits.when_full == WhenFull::CloseIdle).then(|| in_use.clone());
         // in a box, since the connection reserves room for it while it waits
         let answer = Box::pin(handler(request));
-        async { Ok::<_, Infallible>(answer.await.map(|body| Tracked::new(body, answering))) }
+        // The body has it until its end, although it has nothing to do with errors.
+        let keep = move |error| {
+            let _ = &in_use;
+            error
+        };
+        async { Ok::<_, Infallible>(answer.await.map(|body| body.map_err(keep))) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).keep_alive(limits.single.is_none());

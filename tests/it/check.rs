@@ -205,7 +205,7 @@ fn through_the_vpn() {
         &output,
         &[
             ("well (", "answers", "", "3 samples in "),
-            ("gzip (", "answers", "", "12,345 samples in "),
+            ("gzip (", "answers", "", "12345 samples in "),
             ("gzip-sum (", "fails", "not_metrics", "corrupt gzip stream does not have a matching checksum"),
             ("gzip-cut (", "fails", "not_metrics", "corrupt gzip stream does not have a matching checksum"),
             ("moved (", "answers", "", "3 samples"),
@@ -485,7 +485,7 @@ fn lan_addresses() {
         &output,
         &[
             ("well", "answers", "", "3 samples"),
-            ("path", "answers", "", "12,345 samples"),
+            ("path", "answers", "", "12345 samples"),
             ("closed", "fails", "refused", "connection refused"),
             ("nowhere", "fails", "no_route|timeout", ""),
             ("addressless", "left_out", "no_lan_address", "left out: it reports no usable LAN address"),
