@@ -12,7 +12,7 @@ pub const CREATE_KEY: &str =
     "create a named API key (balenaCloud's dashboard, Preferences, Access tokens) and set API_KEY to it";
 /// Words of placeholders.
 const PLACEHOLDERS: [&str; 12] = [
-    "your", "api_key", "api-key", "apikey", "changeme", "placeholder", "paste", "replace", "example", "todo", "none", "null",
+    "your", "api_key", "api-key", "apikey", "changeme", "holder", "paste", "replace", "example", "todo", "none", "null",
 ];
 /// A named key has as many letters and digits.
 const KEY_LENGTH: usize = 32;

@@ -32,7 +32,7 @@ struct Shared {
 struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    dropped: u64,
+    dropped: usize,
     /// When the current write began; none while there is nothing to write.
     writing: Option<Instant>,
 }
@@ -42,7 +42,9 @@ impl Queue {
     ///
     /// # Errors
     /// The system refuses the thread.
-    pub fn start(out: impl Write + Send + 'static, note: impl Fn(u64) -> Vec<u8> + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        out: impl Write + Send + 'static, note: impl Fn(usize) -> Vec<u8> + Send + 'static,
+    ) -> io::Result<Self> {
         let queue =
             Queue(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), drained: Condvar::new() }));
         let writer = queue.clone();
@@ -60,7 +62,8 @@ impl Queue {
         }
     }
 
-    fn push(&self, line: &[u8]) {
+    /// Adds a line, or drops it where the reader has stopped reading.
+    pub fn push(&self, line: Vec<u8>) {
         let mut state = self.state();
         while state.bytes + line.len() > CAPACITY && !state.lines.is_empty() {
             let stuck = state.writing.map_or(Duration::ZERO, |since| since.elapsed());
@@ -71,11 +74,11 @@ impl Queue {
             state = self.0.drained.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.bytes += line.len();
-        state.lines.push_back(line.to_vec());
+        state.lines.push_back(line);
         self.0.filled.notify_one();
     }
 
-    fn write_all(&self, mut out: impl Write, note: &impl Fn(u64) -> Vec<u8>) {
+    fn write_all(&self, mut out: impl Write, note: &impl Fn(usize) -> Vec<u8>) {
         loop {
             let mut state = self.state();
             while state.lines.is_empty() {
@@ -101,18 +104,6 @@ impl Queue {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One write is one line.
-impl Write for Queue {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -147,7 +138,7 @@ mod tests {
         let line = vec![b'x'; CAPACITY / 4];
         let start = Instant::now();
         for _ in 0..50 {
-            queue.push(&line);
+            queue.push(line.clone());
         }
         assert!(start.elapsed() < STUCK_TIMEOUT * 20, "{:?}", start.elapsed());
         queue.flush(Duration::from_millis(10));
@@ -159,7 +150,7 @@ mod tests {
         let note = String::from_utf8(read.pop().unwrap()).unwrap();
         assert_eq!(note, format!("{} dropped", 50 - whole));
         assert!((4..=9).contains(&whole), "{whole}");
-        queue.push(b"after");
+        queue.push(b"after".to_vec());
         assert_eq!(reader.recv().unwrap(), b"after");
     }
 
@@ -168,7 +159,7 @@ mod tests {
         let (queue, reader) = queue();
         let reader = thread::spawn(move || reader.iter().take(400).map(|line| line.len()).sum::<usize>());
         for _ in 0..400 {
-            queue.push(&vec![b'x'; 20_000]);
+            queue.push(vec![b'x'; 20_000]);
         }
         assert_eq!(reader.join().unwrap(), 400 * 20_000);
     }

@@ -1,9 +1,9 @@
 //! The log on standard error: text for people or JSON for machines, one line a record whatever the record holds.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
-use env_logger::{Builder, Logger, Target};
+use env_filter::Filter;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
@@ -26,47 +26,43 @@ pub struct Settings {
 
 /// Starts the log. Libraries log only with `RUST_LOG`: the program's own line already has the error of the library.
 pub fn init(settings: &Settings) {
-    let mut builder = Builder::new();
+    let mut filter = env_filter::Builder::new();
     match &settings.filter {
-        // A filter for this program would beat one of `RUST_LOG` for every module.
-        Some(filter) => builder.parse_filters(filter),
-        None => builder.filter_module(env!("CARGO_PKG_NAME"), settings.level),
-    };
-    let json = settings.json;
-    builder.format(move |out, record| {
-        out.write_all(&line(json, record.level(), record.target(), &record.args().to_string()))
-    });
+        // A filter for this program would beat one of `RUST_LOG` for every module. The text was checked.
+        Some(text) => _ = filter.try_parse(text),
+        None => _ = filter.filter_module(env!("CARGO_PKG_NAME"), settings.level),
+    }
+    let (filter, json) = (filter.build(), settings.json);
     let note = move |dropped| {
-        let text = format!(
-            "{} lost: standard error was not read",
-            count(usize::try_from(dropped).unwrap_or(usize::MAX), "log line")
-        );
+        let text = format!("{} lost: standard error was not read", count(dropped, "log line"));
         line(json, Level::Warn, module_path!(), &text)
     };
     // Without a thread the program writes its log directly.
     let queue = Queue::start(io::stderr(), note).ok();
-    if let Some(queue) = &queue {
-        builder.target(Target::Pipe(Box::new(queue.clone())));
-    }
-    let logger = builder.build();
-    log::set_max_level(logger.filter());
+    log::set_max_level(filter.filter());
     // It fails where a log was started before, which then stays.
-    let _ = log::set_boxed_logger(Box::new(Queued { logger, queue }));
+    let _ = log::set_boxed_logger(Box::new(Logger { filter, json, queue }));
 }
 
-/// `env_logger` does not know how to flush a pipe.
-struct Queued {
-    logger: Logger,
+struct Logger {
+    filter: Filter,
+    json: bool,
     queue: Option<Queue>,
 }
 
-impl Log for Queued {
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        self.logger.enabled(metadata)
+        self.filter.enabled(metadata)
     }
 
     fn log(&self, record: &Record) {
-        self.logger.log(record);
+        if self.filter.matches(record) {
+            let line = line(self.json, record.level(), record.target(), &record.args().to_string());
+            match &self.queue {
+                Some(queue) => queue.push(line),
+                None => drop(io::stderr().write_all(&line)), // there is no place to report a failure
+            }
+        }
     }
 
     fn flush(&self) {

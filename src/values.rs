@@ -7,18 +7,17 @@ use thiserror::Error;
 
 /// Why a text is no value of its kind, as the end of a sentence about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct BadValue(Cow<'static, str>);
-
-impl From<&'static str> for BadValue {
-    fn from(why: &'static str) -> Self {
-        BadValue(why.into())
-    }
+#[error("{why}")]
+pub struct BadValue {
+    /// The end of the sentence.
+    pub why: Cow<'static, str>,
+    /// Whether the same text may be a value at another start: a name may resolve then, or a file may be mounted.
+    pub may_pass: bool,
 }
 
-impl From<String> for BadValue {
-    fn from(why: String) -> Self {
-        BadValue(why.into())
+impl<T: Into<Cow<'static, str>>> From<T> for BadValue {
+    fn from(why: T) -> Self {
+        BadValue { why: why.into(), may_pass: false }
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use reqwest::Certificate;
 use reqwest::blocking::{Client as Http, ClientBuilder as Builder};
 use reqwest::redirect::Policy;
-use reqwest::Certificate;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
@@ -106,7 +106,12 @@ impl Client {
     pub fn new(api: Api, query: Query) -> Result<Self, CannotStart> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
         // All requests go to one host, so its proxy is found once.
-        let proxy = api.proxy().as_ref().map(Proxy::for_reqwest).transpose().map_err(|error| no_client(&error.without_url()))?;
+        let proxy = api
+            .proxy()
+            .as_ref()
+            .map(Proxy::for_reqwest)
+            .transpose()
+            .map_err(|error| no_client(&error.without_url()))?;
         let http = proxy
             .into_iter()
             .fold(Http::builder().no_proxy(), Builder::proxy)

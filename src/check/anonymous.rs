@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Settings;
 use super::report::{Outcome, Row};
 use crate::balena::Failure;
+use crate::text::count;
 
 /// The options that explain a result. Fleets, tags and host names are only counted.
 pub fn options(settings: &Settings) -> String {
@@ -61,20 +62,23 @@ pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
             "| device-{device} | {fleet} | {state} | {target} | {origin} | {result} | {reason} | {status} | {samples} | {seconds} |"
         );
     }
-    let results: Vec<_> =
-        results.iter().map(|((result, reason), count)| format!("{count} {result} ({reason})")).collect();
+    let result = |((result, reason), count): (&(_, _), _)| match *reason {
+        "-" => format!("{count} {result}"),
+        reason => format!("{count} {result} ({reason})"),
+    };
+    let results: Vec<_> = results.iter().map(result).collect();
     let mut seconds: Vec<_> = rows.iter().filter_map(|row| row.seconds).collect();
     seconds.sort_by(f64::total_cmp);
     let time = seconds.get(seconds.len() / 2).zip(seconds.last());
     let time = time.map_or("none".into(), |(median, longest)| format!("{median:.2} s median, {longest:.2} s longest"));
     let offline = rows.iter().filter(|row| row.result == Outcome::Offline).count();
     format!(
-        "{options}refresh: {:.2} s, {} devices, {} fleets\nresults: {}; {offline} of the targets are of offline devices\n\
+        "{options}refresh: {:.2} s, {}, {}\nresults: {}; {offline} of the targets are of offline devices\n\
          answers: {time}\n\n| device | fleet | state | target | from | result | reason | status | samples | seconds |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n{lines}",
         refresh.as_secs_f64(),
-        devices.0.len(),
-        fleets.0.len(),
+        count(devices.0.len(), "device"),
+        count(fleets.0.len(), "fleet"),
         results.join(", "),
     )
 }

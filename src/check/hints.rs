@@ -74,7 +74,9 @@ pub fn scrape(refused: &ScrapeError) -> &'static str {
         ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
         ScrapeReason::BrokeOff | ScrapeReason::TooLarge => OWN_LOG,
         ScrapeReason::Busy => "raise the tunnel's limit for open files (ulimit -n) or for memory",
-        ScrapeReason::BadRequest => "is proxy_url in the scrape config http://, and does the job have few http_headers?",
+        ScrapeReason::BadRequest => {
+            "is proxy_url in the scrape config http://, and does the job have few http_headers?"
+        }
     }
 }
 

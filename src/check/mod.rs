@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::Uri;
+use log::LevelFilter;
 use tokio::task::JoinSet;
 
 use crate::balena::query::Query;
@@ -77,7 +78,11 @@ pub enum Form {
 ///
 /// # Errors
 /// The system does not let it start.
-pub fn run(settings: Settings) -> Result<bool, CannotStart> {
+pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
+    if settings.form == Form::Anonymous {
+        // Warnings name devices, and a terminal is copied whole.
+        settings.log = logging::Settings { level: LevelFilter::Error, filter: None, ..settings.log };
+    }
     logging::init(&settings.log);
     for warning in &settings.warnings {
         log::warn!("{warning}");

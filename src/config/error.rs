@@ -4,13 +4,19 @@ use thiserror::Error;
 
 use crate::discovery::exporter::Exporter;
 use crate::secret::BadSecret;
+use crate::values::BadValue;
 
 impl ConfigError {
-    /// Whether another start may succeed without a change: the file of a secret may be on a mount that comes later.
+    /// Whether another start may succeed without a change: a file may be on a mount that comes later, and a name may resolve then.
     pub fn may_pass(&self) -> bool {
-        let ConfigError::SecretFile { value, why: BadSecret::Unreadable(error), .. } = self else { return false };
-        // What is no path is the secret itself, by mistake.
-        error.kind() == std::io::ErrorKind::NotFound && value.contains('/')
+        match self {
+            ConfigError::Value { why, .. } => why.may_pass,
+            // What is no path is the secret itself, by mistake.
+            ConfigError::SecretFile { value, why: BadSecret::Unreadable(error), .. } => {
+                error.kind() == std::io::ErrorKind::NotFound && value.contains('/')
+            }
+            _ => false,
+        }
     }
 }
 
@@ -20,7 +26,7 @@ impl ConfigError {
 pub enum ConfigError {
     /// It is no value of its option.
     #[error("{given} is {value}: {why}; it takes: {takes}")]
-    Value { given: String, value: String, why: String, takes: &'static str },
+    Value { given: String, value: String, why: BadValue, takes: &'static str },
     /// Docker's `--env-file` and balena's dashboard keep quotes, unlike a shell.
     #[error("{given} has quotes around its value, and they are part of it: remove them")]
     Quotes { given: String },

@@ -1,7 +1,7 @@
 //! How the text of options is checked, each alone and those that belong together.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -188,7 +188,10 @@ pub(super) fn unencrypted(url: &Uri) -> Option<String> {
 pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, BadValue> {
     let mut pem = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
-    read.map_err(|error| format!("the file cannot be read: {error}"))?;
+    read.map_err(|error| BadValue {
+        may_pass: error.kind() == ErrorKind::NotFound,
+        ..format!("the file cannot be read: {error}").into()
+    })?;
     if pem.len() as u64 > MAX_CA_FILE_SIZE {
         return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20).into());
     }

@@ -60,7 +60,7 @@ impl Sources<'_> {
             return None;
         }
         if let Some(value) = values.iter().find(|value| items(value).next().is_none()) {
-            self.report_value(name, &source, value, "it has no value; set one, or leave it out");
+            self.report_value(name, &source, value, "it has no value; set one, or leave it out".into());
             return None;
         }
         Some((source, values))
@@ -70,7 +70,7 @@ impl Sources<'_> {
     pub fn all<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, BadValue>) -> Vec<T> {
         let Some((source, values)) = self.given(name) else { return Vec::new() };
         let mut read_or_report =
-            |text: &String| read(text).map_err(|why| self.report_value(name, &source, text, &why.to_string())).ok();
+            |text: &String| read(text).map_err(|why| self.report_value(name, &source, text, why)).ok();
         values.iter().filter_map(&mut read_or_report).collect()
     }
 
@@ -82,12 +82,12 @@ impl Sources<'_> {
         }
     }
 
-    fn report_value(&mut self, name: &str, source: &str, text: &str, why: &str) {
+    fn report_value(&mut self, name: &str, source: &str, text: &str, why: BadValue) {
         // A URL may contain a password or a key.
         let is_secret = text.contains("://") && text.contains(['@', '?']);
         let value = if is_secret { "not shown".into() } else { format!("{text:?}") };
         let takes = option(self.verb, name).takes;
-        self.report(ConfigError::Value { given: source.into(), value, why: why.into(), takes });
+        self.report(ConfigError::Value { given: source.into(), value, why, takes });
     }
 
     /// The items of an option whose values are lists.

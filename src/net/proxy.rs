@@ -60,7 +60,8 @@ impl Proxies {
     pub fn from_env(var: &dyn Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut given = |names: [&'static str; 2]| {
-            let (name, value) = names.iter().find_map(|name| Some((*name, var(name)?)).filter(|(_, v)| !v.is_empty()))?;
+            let (name, value) =
+                names.iter().find_map(|name| Some((*name, var(name)?)).filter(|(_, v)| !v.is_empty()))?;
             let Ok(text) = value.into_string() else {
                 warnings.push(format!("{name} is ignored: it is not UTF-8"));
                 return None;

@@ -45,7 +45,7 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     }
     let found = text.to_socket_addrs().map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => BAD_FORM.into(),
-        _ => format!("the host's name cannot be resolved: {error}").into(),
+        _ => BadValue { may_pass: true, ..format!("the host's name cannot be resolved: {error}").into() },
     });
     found.map(Iterator::collect)
 }

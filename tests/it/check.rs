@@ -587,6 +587,7 @@ fn a_report_for_an_issue_names_nothing() {
     });
     let output = check(&sidecar, &["--report", "--fleet=polar-foods/cold-chain"]);
     let report = text(&output.stdout);
+    assert_eq!(text(&output.stderr), "");
     for name in secret {
         assert!(!report.contains(&name) && !report.contains(&name[..6.min(name.len())]), "{name}: {report}");
     }

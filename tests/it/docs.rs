@@ -187,6 +187,41 @@ fn compare(comment: &str, printed: &str, changing: &str) {
     assert_eq!(known, found, "\ndocs/troubleshooting.md, behind {comment}, has to be:\n\n{printed}");
 }
 
+/// Messages are quoted in the tables; `…` and a number stand for what differs.
+#[test]
+fn each_message_in_the_tables_is_one_of_the_program() {
+    let mut source = String::new();
+    let mut folders = vec![Path::new(ROOT).join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { folders.push(path) } else { source += &fs::read_to_string(path).unwrap() }
+        }
+    }
+    let source = Regex::new(r"\\\n\s*").unwrap().replace_all(&source, "").replace("\\\"", "\"");
+    let quoted = Regex::new("`([^`]+)`").unwrap();
+    // Statuses are named by the HTTP library, and Prometheus has its own words.
+    let foreign =
+        Regex::new(r"^(?:HTTP )?\d{3}|^x509|^non-compliant|^Request Header Fields|^TLS: invalid peer").unwrap();
+    let (mut column, mut checked, mut wrong) = (None, 0, Vec::new());
+    for line in TROUBLESHOOTING.lines() {
+        let cells: Vec<_> = line.trim_matches(['|', ' ']).split(" | ").collect();
+        if !line.starts_with('|') {
+            column = None;
+        } else if let Some(at) = cells.iter().position(|cell| *cell == "message") {
+            column = Some(at);
+        } else if let Some(at) = column {
+            let messages = quoted.captures_iter(cells[at]).map(|found| found[1].to_owned());
+            for message in messages.filter(|message| !foreign.is_match(message)) {
+                checked += 1;
+                let parts = message.split('…').map(str::trim).filter(|part| !part.is_empty());
+                wrong.extend(parts.filter(|part| !source.contains(part)).map(str::to_owned));
+            }
+        }
+    }
+    assert!(checked > 25, "only {checked} messages are read");
+    assert!(wrong.is_empty(), "no message of the program has:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn the_sample_of_check_is_what_it_prints() {
     let (cloud, _backend, vpn) = samples();

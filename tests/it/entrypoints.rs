@@ -136,6 +136,17 @@ fn prometheus_gets_values_as_they_were_typed() {
     }
 }
 
+#[test]
+fn a_secret_in_the_url_of_the_backend_is_warned_of() {
+    for (url, is_warned_of) in [("https://h/write?token=of-mine", true), ("https://h/write", false)] {
+        let output = Image::new("prometheus").run(&[("REMOTE_WRITE_URL", url)], &[]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{url}: {told}");
+        assert_eq!(told.contains("REMOTE_WRITE_BEARER_TOKEN is for a secret"), is_warned_of, "{url}: {told}");
+        assert!(!told.contains("of-mine"), "{told}");
+    }
+}
+
 /// A stand-in for Prometheus that says whether it reads or is ready, and what its entry point leaves of the data.
 struct Reader {
     image: Image,

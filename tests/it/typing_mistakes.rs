@@ -55,7 +55,26 @@ fn a_name_that_balena_reserves_yields_to_the_other_one() {
     }
     let sidecar = sidecar(&cloud).env("CA_FILE", "missing.pem").env("BALENA_CA_FILE", "other.pem");
     let (code, log, _) = dry(&sidecar, &[]);
-    assert!(code == Some(2) && log.contains("CA_FILE is \"missing.pem\"") && !log.contains("other.pem"), "{log}");
+    assert!(code == Some(1) && log.contains("CA_FILE is \"missing.pem\"") && !log.contains("other.pem"), "{log}");
+}
+
+/// systemd starts the program again after exit code 1, and not after 2.
+#[test]
+fn what_may_come_by_itself_is_exit_code_1() {
+    let cloud = Cloud::start(gateways(1));
+    for (args, code) in [
+        (&["--ca-file=later/ca.pem"][..], 1),
+        (&["--listen=later.invalid:9797"], 1),
+        (&["--ca-file=later/ca.pem", "--timeout=no"], 2),
+        (&["--listen=later.invalid"], 2),
+    ] {
+        let (ended, log, _) = dry(&sidecar(&cloud), args);
+        assert_eq!(ended, Some(code), "{args:?}: {log}");
+    }
+    let sidecar = sidecar(&cloud).env("TUNNEL_LISTEN_ADDRESS", "later.invalid:9798");
+    let mut tunnel = sidecar.command();
+    tunnel.arg("tunnel");
+    assert_eq!(finish(tunnel).status.code(), Some(1));
 }
 
 #[test]
