@@ -63,10 +63,7 @@ pub const SCRAPE_LABELS: [(&str, &str); 9] = [
     (SCHEME, "`https` in `public`; else from the tag or label `prometheus.io.scheme`"),
     (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
     (INTERVAL, "from the tag or label `prometheus.io.interval`"),
-    (
-        TIMEOUT,
-        "from the tag or label `prometheus.io.timeout`; else the interval, if it is below Prometheus' default time-out of 10s",
-    ),
+    (TIMEOUT, "from the tag or label `prometheus.io.timeout`; else the interval, if that is shorter than 10s"),
 ];
 
 /// A label of `balena_device_info` only: `false` where the tag `prometheus.io/alert` mutes the device, else absent. No target has
