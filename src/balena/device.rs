@@ -10,10 +10,37 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// Text that borrows from the answer where nothing in it was escaped.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-#[serde(transparent)]
-pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// Text that borrows from the answer where nothing in it was escaped. Text with half a character, `\ud800`, is
+/// empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Cow<'de, str>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_bytes<E>(self, text: &'de [u8]) -> Result<Cow<'de, str>, E> {
+                Ok(str::from_utf8(text).unwrap_or_default().into())
+            }
+
+            fn visit_bytes<E>(self, text: &[u8]) -> Result<Cow<'de, str>, E> {
+                Ok(str::from_utf8(text).unwrap_or_default().to_owned().into())
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Cow<'de, str>, E> {
+                Ok(text.to_owned().into())
+            }
+        }
+        // serde_json refuses half a character in a string, but not in bytes.
+        deserializer.deserialize_bytes(Bytes).map(Text)
+    }
+}
 
 impl Deref for Text<'_> {
     type Target = str;
@@ -25,6 +52,9 @@ impl Deref for Text<'_> {
 
 /// The most characters of a device's name, by balena's own limit.
 const MAX_NAME_LENGTH: usize = 255;
+
+/// The most bytes of a record that is read a second time, into ten times as many.
+const MAX_MENDED_SIZE: usize = 1 << 20;
 
 /// The most characters of a uuid.
 const MAX_UUID_LENGTH: usize = 62;
@@ -205,9 +235,22 @@ pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     serde_json::from_slice(body).map(|page: Page| page.d)
 }
 
+/// Reads a record. If a key is there twice, the last value counts.
+///
+/// # Errors
+/// A field has the wrong type.
+pub fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, serde_json::Error> {
+    serde_json::from_str(raw.get()).or_else(|error| {
+        let value = Some(raw.get())
+            .filter(|text| text.len() <= MAX_MENDED_SIZE)
+            .and_then(|text| serde_json::from_str(text).ok());
+        value.and_then(|value: serde_json::Value| T::deserialize(value).ok()).ok_or(error)
+    })
+}
+
 /// Reads a device. A field of the wrong type makes this device unusable and does not affect the others.
 pub fn parse(raw: &RawValue) -> Device<'_> {
-    serde_json::from_str(raw.get()).unwrap_or_else(|error| broken(raw, &error))
+    read(raw).unwrap_or_else(|error| broken(raw, &error))
 }
 
 /// Reads a page.

@@ -121,11 +121,17 @@ pub struct Query {
 
 /// What is asked of each release. `composition` has the same labels without the overrides, is many times as large, and holds the
 /// services' environment, in which there may be secrets.
-const RELEASE: &str = "$select=id,raw_version&$expand=belongs_to__application($select=slug),\
-    release_image($select=id;$orderby=id%20asc;$expand=image($select=id;$expand=is_a_build_of__service(\
-    $select=service_name;$expand=service_label($select=label_name,value;\
-    $filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))),\
-    image_label($select=label_name,value;$filter=startswith(label_name,'prometheus.io');$orderby=label_name%20asc))";
+fn release() -> String {
+    format!(
+        "$select=id,raw_version&$expand=belongs_to__application($select=slug),\
+         release_image($select=id;$orderby=id%20asc;$expand=image($select=id;$expand=is_a_build_of__service(\
+         $select=service_name;$expand=service_label({LABELS}))),image_label({LABELS}))"
+    )
+}
+
+/// The labels that discovery understands, and those that are almost spelled like them.
+const LABELS: &str = "$select=label_name,value;$filter=startswith(label_name,'prometheus')%20or%20\
+    startswith(label_name,'Prometheus')%20or%20startswith(label_name,'io.prometheus');$orderby=label_name%20asc";
 
 /// What is asked of each service that does not run. `download_progress` changes every 30 s while anything downloads.
 const NOT_RUNNING: &str = "$select=id,device,status,download_progress&$expand=installs__image($select=id;\
@@ -176,11 +182,11 @@ impl Query {
             }
             Request::NotRunning { after, limit } => self.not_running(NOT_RUNNING, after, limit),
             Request::NextNotRunning(after) => self.not_running("$select=id", after, 1),
-            Request::Releases { after, limit } => self.running_releases(RELEASE, after, limit),
+            Request::Releases { after, limit } => self.running_releases(&release(), after, limit),
             Request::NextRelease(after) => self.running_releases("$select=id", after, 1),
             Request::ReleasesById(ids) => {
                 let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
-                format!("/v7/release?{RELEASE}&$filter=id%20in%20({})&$orderby=id%20asc", ids.join(","))
+                format!("/v7/release?{}&$filter=id%20in%20({})&$orderby=id%20asc", release(), ids.join(","))
             }
         }
     }

@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::device::{Text, one};
+use super::device::{self, Text, one, up_to};
 
 /// The most services of a release that are read.
 const MAX_SERVICES: usize = 200;
@@ -29,6 +29,8 @@ pub struct Release {
     pub fleet: String,
     /// Its services, in the API's order.
     pub services: Vec<Service>,
+    /// What is not read of it, and why.
+    pub problems: Vec<String>,
 }
 
 /// A service of a release.
@@ -96,27 +98,52 @@ struct Label<'a> {
 /// # Errors
 /// The record cannot be used. An incomplete release must not be used either: it would drop targets.
 pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
-    let record: Record = serde_json::from_str(raw.get())?;
+    let record: Record = device::read(raw)?;
     let text = |text: Option<&Text>| text.map(|text| text.to_string()).unwrap_or_default();
     let images = record.images.unwrap_or_default();
+    let mut problems = Vec::new();
+    if images.len() > MAX_SERVICES {
+        problems.push(format!("it has {} services; the first {MAX_SERVICES} are read", images.len()));
+    }
+    let services = images.iter().take(MAX_SERVICES).filter_map(|image| service(image, &mut problems)).collect();
     Ok(Release {
         id: record.id,
         version: text(record.raw_version.as_ref()),
         fleet: text(record.fleet.as_ref().and_then(|fleet| fleet.slug.as_ref())),
-        services: images.iter().filter_map(service).take(MAX_SERVICES).collect(),
+        services,
+        problems,
     })
 }
 
-fn service(image: &ReleaseImage) -> Option<Service> {
-    let of_service = image.image.as_ref()?;
-    let service = of_service.service.as_ref()?;
-    let labels = image.labels.iter().flatten().take(MAX_LABELS);
-    let overrides = service.overrides.iter().flatten().take(MAX_LABELS);
-    let pairs = labels.chain(overrides).filter_map(|label| {
-        let name = label.label_name.as_deref()?;
-        // A label without a value is there, and empty.
-        let value = label.value.as_deref().unwrap_or_default();
-        (name.len().max(value.len()) <= MAX_LABEL_SIZE).then(|| (name.to_owned(), value.to_owned()))
-    });
-    Some(Service { image: of_service.id, name: service.service_name.as_deref()?.to_owned(), labels: pairs.collect() })
+fn service(image: &ReleaseImage, problems: &mut Vec<String>) -> Option<Service> {
+    let of_service = image.image.as_ref();
+    let service = of_service.and_then(|image| image.service.as_ref());
+    let Some(name) = service.and_then(|service| service.service_name.as_deref()) else {
+        if image.labels.iter().flatten().next().is_some() {
+            problems
+                .push("the key may not see the name of a service, so the labels of that service are not read".into());
+        }
+        return None;
+    };
+    let mut labels = BTreeMap::new();
+    for source in [&image.labels, &service?.overrides] {
+        let source = source.as_deref().unwrap_or_default();
+        if source.len() > MAX_LABELS {
+            problems.push(format!("service {name} has {} labels; the first {MAX_LABELS} are read", source.len()));
+        }
+        for Label { label_name, value } in source.iter().take(MAX_LABELS) {
+            let Some(label) = label_name.as_deref() else { continue };
+            // A label without a value is there, and empty.
+            let value = value.as_deref().unwrap_or_default();
+            if label.len().max(value.len()) <= MAX_LABEL_SIZE {
+                labels.insert(label.to_owned(), value.to_owned());
+            } else {
+                let label = up_to(80, label);
+                problems.push(format!(
+                    "label {label} of service {name} has more than {MAX_LABEL_SIZE} bytes and is not read"
+                ));
+            }
+        }
+    }
+    Some(Service { image: of_service?.id, name: name.to_owned(), labels })
 }

@@ -13,7 +13,7 @@ use super::declared::Declared;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::quiet::QuietTimes;
 use super::scraping::Origin;
-use super::tags::{OwnTags, QUIET, Tags};
+use super::tags::{QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 
 /// The most characters of a name that are kept. A name of more than 512 bytes becomes no label, and 255 characters of it are shown.
@@ -203,11 +203,11 @@ pub struct Fleet {
 
 impl Fleet {
     /// The fleet of a device. Warns of a tag that cannot be read.
-    pub fn of(device: &Device, own_tags: OwnTags, warnings: &mut Vec<String>) -> Option<Self> {
-        let fleet = device.fleet.as_ref()?;
+    pub fn of(tags: &mut Tags) -> Option<Self> {
+        let fleet = tags.device.fleet.as_ref()?;
         let name = fleet.app_name.as_deref().unwrap_or_default().to_owned();
         let slug = fleet.slug.as_deref().unwrap_or_default().to_owned();
-        let quiet = Tags { device, own_tags, warnings }.of_fleet(QUIET, QuietTimes::parse).unwrap_or_default();
+        let quiet = tags.of_fleet(QUIET, QuietTimes::parse).unwrap_or_default();
         Some(Fleet { id: fleet.id, name, slug, quiet })
     }
 }

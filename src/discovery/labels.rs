@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::scraping::Scrape;
-use crate::balena::device::{Device, Tag, Text};
+use super::spelling::PREFIX;
+use super::tags::Tags;
+use crate::balena::device::{Device, Text};
 
 /// A label of a target.
 #[derive(Clone, Copy)]
@@ -63,7 +65,10 @@ pub const SCRAPE_LABELS: [(&str, &str); 9] = [
     (SCHEME, "`https` in `public`; else from the tag or label `prometheus.io.scheme`"),
     (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
     (INTERVAL, "from the tag or label `prometheus.io.interval`"),
-    (TIMEOUT, "from the tag or label `prometheus.io.timeout`; else the interval, if that is shorter than 10s"),
+    (
+        TIMEOUT,
+        "from the tag or label `prometheus.io.timeout`; else 10s, or the interval if it is shorter; absent without an interval",
+    ),
 ];
 
 /// A label of `balena_device_info` only: `false` where the tag `prometheus.io/alert` mutes the device, else absent. No target has
@@ -142,7 +147,7 @@ impl LabelSet {
 
     /// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma before
     /// each: those before the id of the device, those after it, and those that come from tags of its fleet.
-    pub fn common(&self, device: &Device, warnings: &mut Vec<String>) -> [Box<str>; 3] {
+    pub fn common(&self, tags: &mut Tags) -> [Box<str>; 3] {
         let mut parts = <[String; 2]>::default();
         let mut part = 0;
         for label in self.table {
@@ -152,7 +157,8 @@ impl LabelSet {
             if OWN.contains(&label.name) {
                 continue;
             }
-            let Some(value) = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE) else { continue };
+            let value = (label.value)(tags.device).filter(|value| value.len() <= MAX_VALUE_SIZE);
+            let Some(value) = value else { continue };
             if self.stays(label) {
                 member(&mut parts[part], label.name, &value);
             } else {
@@ -160,7 +166,7 @@ impl LabelSet {
             }
         }
         let [before, after] = parts.map(String::into);
-        [before, after, of_tags("fleet_tag_", device.fleet_tags(), device, warnings)]
+        [before, after, of_tags(tags, false)]
     }
 
     /// Whether the name of the device stays on every series.
@@ -192,11 +198,6 @@ impl LabelSet {
 pub fn own_info(uuid: &str, name: &str) -> String {
     let name = if name.len() <= MAX_VALUE_SIZE { escape(name) } else { String::new() };
     format!("{UUID}=\"{uuid}\",{DEVICE_NAME}=\"{name}\"")
-}
-
-/// The labels that come from a device's own tags.
-pub fn of_own_tags(device: &Device, warnings: &mut Vec<String>) -> Box<str> {
-    of_tags("tag_", device.tags(), device, warnings)
 }
 
 /// The labels of one exporter of a device, as members of a JSON object with a comma before each.
@@ -233,29 +234,33 @@ pub fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The labels of tags, as members of a JSON object with a comma before each. Problems go to `warnings`.
-fn of_tags<'t>(kind: &str, tags: &'t [Tag], device: &Device, warnings: &mut Vec<String>) -> Box<str> {
-    let key_and_value = |tag: &'t Tag| tag.key.as_deref().zip(tag.value.as_deref()); // null is no label
-    let mut tags: Vec<(&str, &str)> = tags.iter().filter_map(key_and_value).collect();
+/// The labels of a device's own tags or of those of its fleet, as members of a JSON object with a comma before each.
+pub fn of_tags(tags: &mut Tags, is_own: bool) -> Box<str> {
+    let device = tags.device;
+    let (kind, all) = if is_own { ("tag_", device.tags()) } else { ("fleet_tag_", device.fleet_tags()) };
+    let pairs = all.iter().filter_map(|tag| tag.key.as_deref().zip(tag.value.as_deref())); // null is no label
+    let mut pairs: Vec<_> = pairs.collect();
     // The API may return tags in any order. The same tags must give the same bytes.
-    tags.sort_unstable();
-    if tags.len() > MAX_TAGS {
-        let (name, count) = (device.display_name(), tags.len());
-        warnings.push(format!("{name} has {count} {kind}* labels; only the first {MAX_TAGS} are attached"));
-        tags.truncate(MAX_TAGS);
+    pairs.sort_unstable();
+    if pairs.len() > MAX_TAGS {
+        let (owner, count) = (tags.owner(is_own), pairs.len());
+        tags.warnings.push(format!("{owner} has {count} {kind}* labels; only the first {MAX_TAGS} are attached"));
+        pairs.truncate(MAX_TAGS);
     }
     let (mut labels, mut names) = (String::new(), Vec::<String>::new());
-    for (key, value) in tags {
+    for (key, value) in pairs {
         // Prometheus 2 takes no other characters in the name of a label.
         let legal = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
         let name: String = META_PREFIX.chars().chain(kind.chars()).chain(legal).collect();
         if names.contains(&name) {
-            let device = device.display_name();
-            warnings.push(format!("{device} has two tags that become the label {name}; {key:?} is left out"));
+            let owner = tags.owner(is_own);
+            tags.warnings.push(format!("{owner} has two tags that become the label {name}; {key:?} is left out"));
             continue;
         }
         if value.len() <= MAX_VALUE_SIZE {
             member(&mut labels, &name, value);
+        } else if !key.starts_with(PREFIX) {
+            tags.warn(key, is_own, &format!("becomes no label: it is longer than {MAX_VALUE_SIZE} bytes"));
         }
         names.push(name);
     }

@@ -158,7 +158,7 @@ impl Mapper<'_> {
     fn entry(&mut self, warnings: &mut Vec<String>, device: &Device, record: Option<NonZeroU64>) -> Entry {
         let warned = warnings.len();
         let release = device.release.as_ref().and_then(|release| release.id);
-        let declared = self.services.as_ref().and_then(|services| services.get(release?)).cloned();
+        let declared = self.services.as_ref().and_then(|services| services.get(release?));
         let mut entry = target::map(device, declared, self.rules, self.commons, warnings);
         // Warnings belong to the page, so a device with one is mapped again with each new page.
         entry.record = record.filter(|_| warnings.len() == warned);

@@ -15,6 +15,7 @@ mod mapper;
 pub mod quiet;
 pub mod scraping;
 pub mod services;
+mod spelling;
 pub mod stored;
 pub mod tags;
 pub mod target;

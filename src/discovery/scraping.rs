@@ -8,9 +8,9 @@ use std::borrow::Cow;
 
 use super::declared::Declared;
 use super::exporter::Exporter;
-use super::tags::{self, ALERT, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
-use crate::balena::device::Device;
-use crate::values::{boolean, one_of, scrape_interval, scrape_timeout};
+use super::spelling::PREFIX;
+use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
+use crate::values::{BadValue, boolean, one_of, scrape_interval, scrape_timeout};
 
 /// Where the exporters of a device come from. The first source that has some provides all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,44 +62,38 @@ pub struct Scrape<'a> {
     pub scheme: Option<&'static str>,
     /// None is the scrape config's.
     pub interval: Option<Millis<'a>>,
-    /// None is the scrape config's, or the interval if that is shorter than Prometheus' default of 10 s.
+    /// None is the scrape config's. It comes with each interval, and is no longer: Prometheus drops such a target.
     pub timeout: Option<Millis<'a>>,
 }
 
-/// Reads what steers a device. `options` are the exporters of a device for which nothing else names any. `warnings` gets what cannot
-/// be understood, with the name of the tag's owner, and what the device's own tags may not change.
-pub fn of<'a>(
-    device: &'a Device, declared: Option<&'a Declared>, options: &'a [Exporter], own_tags: OwnTags,
-    warnings: &mut Vec<String>,
-) -> Scraping<'a> {
-    let mut tags = Tags { device, own_tags, warnings };
+/// Reads what steers a device. `options` are the exporters of a device for which nothing else names any.
+pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter]) -> Scraping<'a> {
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
-    tags.read(ALERT, boolean, |_, _| Ok(())); // for its warning; is_muted() gives the value
-    let (origin, mut exporters, ignores_exporters) = exporters(&mut tags, declared, options);
-    let scheme = |text: &'a str| one_of(text, [("http", "http"), ("https", "https")]);
+    let (origin, mut exporters, ignores_exporters) = exporters(tags, declared, options);
     tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);
     tags.set(&mut exporters, INTERVAL, scrape_interval, |scraped| &mut scraped.interval, tags::is_longer_interval);
     let has_timeout =
         tags.set(&mut exporters, TIMEOUT, scrape_timeout, |scraped| &mut scraped.timeout, tags::is_shorter_timeout);
     for scraped in &mut exporters {
-        // Prometheus drops a target whose time-out is longer than its interval, and the scrape config's is not known here.
-        scraped.timeout = match (scraped.interval, scraped.timeout) {
-            (None, _) => None,
-            (Some(interval), Some(timeout)) if timeout.1 <= interval.1 => Some(timeout),
-            (Some(interval), Some(_)) => Some(interval),
-            (Some(interval), None) => Some(interval).filter(|(_, millis)| *millis < DEFAULT_TIMEOUT),
+        // The scrape config's interval and time-out are not known here.
+        let fitting = |interval: Millis<'a>| {
+            let timeout = scraped.timeout.unwrap_or(DEFAULT_TIMEOUT);
+            if timeout.1 <= interval.1 { timeout } else { interval }
         };
+        scraped.timeout = scraped.interval.map(fitting);
     }
     if has_timeout && exporters.iter().any(|scraped| scraped.interval.is_none()) {
-        let name = device.display_name();
-        tags.warnings.push(format!("tag {TIMEOUT} of {name} needs an interval ({INTERVAL}); it counts as absent"));
+        let name = tags.device.display_name();
+        tags.warnings.push(format!(
+            "tag {PREFIX}/{TIMEOUT} of {name} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
+        ));
     }
     Scraping { is_off, exporters, origin, ignores_exporters }
 }
 
-/// Whether a tag mutes the alerts of a device, left out or not.
-pub fn is_muted(device: &Device, own_tags: OwnTags) -> bool {
-    Tags { device, own_tags, warnings: &mut Vec::new() }.read(ALERT, boolean, |_, _| Ok(())) == Some(false)
+/// `http` or `https`.
+pub fn scheme(text: &str) -> Result<&'static str, BadValue> {
+    one_of(text, [("http", "http"), ("https", "https")])
 }
 
 /// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in
@@ -107,7 +101,7 @@ pub fn is_muted(device: &Device, own_tags: OwnTags) -> bool {
 fn exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
 ) -> (Origin, Vec<Scrape<'a>>, bool) {
-    let own = tags.exporters(tags.device.tags(), true);
+    let own = tags.exporters(true);
     if tags.own_tags == OwnTags::All
         && let Some((_, list)) = own
     {
@@ -118,7 +112,7 @@ fn exporters<'a>(
     let is_known = |item: &Exporter| known.iter().any(|scraped| tags::selects(item, &scraped.exporter));
     let unknown: Vec<_> = own.iter().filter(|item| !is_known(item)).map(Exporter::to_string).collect();
     if !unknown.is_empty() {
-        tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")));
+        tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")).into());
     }
     if unknown.len() < own.len() {
         known.retain(|scraped| own.iter().any(|item| tags::selects(item, &scraped.exporter)));
@@ -130,7 +124,7 @@ fn exporters<'a>(
 fn fleet_exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
 ) -> (Origin, Vec<Scrape<'a>>) {
-    if let Some((_, list)) = tags.exporters(tags.device.fleet_tags(), false) {
+    if let Some((_, list)) = tags.exporters(false) {
         return (Origin::FleetTag, list.into_iter().map(Cow::Owned).map(plain).collect());
     }
     let declared = declared.map(|declared| &*declared.exporters).unwrap_or_default();

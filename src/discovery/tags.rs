@@ -1,38 +1,38 @@
 //! The tags of a device and of its fleet, and what a device's own tags may change.
 
 use super::exporter::{self, Exporter};
-use crate::balena::device::{Device, Tag, tag_value};
-use crate::values::BadValue;
+use super::spelling::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use crate::balena::device::{Device, Tag, up_to};
+use crate::values::{BadValue, boolean};
 
 /// `false` leaves the device out.
-pub const SCRAPE: &str = "prometheus.io/scrape";
+pub const SCRAPE: &str = "scrape";
 /// `http` or `https`.
-pub const SCHEME: &str = "prometheus.io/scheme";
+pub const SCHEME: &str = "scheme";
 /// How often the device is scraped, in Prometheus' own notation, at least 5s.
-pub const INTERVAL: &str = "prometheus.io/interval";
+pub const INTERVAL: &str = "interval";
 /// How long a scrape may take. It needs an interval.
-pub const TIMEOUT: &str = "prometheus.io/timeout";
+pub const TIMEOUT: &str = "timeout";
 /// `false` mutes the alerts of the device.
-pub const ALERT: &str = "prometheus.io/alert";
+const ALERT: &str = "alert";
 /// When a fleet is switched off on purpose. Of a fleet only: a device must not mute its fleet.
-pub const QUIET: &str = "prometheus.io/quiet";
+pub const QUIET: &str = "quiet";
 /// The exporters, in the notation of the option.
-pub const EXPORTERS: &str = "prometheus.io/exporters";
+pub const EXPORTERS: &str = "exporters";
 /// A single exporter, as Kubernetes' users write it.
-const PORT: &str = "prometheus.io/port";
+const PORT: &str = "port";
 /// The path of the single exporter.
-const PATH: &str = "prometheus.io/path";
+const PATH: &str = "path";
+/// The tags of a device. Its fleet may have [`QUIET`] as well.
+const OF_DEVICE: [&str; 8] = [ALERT, EXPORTERS, INTERVAL, PATH, PORT, SCHEME, SCRAPE, TIMEOUT];
+const OF_FLEET: [&str; 9] = [ALERT, EXPORTERS, INTERVAL, PATH, PORT, QUIET, SCHEME, SCRAPE, TIMEOUT];
 
-/// More exporters on one device could be an attempt to flood Prometheus.
-const MAX_EXPORTERS: usize = 16;
+/// Characters of a key, by the API's own limit.
+const MAX_KEY_LENGTH: usize = 100;
 /// Prometheus' own interval, in milliseconds, which the stack's configuration has too.
 const DEFAULT_INTERVAL: u64 = 60_000;
-/// Prometheus' own time-out, in milliseconds.
-pub const DEFAULT_TIMEOUT: u64 = 10_000;
-/// Characters of a value that a warning shows.
-const SHOWN_VALUE: usize = 80;
-/// Characters of what is wrong with it.
-const SHOWN_ERROR: usize = 200;
+/// Prometheus' own time-out.
+pub const DEFAULT_TIMEOUT: Millis<'static> = ("10s", 10_000);
 
 /// A duration as it is written, and in milliseconds.
 pub type Millis<'a> = (&'a str, u64);
@@ -85,7 +85,7 @@ pub fn is_longer_interval(own: Millis, fleet: Option<Millis>) -> Result<(), &'st
 
 /// A time-out that is not longer.
 pub fn is_shorter_timeout(own: Millis, fleet: Option<Millis>) -> Result<(), &'static str> {
-    let most = fleet.map_or(DEFAULT_TIMEOUT, |(_, millis)| millis);
+    let most = fleet.unwrap_or(DEFAULT_TIMEOUT).1;
     if own.1 <= most {
         Ok(())
     } else {
@@ -107,97 +107,130 @@ pub struct Tags<'a, 'w> {
     pub device: &'a Device<'a>,
     /// What its own tags may change.
     pub own_tags: OwnTags,
+    own: Declarations<'a>,
+    fleet: Declarations<'a>,
     /// For what is wrong with a tag.
     pub warnings: &'w mut Vec<String>,
 }
 
-impl<'a> Tags<'a, '_> {
+impl<'a, 'w> Tags<'a, 'w> {
+    /// Reads the tags. Warns of those that are meant for this program and have no effect.
+    pub fn new(device: &'a Device<'a>, own_tags: OwnTags, warnings: &'w mut Vec<String>) -> Self {
+        let pair = |tag: &'a Tag| Some((tag.key.as_deref()?, tag.value.as_deref().unwrap_or_default()));
+        let mut unknown = Vec::new();
+        let own = spelling::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key| unknown.push((key, true)));
+        let of_fleet = device.fleet_tags().iter().filter_map(pair);
+        let fleet = spelling::read(of_fleet, &OF_FLEET, |key| unknown.push((key, false)));
+        let mut tags = Tags { device, own_tags, own, fleet, warnings };
+        for (key, is_own) in unknown {
+            let (owner, known) = if is_own { ("device", OF_DEVICE.join(", ")) } else { ("fleet", OF_FLEET.join(", ")) };
+            tags.warn(key, is_own, &format!("has no effect: a {owner} takes {PREFIX}/ with {known}"));
+        }
+        tags
+    }
+
+    /// Whether a tag mutes the alerts of the device, left out or not.
+    pub fn is_muted(&mut self) -> bool {
+        self.read(ALERT, boolean, |_, _| Ok(())) == Some(false)
+    }
+
     /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as absent.
     pub fn read<T: Copy>(
-        &mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
+        &mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
     ) -> Option<T> {
-        let (own, fleet) = self.both(key, &parse);
-        own.filter(|own| self.may(key, *own, fleet, narrows)).or(fleet)
+        let mut read = [None];
+        self.set(&mut read, name, parse, |value| value, narrows);
+        read[0]
     }
 
     /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without both
     /// it stays. Returns whether there is such a tag.
     pub fn set<S, T: Copy>(
-        &mut self, exporters: &mut [S], key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
+        &mut self, exporters: &mut [S], name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
         property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,
     ) -> bool {
-        let (own, fleet) = self.both(key, &parse);
+        let (own, fleet) = (self.of(true, name, &parse), self.of(false, name, &parse));
         for scraped in exporters {
             let known = fleet.or(*property(scraped));
-            *property(scraped) = own.filter(|own| self.may(key, *own, known, narrows)).or(known);
+            *property(scraped) = own.filter(|own| self.may(name, *own, known, narrows)).or(known);
         }
         own.or(fleet).is_some()
     }
 
     /// The value of the fleet's tag. The device's own does not count.
-    pub fn of_fleet<T>(&mut self, key: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
-        self.of(self.device.fleet_tags(), false, key, &parse)
-    }
-
-    fn both<T>(&mut self, key: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> (Option<T>, Option<T>) {
-        let device = self.device;
-        (self.of(device.tags(), true, key, parse), self.of(device.fleet_tags(), false, key, parse))
+    pub fn of_fleet<T>(&mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
+        self.of(false, name, &parse)
     }
 
     /// Whether a value of the device's own tag may replace a known one.
-    fn may<T>(&mut self, key: &str, own: T, known: Option<T>, narrows: Narrows<T>) -> bool {
-        if self.own_tags == OwnTags::All {
-            return true;
-        }
-        narrows(own, known).map_err(|why| self.ignored(key, why)).is_ok()
+    fn may<T>(&mut self, name: &str, own: T, known: Option<T>, narrows: Narrows<T>) -> bool {
+        self.own_tags == OwnTags::All || narrows(own, known).map_err(|why| self.ignored(name, &why.into())).is_ok()
     }
 
     /// Warns about a tag of the device whose value is not allowed.
-    pub fn ignored(&mut self, key: &str, why: &str) {
-        let (name, mode) = (self.device.display_name(), self.own_tags.as_str());
-        let why: String = why.chars().take(SHOWN_ERROR).collect();
-        let shown: String = tag_value(self.device.tags(), key).unwrap_or_default().chars().take(SHOWN_VALUE).collect();
+    pub fn ignored(&mut self, name: &str, why: &BadValue) {
+        let Some((key, value)) = self.own.get(name) else { return };
+        let (device, mode) = (self.device.display_name(), self.own_tags.as_str());
         let warning = format!(
-            "tag {key} of {name} is {shown:?}: {why}; it is ignored, since a device's own tags are not trusted (--own-tags {mode}): \
-             tag its fleet, use a service label, or set --own-tags all (OWN_TAGS=all)"
+            "tag {}; it is ignored, since a device's own tags are not trusted (--own-tags {mode}): tag its fleet, use a service \
+             label, or set --own-tags all (OWN_TAGS=all)",
+            wrong(&format!("{key} of {device}"), value, why)
         );
         if !self.warnings.contains(&warning) {
             self.warnings.push(warning);
         }
     }
 
-    /// The list of exporters of one owner, or else its single exporter, with the tag that names them.
-    pub fn exporters(&mut self, tags: &'a [Tag], is_own: bool) -> Option<(&'static str, Vec<Exporter>)> {
-        let list = self.of(tags, is_own, EXPORTERS, &|text| {
+    /// The list of exporters of one owner, or else its single exporter, with the name of the tag that has them.
+    pub fn exporters(&mut self, is_own: bool) -> Option<(&'static str, Vec<Exporter>)> {
+        let list = self.of(is_own, EXPORTERS, &|text| {
             let list = exporter::parse_list(text)?;
             let is_short = list.len() <= MAX_EXPORTERS;
             is_short.then_some(list).ok_or_else(|| format!("it names more than {MAX_EXPORTERS} exporters").into())
         });
+        let tags = if is_own { &self.own } else { &self.fleet };
+        let (port, path) = (tags.get(PORT).copied(), tags.get(PATH).copied());
+        for (key, _) in [port, path].into_iter().flatten() {
+            if list.is_some() {
+                self.warn(key, is_own, "has no effect beside the list of exporters");
+            } else if port.is_none() {
+                self.warn(key, is_own, &format!("has no effect without {PREFIX}/{PORT}"));
+            }
+        }
         if let Some(list) = list {
             return Some((EXPORTERS, list));
         }
-        let path = tag_value(tags, PATH).map(str::trim);
-        let single = self.of(tags, is_own, PORT, &|text| Ok(vec![exporter::unnamed(text, path)?]))?;
+        let path = path.map(|(_, path)| path.trim());
+        let single = self.of(is_own, PORT, &|text| Ok(vec![exporter::unnamed(text, path)?]))?;
         Some((PORT, single))
     }
 
     /// A tag of one owner.
-    fn of<T>(
-        &mut self, tags: &'a [Tag], is_own: bool, key: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>,
-    ) -> Option<T> {
-        let value = tag_value(tags, key)?;
+    fn of<T>(&mut self, is_own: bool, name: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
+        let tags = if is_own { &self.own } else { &self.fleet };
+        let (key, value) = *tags.get(name)?;
         if is_own && self.own_tags == OwnTags::Off {
-            self.ignored(key, "the device's own tags are switched off");
+            self.ignored(name, &"the device's own tags are switched off".into());
             return None;
         }
         let error = match parse(value.trim()) {
             Ok(parsed) => return Some(parsed),
-            Err(error) => error.to_string().chars().take(SHOWN_ERROR).collect::<String>(), // it may quote all of the value
+            Err(error) => error,
         };
-        let fleet = self.device.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());
-        let owner = if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) };
-        let shown: String = value.chars().take(SHOWN_VALUE).collect();
-        self.warnings.push(format!("tag {key} of {owner} is {shown:?}: {error}; it counts as absent"));
+        let what = wrong(&format!("{key} of {}", self.owner(is_own)), value, &error);
+        self.warnings.push(format!("tag {what}; it counts as absent"));
         None
+    }
+
+    /// Warns about a tag.
+    pub fn warn(&mut self, key: &str, is_own: bool, what: &str) {
+        let warning = format!("tag {} of {} {what}", up_to(MAX_KEY_LENGTH, key), self.owner(is_own));
+        self.warnings.push(warning);
+    }
+
+    /// The owner of a tag, as it is shown to people.
+    pub fn owner(&self, is_own: bool) -> String {
+        let fleet = self.device.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());
+        if is_own { self.device.display_name() } else { format!("fleet {}", fleet.unwrap_or("?")) }
     }
 }

@@ -10,7 +10,8 @@ use super::labels::{self, LabelSet};
 use super::lan::{Lan, Unreachable};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::scraping::{self, Origin, Scrape, Scraping};
-use super::tags::{self, OwnTags};
+use super::spelling::PREFIX;
+use super::tags::{EXPORTERS, OwnTags, Tags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
 
@@ -95,21 +96,22 @@ const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is
 /// Maps a device. `declared` is what the release that it runs declares. Problems that do not leave the device out go to `warnings`, with
 /// its name.
 pub fn map(
-    device: &Device, declared: Option<Arc<Declared>>, rules: &Rules, commons: &mut Commons, warnings: &mut Vec<String>,
+    device: &Device, declared: Option<&Arc<Declared>>, rules: &Rules, commons: &mut Commons, warnings: &mut Vec<String>,
 ) -> Entry {
+    let mut tags = Tags::new(device, rules.own_tags, warnings);
     let mut common = Common {
-        fleet: Fleet::of(device, rules.own_tags, warnings),
+        fleet: Fleet::of(&mut tags),
         release: device.release.as_ref().and_then(|release| release.id),
-        info: rules.labels.info(device, scraping::is_muted(device, rules.own_tags)),
+        info: rules.labels.info(device, tags.is_muted()),
         ..Common::default()
     };
-    let targets = targets(device, declared.as_deref(), rules, &mut common, warnings);
-    common.declared = declared;
+    let targets = targets(&mut tags, declared.map(|declared| &**declared), rules, &mut common);
+    common.declared = declared.cloned();
     let mut entry = Entry::new(device, commons.share(common));
     match targets {
         Ok(address) => {
             entry.address = address;
-            entry.tag_labels = labels::of_own_tags(device, warnings);
+            entry.tag_labels = labels::of_tags(&mut tags, true);
         }
         Err(left_out) => entry.left_out = Some(left_out.into()),
     }
@@ -118,9 +120,10 @@ pub fn map(
 
 /// Adds the targets of a device, and the labels that they have in common with those of other devices. Returns its LAN address, if it is
 /// reached by that.
-fn targets(
-    device: &Device, declared: Option<&Declared>, rules: &Rules, common: &mut Common, warnings: &mut Vec<String>,
+fn targets<'a>(
+    tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, rules: &'a Rules, common: &mut Common,
 ) -> Result<Option<IpAddr>, LeftOut> {
+    let device = tags.device;
     if let Some(what) = &device.broken {
         return Err(LeftOut { reason: LeftOutReason::Broken, detail: what.as_str().into() });
     }
@@ -129,7 +132,7 @@ fn targets(
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let scraping = scraping::of(device, declared, &rules.exporters, rules.own_tags, warnings);
+    let scraping = scraping::of(tags, declared, &rules.exporters);
     if scraping.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
@@ -137,7 +140,7 @@ fn targets(
         return Err(LeftOutReason::Offline.into());
     }
     let address = address(device, rules)?;
-    common.targets = reachable(device, &scraping, rules, warnings)?;
+    common.targets = reachable(device, &scraping, rules, tags.warnings)?;
     common.origin = scraping.origin;
     common.host_suffix = match rules.address {
         Address::Vpn => ".balena".into(),
@@ -145,7 +148,7 @@ fn targets(
         Address::Lan => "".into(),
     };
     common.has_name_label = rules.labels.has_name();
-    common.labels = rules.labels.common(device, warnings);
+    common.labels = rules.labels.common(tags);
     Ok(address)
 }
 
@@ -166,8 +169,8 @@ fn reachable(
         if targets.iter().any(is_there) {
             let name = device.display_name();
             let source = match scraping.origin {
-                Origin::DeviceTag | Origin::FleetTag => tags::EXPORTERS,
-                Origin::ServiceLabel | Origin::Option => scraping.origin.as_str(),
+                Origin::DeviceTag | Origin::FleetTag => format!("{PREFIX}/{EXPORTERS}"),
+                Origin::ServiceLabel | Origin::Option => scraping.origin.as_str().to_owned(),
             };
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
             continue;

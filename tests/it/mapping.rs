@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use baletheus::balena::device;
-use baletheus::discovery::tags::OwnTags;
+use baletheus::discovery::tags::{OwnTags, Tags};
 use baletheus::discovery::{exporter, scraping};
 use serde_json::{Value, json};
 
@@ -290,7 +290,7 @@ fn a_broken_device_costs_itself_alone_and_is_named() {
 fn a_record_that_cannot_even_be_read_is_named_and_counted() {
     let body = br#"{"d":[
         {"id":1,"uuid":"00000000000000000000000000000001","device_name":"good 1"},
-        {"id":2,"uuid":"00000000000000000000000000000002","device_name":"half a character","os_version":"\ud800"},
+        {"id":2,"uuid":"00000000000000000000000000000002","device_name":"half a character","os_version":"\ud800","device_tag":[{"tag_key":"a\udfff","value":"b"},{"tag_key":"c","value":"d"}]},
         {"id":3,"uuid":"00000000000000000000000000000003","device_name":"a large number","os_version":1e999},
         {"device_name":"same"},{"device_name":"same"},
         {"id":4,"uuid":"00000000000000000000000000000004","device_name":"good 4"}
@@ -301,10 +301,11 @@ fn a_record_that_cannot_even_be_read_is_named_and_counted() {
     let (list, log) = run(&cloud, &[]);
     let groups: Vec<Value> = serde_json::from_str(&list).unwrap();
     let names: Vec<_> = groups.iter().map(|group| &group["labels"]["device_name"]).collect();
-    assert_eq!(names, ["good 1", "good 4"]);
-    expect_line(&log, &["left out half a character (0000000)"]);
+    assert_eq!(names, ["good 1", "half a character", "good 4"]);
+    let labels = &groups[1]["labels"];
+    assert!(labels.get("os_version").is_none() && labels["__meta_balena_tag_c"] == "d", "{labels}");
     expect_line(&log, &["left out a large number (0000000)"]);
-    assert!(log.contains("2 targets of 2 devices (+2 -0 ~0), 4 devices left out"), "{log}");
+    assert!(log.contains("3 targets of 3 devices (+3 -0 ~0), 3 devices left out"), "{log}");
 }
 
 #[test]
@@ -375,7 +376,7 @@ fn tags_become_labels() {
     expect_golden("tags", &list);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a.b"]);
     expect_line(&log, &["colliding (0000000)", "__meta_balena_tag_a_b", "a_b\""]);
-    expect_line(&log, &["own and fleet's (0000000)", "__meta_balena_fleet_tag_x_y", "x.y"]);
+    expect_line(&log, &["fleet o/f ", "__meta_balena_fleet_tag_x_y", "x.y"]);
     assert!(!log.contains("like labels (0000000) has"), "{log}");
 }
 
@@ -437,7 +438,7 @@ fn steered() -> Vec<Value> {
         tagged(
             54,
             "near misses",
-            &[("prometheus.io/Scrape", "false"), ("prometheus.io.scrape", "false"), ("scrape", "false")],
+            &[("prometheus.io/Scrape", "false"), ("prometheus.io_scrape", "false"), ("scrape", "false")],
         ),
     ];
     const INTERVALS: [&str; 32] = [
@@ -674,6 +675,18 @@ fn a_lan_address_is_chosen() {
     assert!(log.contains("18 targets of 18 devices (+18 -0 ~0), 21 devices left out"), "{log}");
 }
 
+/// Keys that are almost those of a tag that is understood.
+const NEARLY: [&str; 8] = [
+    "prometheus.io/ports",
+    "prometheus.io/probe",
+    "prometheus.io.Port",
+    "Prometheus.io/port",
+    "io.prometheus/port",
+    "prometheus/port",
+    "prometheus-io/port",
+    "prometheus.io",
+];
+
 #[test]
 fn each_bad_tag_is_warned_of_once() {
     let bad = [
@@ -682,6 +695,15 @@ fn each_bad_tag_is_warned_of_once() {
         tagged(3, "gw-3", &[(SCRAPE, "\u{202e}\"no\"\n")]),
         tagged(4, "gw-4", &[("a.b", "1"), ("a-b", "2")]),
         device(5, "gw-5", json!({ "device_tag": { "__id": 5 } })),
+        tagged(6, "gw-6", &[("long", &"x".repeat(513)), ("fits", &"x".repeat(512))]),
+        tagged(7, "gw-7", &[("prometheus.io.exporters", "80"), ("prometheus.io/port", "2")]),
+        tagged(8, "gw-8", &[("prometheus.io/path", "/x"), ("prometheus.io.quiet", "22:00-05:00")]),
+        tagged(9, "gw-9", &NEARLY.map(|key| (key, "80"))),
+        device(
+            10,
+            "gw-10",
+            json!({ "belongs_to__application": [{ "id": 1, "app_name": "f", "slug": "o/f", "application_tag": tags(&[("prometheus.io/job", "x")]) }] }),
+        ),
     ];
     let cloud = Cloud::start(Vec::new());
     let mut fleet = bad.to_vec();
@@ -695,7 +717,7 @@ fn each_bad_tag_is_warned_of_once() {
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     // What is said of a refresh is said before the next one begins.
-    running.wait_for("added newcomer 8");
+    running.wait_for("added newcomer 13");
     running.signal("TERM");
     let log = running.wait().1.join("\n");
     for texts in [
@@ -705,14 +727,25 @@ fn each_bad_tag_is_warned_of_once() {
         [SCHEME, " gw-2 (0000000) ", r#" "gopher": not one of http, https;"#],
         [SCRAPE, " gw-3 (0000000) ", r#" "\u{202e}\"no\"\n""#],
         ["__meta_balena_tag_a_b", " gw-4 (0000000) ", "a.b"],
+        ["tag long ", " gw-6 (0000000) ", "512 bytes"],
+        ["prometheus.io/port ", " gw-7 (0000000) ", "no effect beside the list of exporters"],
+        ["prometheus.io/path ", " gw-8 (0000000) ", "no effect without prometheus.io/port"],
+        ["prometheus.io.quiet ", " gw-8 (0000000) ", "no effect: a device takes prometheus.io/ with alert, exporters,"],
+        ["prometheus.io/job ", " fleet o/f ", "no effect: a fleet takes prometheus.io/ with alert, exporters,"],
     ] {
         expect_line(&log, &[&texts[..], &[" WARN "]].concat());
     }
-    assert_eq!(log.matches(" WARN ").count(), 6, "{log}");
+    for key in NEARLY {
+        expect_line(
+            &log,
+            &[&format!(" WARN  tag {key} of gw-9 (0000000) has no effect: a device takes prometheus.io/ with ")],
+        );
+    }
+    assert_eq!(log.matches(" WARN ").count(), 11 + NEARLY.len(), "{log}");
     let left_out: Vec<_> = log.lines().filter(|line| line.contains("left out gw-")).collect();
     assert!(left_out.len() == 1 && left_out[0].contains(" gw-5 (0000000): "), "{log}");
     let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
-    assert!(groups.len() >= 4 + 3, "{groups:?}");
+    assert!(groups.len() >= 9 + 3, "{groups:?}");
 }
 
 #[test]
@@ -775,7 +808,8 @@ fn the_grammar_of_intervals() {
         let devices = device::parse_page(body.as_bytes()).unwrap();
         let mut warnings = Vec::new();
         let exporters = exporter::parse_list("80").unwrap();
-        let scraping = scraping::of(&devices[0], None, &exporters, OwnTags::All, &mut warnings);
+        let mut tags = Tags::new(&devices[0], OwnTags::All, &mut warnings);
+        let scraping = scraping::of(&mut tags, None, &exporters);
         let interval = scraping.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
         interval.map(|(_, millis)| millis)

@@ -101,7 +101,7 @@ fn by_default_a_device_chooses_among_the_exporters_of_its_fleet() {
 #[test]
 fn by_default_a_device_is_scraped_less_often_at_most() {
     let with = |rest: &str| [format!("node 9100 - {rest}"), format!("app 8080 /m {rest}")];
-    let (longer, minute, fleets) = (with("- 2m -"), with("- 1m -"), with("- 30s -"));
+    let (longer, minute, fleets) = (with("- 2m 10s"), with("- 1m 10s"), with("- 30s 10s"));
     let [longer, minute, fleets] = [&longer, &minute, &fleets].map(|both| [&*both[0], &*both[1]]);
     let (short, shorter) = (with("- 2m 5s"), with("- 30s 3s"));
     let [short, shorter] = [&short, &shorter].map(|both| [&*both[0], &*both[1]]);
@@ -138,14 +138,14 @@ fn by_default_a_device_is_scraped_less_often_at_most() {
 fn service_labels_are_the_fleets() {
     let labels = [("prometheus.io.port", "5"), ("prometheus.io.interval", "30s"), ("prometheus.io.scheme", "https")];
     let (targets, warnings) = run("", &[(INTERVAL, "20s"), (EXPORTERS, "5"), (SCHEME, "https")], &[], &labels);
-    assert_eq!(targets, ["app 5 - https 30s -"]);
+    assert_eq!(targets, ["app 5 - https 30s 10s"]);
     assert!(warnings.len() == 1 && warnings[0].contains("\"20s\""), "{warnings:#?}");
 }
 
 #[test]
 fn all_lets_a_device_name_its_exporters_and_off_lets_it_say_nothing() {
     let own: Tags = &[(EXPORTERS, "x:1"), (SCHEME, "https"), (INTERVAL, "10s")];
-    assert_eq!(run("all", own, &[(EXPORTERS, "y:2")], &[]), (vec!["x 1 - https 10s -".to_owned()], Vec::new()));
+    assert_eq!(run("all", own, &[(EXPORTERS, "y:2")], &[]), (vec!["x 1 - https 10s 10s".to_owned()], Vec::new()));
     assert_eq!(run("all", &[(SCRAPE, "true")], &[(SCRAPE, "false")], &[]).0, BOTH);
 
     let (targets, warnings) = run("off", &[(EXPORTERS, "9100"), (INTERVAL, "2m"), (SCRAPE, "false")], &[], &[]);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, Service};
 use crate::support::exporter::Exporters;
-use crate::support::fleet::{demo_fleet, find, running_release, set_release, set_tag, sibling};
+use crate::support::fleet::{demo_fleet, find, gateway, running_release, set_release, set_tag, sibling};
 use crate::support::prometheus::{NodeExporter, Prometheus, project_config, promtool_check_config};
 use crate::support::sidecar::{PATIENCE, Running, Sidecar};
 use crate::support::tls::Authority;
@@ -345,4 +345,29 @@ fn prometheus_2_scrapes_what_services_declare() {
 #[test]
 fn prometheus_3_scrapes_what_services_declare() {
     prometheus_scrapes_what_services_declare(3);
+}
+
+/// A job with a long time-out would drop a target with a shorter interval, which nothing shows.
+#[test]
+fn an_interval_of_a_tag_costs_no_target() {
+    let mut fleet = vec![gateway(1), gateway(2), gateway(3)];
+    set_tag(&mut fleet[0], "prometheus.io/interval", "30s");
+    set_tag(&mut fleet[1], "prometheus.io/interval", "5s");
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud).env("OWN_TAGS", "all").env("EXPORTERS", "80");
+    sidecar.oneshot();
+    let config = sidecar.path("prometheus.yml");
+    let job = "{ job_name: balena, scrape_interval: 60s, scrape_timeout: 50s, proxy_url: http://127.0.0.1:9, \
+        file_sd_configs: [{ files: [balena.json] }] }";
+    fs::write(&config, format!("scrape_configs: [{job}]\n")).expect("written");
+    for major in [2, 3] {
+        let prometheus = Prometheus::start(major, &config);
+        let timeouts = prometheus.wait_until("the targets", PATIENCE, |prometheus| {
+            let mut targets = prometheus.active_targets();
+            targets.sort_by_key(|target| text(&target["labels"]["device_name"]).to_owned());
+            let timeouts: Vec<_> = targets.iter().map(|target| text(&target["scrapeTimeout"]).to_owned()).collect();
+            (timeouts.len() == 3).then_some(timeouts)
+        });
+        assert_eq!(timeouts, ["10s", "5s", "50s"], "Prometheus {major}");
+    }
 }

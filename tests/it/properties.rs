@@ -424,7 +424,10 @@ fn the_rules_here_are_not_blind() {
     let judge = |list: String| {
         std::panic::catch_unwind(|| check(&list, &rows, &fakes::rules())).is_ok_and(|result| result.is_ok())
     };
-    assert!(judge(format!("[{}]", good.replace("MORE", r#","__scrape_interval__":"1m30s""#))));
+    assert!(judge(format!(
+        "[{}]",
+        good.replace("MORE", r#","__scrape_interval__":"1m30s","__scrape_timeout__":"10s""#)
+    )));
     for more in [
         r#","uuid":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa""#,
         r#","a-b":"""#,
@@ -435,6 +438,7 @@ fn the_rules_here_are_not_blind() {
         r#","__scrape_interval__":"4s""#,
         r#","__scrape_interval__":"1 m""#,
         r#","__scrape_interval__":"7s""#,
+        r#","__scrape_interval__":"1m30s""#,
     ] {
         assert!(!judge(format!("[{}]", good.replace("MORE", more))), "{more}");
     }

@@ -212,6 +212,42 @@ fn a_service_that_cannot_be_understood_is_named_once_and_does_not_affect_the_oth
     assert_eq!(good, cases.len() + 1, "{listed:#?}");
 }
 
+#[test]
+fn what_is_not_read_of_a_release_is_named() {
+    let cloud = Cloud::start(with_releases(1));
+    let label = |name: &str, value: &str| json!({ "label_name": name, "value": value });
+    let service = |name: &str, labels: Vec<Value>| {
+        let service = json!({ "id": 1, "service_name": name, "service_label": [] });
+        json!({ "id": 1, "image": [{ "id": 1, "is_a_build_of__service": [service] }], "image_label": labels })
+    };
+    let near =
+        ["Prometheus.io/port", "io.prometheus/port", "prometheus.io.Port", "prometheus.io/ports", "prometheus/port"];
+    let mut images = vec![
+        json!({ "id": 1, "image": [], "image_label": [label("prometheus.io.port", "1")] }),
+        service("long", vec![label("prometheus.io.port", &"2".repeat(1201))]),
+        service("many", (0..51).map(|n| label(&format!("prometheus{n:02}"), "")).collect()),
+        service("near", near.iter().map(|name| label(name, "3")).collect()),
+    ];
+    images.resize_with(201, || service("plain", Vec::new()));
+    cloud.set_images(1, images);
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "80");
+    let log = sidecar.oneshot();
+    let of = "release 1.0.0 of fleet acme/gateways";
+    let mut due = vec![
+        format!("{of}: it has 201 services; the first 200 are read"),
+        format!("{of}: the key may not see the name of a service, so the labels of that service are not read"),
+        format!("{of}: label prometheus.io.port of service long has more than 1200 bytes and is not read"),
+        format!("{of}: service many has 51 labels; the first 50 are read"),
+    ];
+    let near = near.map(|name| format!("service near of {of} has the label {name}, which baletheus does not know"));
+    due.extend(near);
+    let mut warnings: Vec<_> = log.lines().filter_map(|line| Some(line.split_once(" WARN  ")?.1)).collect();
+    warnings.sort_unstable();
+    due.sort_unstable();
+    assert_eq!(warnings, due);
+    assert_eq!(targets(&sidecar.list()), ["gw-1 - - 80 -"]);
+}
+
 /// Which requests came since the last look, as resource and status.
 fn asked(cloud: &Cloud) -> Vec<String> {
     let all = cloud.requests();

@@ -135,8 +135,8 @@ pub fn check(text: &[u8], rules: &Rules) -> Result<Vec<Group>, String> {
         if let Some(text) = label("__scrape_interval__") {
             let interval = duration_of(text).filter(|interval| *interval >= 5000);
             ensure!(interval.is_some(), "interval {text:?}");
-            let due = interval.filter(|interval| *interval < 10_000).map(|_| text);
-            ensure!(label("__scrape_timeout__") == due, "time-out {:?}", label("__scrape_timeout__"));
+            let due = if interval < Some(10_000) { text } else { "10s" };
+            ensure!(label("__scrape_timeout__") == Some(due), "time-out {:?}", label("__scrape_timeout__"));
         } else {
             ensure!(label("__scrape_timeout__").is_none(), "a time-out of its own");
         }

@@ -336,7 +336,8 @@ pub fn faults() -> Vec<Fault> {
         damaged("uuid-null", "left out gw-3 (id 3): its uuid is not 32 or 62 hex digits", |it| it["uuid"] = Value::Null),
         damaged("uuid-not-hex", "left out gw-3 (evil.ex): its uuid is not 32 or 62 hex digits", |it| it["uuid"] = "evil.example.com:80/aaaaaaaaaaaaa".into()),
         damaged("name-number", "left out 00000000000000000000000000000003: the API's record of it cannot be used: invalid type: integer `5`", |it| it["device_name"] = 5.into()),
-        third("name-lone-surrogate", OTHERS, "left out 00000000000000000000000000000003: the API's record of it cannot be used: ", edited(|_| {}).replace("gw-3", "\\ud800")),
+        third("name-lone-surrogate", ALL, "changed 00000000000000000000000000000003", edited(|_| {}).replace("gw-3", "gw\\ud800")),
+        third("name-twice", ALL, "changed gw-4 (0000000)", edited(|_| {}).replace("\"device_name\":\"gw-3\"", "\"device_name\":\"gw-3\",\"device_name\":\"gw-4\"")),
         damaged("tags-text", "left out gw-3 (0000000): the API's record of it cannot be used: invalid type: string", |it| it["device_tag"] = "x".into()),
         damaged("fleet-unexpanded", "left out gw-3 (0000000): the API's record of it cannot be used: invalid type: map", |it| it["belongs_to__application"] = json!({"__id": 1})),
         third("all-else-null", ALL, "changed gw-3 (0000000)", edited(|it| for (name, value) in it.as_object_mut().unwrap() {
