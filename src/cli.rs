@@ -11,7 +11,6 @@ use clap_complete::Shell;
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
-use crate::cannot_start::CannotStart;
 use crate::config::ConfigError;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::stored::StoredDevice;
@@ -19,6 +18,7 @@ use crate::discovery::target_file::TargetFile;
 use crate::discovery::target_groups;
 use crate::discovery::{Clock, Discovery, ObservedApi, Observer, Published, Sink};
 use crate::logging;
+use crate::net::cannot_start::CannotStart;
 use crate::signals::{self, Event};
 use crate::status::Status;
 use crate::status::liveness::{self, Unhealthy};

@@ -16,7 +16,6 @@
 
 mod backoff;
 pub mod balena;
-mod cannot_start;
 mod check;
 pub mod cli;
 pub mod config;
@@ -30,6 +29,7 @@ mod reasons;
 mod registry;
 pub mod secret;
 mod signals;
+mod state;
 mod status;
 mod systemd;
 mod text;

@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use crate::cannot_start::CannotStart;
+use crate::net::cannot_start::CannotStart;
 use crate::net::threads;
 
 /// What a signal asks for.

@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 use crate::balena::query::Query;
 use crate::balena::selection::Selection;
 use crate::balena::{Api, Client};
-use crate::cannot_start::CannotStart;
 use crate::check::probe::Prober;
 use crate::check::report::{Row, Stopped};
 use crate::discovery::changes;
@@ -27,12 +26,13 @@ use crate::discovery::inventory::Inventory;
 use crate::discovery::key_owner::KeyOwner;
 use crate::discovery::target::{Address, Rules};
 use crate::logging;
+use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
-use crate::status::devices::{Device, Devices, Known};
-use crate::status::installs::NotRunning;
-use crate::status::list::List;
-use crate::status::watching;
+use crate::state::devices::{Device, Devices, Known};
+use crate::state::installs::NotRunning;
+use crate::state::list::List;
+use crate::state::watching;
 use crate::text::count;
 
 /// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends

@@ -20,7 +20,7 @@ use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
 use crate::values::{boolean, duration, interval, items, one_of};
-use crate::{check, logging, status, tunnel};
+use crate::{check, logging, state, status, tunnel};
 pub use command::{command, completed, mistake};
 pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
@@ -186,7 +186,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         status: status::Settings {
             listen: from.list("listen", listen_addresses),
             guard: guard(from, "listen"),
-            watch: status::watching::Settings {
+            watch: state::watching::Settings {
                 interval: from.one("device-refresh", interval),
                 services: from.one("device-services", boolean),
                 reports: from.one("device-metrics", boolean),

@@ -16,7 +16,7 @@ use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-use crate::cannot_start::CannotStart;
+use crate::net::cannot_start::CannotStart;
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::records::Records;

@@ -1,5 +1,6 @@
 //! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
+pub(crate) mod cannot_start;
 pub mod connector;
 pub mod guard;
 mod http_connect;

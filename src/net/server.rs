@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::cannot_start::CannotStart;
+use crate::net::cannot_start::CannotStart;
 use crate::values::BadValue;
 
 /// How long bytes may wait for a client that does not read, in milliseconds.

@@ -1,7 +1,7 @@
 //! The metrics of the devices: what they are, their state, what runs on them, and what their supervisors report.
 
-use super::installs::Services;
-use super::state::{Moment, Report, State};
+use crate::state::installs::Services;
+use crate::state::reported::{Moment, Report, State};
 
 /// The API reports memory and storage in MiB.
 const MIB: f32 = 1_048_576.0;

@@ -10,7 +10,7 @@ use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 use thiserror::Error;
 
-use crate::cannot_start::CannotStart;
+use crate::net::cannot_start::CannotStart;
 use crate::net::connector::no_client;
 use crate::text::{causes, printable};
 

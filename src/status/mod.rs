@@ -2,19 +2,12 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
-pub mod devices;
-pub mod installs;
-pub mod list;
 pub mod liveness;
 mod metrics;
 mod page;
-mod records;
 mod routes;
 mod series;
-mod shared;
-pub mod state;
 pub mod stream;
-pub mod watching;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,18 +16,18 @@ use std::time::{Duration, Instant, SystemTime};
 use hyper::body::Bytes;
 
 use crate::balena::{Client, Failure, Requests};
-use crate::cannot_start::CannotStart;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{HELD_BACK, Observer, Published};
+use crate::net::cannot_start::CannotStart;
 use crate::net::guard::Guard;
 use crate::net::{server, threads};
-use devices::Known;
-use list::List;
+use crate::state::devices::Known;
+use crate::state::list::List;
+use crate::state::watching::{self, News};
 use liveness::Liveness;
 use metrics::Metrics;
 use stream::Packing;
-use watching::News;
 
 /// The settings of the endpoint.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use html_escape::encode_text;
 
-use super::devices::{Device, Devices};
 use super::{Shown, Status, Trouble};
+use crate::state::devices::{Device, Devices};
 
 /// The style sheet. A content security policy allows it by its place, `/style.css`.
 pub const STYLE: &str = include_str!("style.css");

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 
 use super::device_metrics::{METRICS, Metric, Value};
-use super::devices::{Cursor, Device, Devices, Known};
-use super::list::List;
 use super::stream::Source;
 use crate::discovery::labels::{ALERT, escape, own_info};
 use crate::discovery::target_groups;
+use crate::state::devices::{Cursor, Device, Devices, Known};
+use crate::state::list::List;
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;

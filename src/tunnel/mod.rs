@@ -27,10 +27,10 @@ use std::time::Duration;
 use hyper::Uri;
 use rustls::pki_types::CertificateDer;
 
-use crate::cannot_start::CannotStart;
 use crate::key::KeySource;
 use crate::logging;
 use crate::memory;
+use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
 use crate::net::guard::Guard;
 use crate::net::proxy::Proxies;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::installs::{NotRunning, Running, Services};
 use super::list::List;
-use super::state::{Report, State};
+use super::reported::{Report, State};
 use crate::discovery::entry::Entry;
 
 /// Records by ascending id, page by page.

@@ -6,8 +6,8 @@ use serde_json::value::RawValue;
 
 use super::devices::Pages;
 use super::installs::{NotRunning, Running};
+use super::reported::{Report, State};
 use super::shared::Shared;
-use super::state::{Report, State};
 use crate::balena::device::describe;
 use crate::balena::pages::{self, List, Place};
 use crate::balena::query::StateFields;

@@ -10,7 +10,7 @@ use log::Level;
 use super::devices::{Installs, Known, Pages};
 use super::installs::{NotRunning, Running};
 use super::records::Records;
-use super::state::{Report, State};
+use super::reported::{Report, State};
 use crate::backoff::Backoff;
 use crate::balena::query::StateFields;
 use crate::balena::{Client, Failure};

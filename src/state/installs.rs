@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::reported::State;
 use super::shared::Shared;
-use super::state::State;
 use crate::balena::device::{Text, one};
 use crate::discovery::declared::Declared;
 

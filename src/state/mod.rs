@@ -1,0 +1,9 @@
+//! What the API says of the devices beside the list: what balenaCloud sees, what their supervisors report, and what runs on them.
+
+pub mod devices;
+pub mod installs;
+pub mod list;
+mod records;
+pub mod reported;
+mod shared;
+pub mod watching;
