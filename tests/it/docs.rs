@@ -120,6 +120,23 @@ fn each_script_and_cargo_target_in_a_command_is_there() {
     assert!(wrong.is_empty(), "these are not there:\n{}", wrong.join("\n"));
 }
 
+/// The pages for developers name files, which move.
+#[test]
+fn each_file_in_the_pages_for_developers_is_there() {
+    let name = Regex::new(r"^[\w./-]+/[\w-]+\.(?:rs|yml|md)$|^[\w./-]+/$").unwrap();
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    for (path, text) in documents().into_iter().filter(|(path, _)| path.parent().unwrap().ends_with("docs/dev")) {
+        for line in split(&text).1.lines().filter(|line| name.is_match(line)) {
+            checked += 1;
+            if !["", "src"].iter().any(|folder| Path::new(ROOT).join(folder).join(line).exists()) {
+                wrong.push(format!("{}: {line}", path.strip_prefix(ROOT).unwrap().display()));
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} names are read");
+    assert!(wrong.is_empty(), "these are not there:\n{}", wrong.join("\n"));
+}
+
 /// A merge once lost the function of a part, and nothing noticed until somebody ran it.
 #[test]
 fn each_part_of_the_long_tests_is_there() {

@@ -233,8 +233,11 @@ fn the_readme_has_every_metric() {
     let help = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
     let ours = help.filter(|(name, _)| name.starts_with("bale"));
     let row = |(name, about): (&str, &str)| format!("| `{name}` | {} |", about.trim_end_matches('.'));
-    let table =
-        ["| metric | meaning |", "| --- | --- |"].map(str::to_owned).into_iter().chain(ours.map(row)).collect::<Vec<_>>();
+    let table = ["| metric | meaning |", "| --- | --- |"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(ours.map(row))
+        .collect::<Vec<_>>();
     let document = include_str!("../../docs/metrics.md");
     let found = document.split_once("<!-- metrics:").expect("a mark").1.split_once("-->\n").unwrap().1;
     let found: Vec<_> = found.lines().take_while(|line| !line.is_empty()).collect();
