@@ -1,6 +1,6 @@
 //! Paging: records come by ascending id, page by page, and an unchanged page is not downloaded again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -20,6 +20,9 @@ const SMALL_PAGE: usize = PAGE_SIZE / 16;
 const MAX_PAGES: usize = 1000;
 /// The most bytes that are kept, whatever the server sends.
 const MAX_SIZE: usize = 1 << 30;
+
+/// How long a walk may take. Its first pages are that old then.
+const MAX_WALK: Duration = Duration::from_secs(3600);
 
 /// Answers requests: the API, or what takes its place in a test.
 pub trait Source {
@@ -105,15 +108,45 @@ pub struct Place<'a, T> {
     pub old: Option<&'a T>,
 }
 
+/// Walks over pages. One that a rate limit stops goes on at the next try: the pages that it has asked for are not asked for again, so
+/// that it ends where a window holds fewer requests than it needs.
+#[derive(Default)]
+pub struct Walks {
+    number: u64,
+    /// When the walk began that has not ended.
+    began: Option<Instant>,
+}
+
+impl Walks {
+    /// Begins a walk, or goes on with the last one. `refresh` gets its number.
+    ///
+    /// # Errors
+    /// That of `refresh`.
+    pub fn walk(&mut self, refresh: impl FnOnce(u64) -> Result<(), Failure>) -> Result<(), Failure> {
+        if self.began.is_none_or(|began| began.elapsed() > MAX_WALK) {
+            self.number += 1;
+            self.began = Some(Instant::now());
+        }
+        let outcome = refresh(self.number);
+        if !matches!(&outcome, Err(failure) if failure.reason == Reason::RateLimited) {
+            self.began = None;
+        }
+        outcome
+    }
+}
+
 /// The pages of a list as they were read last.
 pub struct Pages<T> {
-    pages: Vec<CachedPage<T>>,
+    cached: Vec<CachedPage<T>>,
+    version: u64,
     /// How many records this server puts into an answer, if that is fewer than it is asked for.
     server_limit: Option<usize>,
 }
 
 struct CachedPage<T> {
     after: u64,
+    /// The walk that has asked for it last.
+    walk: u64,
     /// How many records this page asks for the next time.
     limit: usize,
     /// How many records a new page behind it asks for.
@@ -128,34 +161,47 @@ struct CachedPage<T> {
 
 impl<T> Default for Pages<T> {
     fn default() -> Self {
-        Pages { pages: Vec::new(), server_limit: None }
+        Pages { cached: Vec::new(), version: 0, server_limit: None }
     }
 }
 
 impl<T> Pages<T> {
     /// What the pages hold, in order.
     pub fn contents(&self) -> impl Iterator<Item = &T> {
-        self.pages.iter().map(|page| &page.content)
+        self.cached.iter().map(|page| &page.content)
     }
 
-    /// Asks for every page and calls `changed` for each that is new.
+    /// Rises with each page that changes.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Makes the next walk read every page anew.
+    pub fn forget(&mut self) {
+        self.cached.clear();
+    }
+
+    /// Asks for every page that this walk has not asked for.
     ///
     /// # Errors
     /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that the
     /// next try is cheaper.
-    pub fn refresh(&mut self, list: &mut impl List<Page = T>, mut changed: impl FnMut()) -> Result<(), Failure> {
+    pub fn refresh(&mut self, list: &mut impl List<Page = T>, walk: u64) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;
         let mut size = 0;
         loop {
-            if let Some(page) = self.fetch(index, after, list)? {
+            let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == walk);
+            let new = if is_there { None } else { self.fetch(index, after, walk, list)? };
+            if let Some(page) = new {
                 // The new page replaces all old ones that begin within it.
                 let within = |old: &CachedPage<T>| page.end.is_none_or(|end| old.after < end);
-                let replaced = self.pages[index..].iter().take_while(|old| within(old)).count();
-                self.pages.splice(index..index + replaced, [page]);
-                changed();
+                let replaced = self.cached[index..].iter().take_while(|old| within(old)).count();
+                self.cached.splice(index..index + replaced, [page]);
+                self.version += 1;
             }
-            let page = &self.pages[index];
+            let page = &mut self.cached[index];
+            page.walk = walk;
             size += page.size;
             match page.end {
                 None => return Ok(()),
@@ -170,10 +216,10 @@ impl<T> Pages<T> {
 
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
     fn fetch<L: List<Page = T>>(
-        &mut self, index: usize, after: u64, list: &mut L,
+        &mut self, index: usize, after: u64, walk: u64, list: &mut L,
     ) -> Result<Option<CachedPage<T>>, Failure> {
-        let old = self.pages.get(index).filter(|old| old.after == after);
-        let before = index.checked_sub(1).map(|before| &self.pages[before]);
+        let old = self.cached.get(index).filter(|old| old.after == after);
+        let before = index.checked_sub(1).map(|before| &self.cached[before]);
         let mut limit = match (old, before) {
             (Some(old), _) => old.limit,
             (None, Some(before)) => before.next_limit,
@@ -188,13 +234,22 @@ impl<T> Pages<T> {
                 Answer::Body { etag, body, room } => {
                     let (content, size, end) = self.read(index, after, limit, &body, list)?;
                     let (limit, next_limit) = limits(limit, room);
-                    return Ok(Some(CachedPage { after, limit, next_limit, etag, content, size, end }));
+                    return Ok(Some(CachedPage { after, walk, limit, next_limit, etag, content, size, end }));
                 }
                 Answer::TooLarge { .. } if limit > 1 => (limit, etag) = (limit / 2, None),
                 Answer::TooLarge { etag } => {
                     let (end, content) = list.too_large(after)?;
                     let end = Some(end);
-                    return Ok(Some(CachedPage { after, limit, next_limit: SMALL_PAGE, etag, content, size: 0, end }));
+                    return Ok(Some(CachedPage {
+                        after,
+                        walk,
+                        limit,
+                        next_limit: SMALL_PAGE,
+                        etag,
+                        content,
+                        size: 0,
+                        end,
+                    }));
                 }
             }
         }
@@ -207,7 +262,7 @@ impl<T> Pages<T> {
         let raw = records(body).map_err(|error| list.invalid(&describe(&error)))?;
         let count = raw.len();
         let is_full = count >= limit || self.server_limit == Some(count);
-        let old = self.pages.get(index).map(|old| &old.content);
+        let old = self.cached.get(index).map(|old| &old.content);
         let mut records = list.read(raw, &Place { after, is_full, old })?;
         let ids: Vec<u64> = records.iter().filter_map(|(id, _)| *id).collect();
         if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
@@ -215,7 +270,7 @@ impl<T> Pages<T> {
         }
         let end = match ids.last() {
             Some(highest) if is_full => {
-                let next = self.pages.iter().map(|old| old.after).find(|next| *next > after);
+                let next = self.cached.iter().map(|old| old.after).find(|next| *next > after);
                 Some(stable_end(&ids, *highest, next))
             }
             Some(highest) if has_more(list, *highest)? => {

@@ -8,7 +8,7 @@ use super::entry::{Commons, Entry, Page};
 use super::mapper::Mapper;
 use super::services::Services;
 use super::target::Rules;
-use crate::balena::pages::Pages;
+use crate::balena::pages::{Pages, Walks};
 use crate::balena::selection::FleetRef;
 use crate::balena::{Failure, Source};
 
@@ -24,7 +24,7 @@ pub struct Inventory {
     services: Option<Services>,
     /// The version of the services with which all pages were mapped.
     mapped_services: u64,
-    version: u64,
+    walks: Walks,
     /// What devices have in common.
     commons: Commons,
 }
@@ -37,12 +37,12 @@ impl Inventory {
 
     /// Rises with each page that changes.
     pub fn version(&self) -> u64 {
-        self.version
+        self.pages.version()
     }
 
     /// Makes the next refresh map every device again.
     pub fn forget(&mut self) {
-        self.pages = Pages::default();
+        self.pages.forget();
     }
 
     /// Asks for every page.
@@ -50,14 +50,15 @@ impl Inventory {
     /// # Errors
     /// A request or a page fails. The list must not be used then, since it may hold pages of two moments.
     pub fn refresh(&mut self, source: &mut dyn Source, rules: &Rules) -> Result<(), Failure> {
-        if let Some(services) = &mut self.services {
-            services.refresh(source)?;
-        }
-        let services = self.services.as_mut();
-        let services_changed = services.as_ref().is_some_and(|services| services.version() != self.mapped_services);
-        let version = &mut self.version;
-        let mut mapper = Mapper { source, rules, services, services_changed, commons: &mut self.commons };
-        self.pages.refresh(&mut mapper, || *version += 1)?;
+        self.walks.walk(|walk| {
+            if let Some(services) = &mut self.services {
+                services.refresh(source, walk)?;
+            }
+            let services = self.services.as_mut();
+            let services_changed = services.as_ref().is_some_and(|services| services.version() != self.mapped_services);
+            let mut mapper = Mapper { source, rules, services, services_changed, commons: &mut self.commons };
+            self.pages.refresh(&mut mapper, walk)
+        })?;
         self.shown = self.pages.contents().cloned().collect();
         self.shared = duplicates::leave_out(&mut self.shown);
         self.commons.tidy();

@@ -20,6 +20,7 @@ const MAX_IDS: usize = 500;
 pub struct Services {
     pages: Pages<Vec<Arc<Declared>>>,
     by_release: HashMap<u64, Arc<Declared>>,
+    /// The version of the pages of which that was made.
     version: u64,
     /// The server does not know releases.
     missing: bool,
@@ -50,10 +51,9 @@ impl Services {
     ///
     /// # Errors
     /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or 500.
-    pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
-        let mut changed = false;
+    pub fn refresh(&mut self, source: &mut dyn Source, walk: u64) -> Result<(), Failure> {
         let mut list = ReleaseList { source, known: &self.by_release };
-        match self.pages.refresh(&mut list, || changed = true) {
+        match self.pages.refresh(&mut list, walk) {
             Ok(()) => self.missing = false,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
@@ -64,10 +64,10 @@ impl Services {
             }
             Err(failure) => return Err(failure),
         }
-        if changed {
+        if self.version != self.pages.version() {
             let declared = self.pages.contents().flatten();
             self.by_release = declared.map(|declared| (declared.release, declared.clone())).collect();
-            self.version += 1;
+            self.version = self.pages.version();
         }
         Ok(())
     }

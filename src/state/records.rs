@@ -9,7 +9,7 @@ use super::installs::{NotRunning, Running};
 use super::reported::{Report, State};
 use super::shared::Shared;
 use crate::balena::device::describe;
-use crate::balena::pages::{self, List, Place};
+use crate::balena::pages::{self, List, Place, Walks};
 use crate::balena::query::StateFields;
 use crate::balena::{Client, Failure, Reason, Request, Source};
 
@@ -27,6 +27,7 @@ pub struct Records<T> {
     /// What is asked for of a state.
     pub more: StateFields,
     pages: pages::Pages<Arc<Vec<T>>>,
+    walks: Walks,
 }
 
 /// What is asked for, and how it is read.
@@ -108,7 +109,13 @@ impl Records<NotRunning> {
 
 impl<T> Records<T> {
     fn new(client: &Client, kind: Kind<T>) -> Self {
-        Records { client: client.clone(), kind, more: StateFields::ALL, pages: pages::Pages::default() }
+        Records {
+            client: client.clone(),
+            kind,
+            more: StateFields::ALL,
+            pages: pages::Pages::default(),
+            walks: Walks::default(),
+        }
     }
 
     /// Asks for all pages. Returns whether one has changed.
@@ -116,10 +123,10 @@ impl<T> Records<T> {
     /// # Errors
     /// A request or a page fails.
     pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let mut changed = false;
-        let Records { client, kind, more, pages } = self;
-        pages.refresh(&mut Reading { client, kind, more: *more }, || changed = true)?;
-        Ok(changed)
+        let Records { client, kind, more, pages, walks } = self;
+        let before = pages.version();
+        walks.walk(|walk| pages.refresh(&mut Reading { client, kind, more: *more }, walk))?;
+        Ok(pages.version() != before)
     }
 
     /// Asks for one record only, to see whether the API knows what is asked for.

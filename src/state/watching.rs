@@ -49,11 +49,14 @@ pub enum News {
 }
 
 /// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets each as
-/// soon as it is known: a failure of one does not affect the others.
+/// soon as it is known: a failure of one does not affect the others. It asks for nothing while `is_limited`: discovery goes first.
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn watch(client: &Client, settings: Settings, publish: impl Fn(News) + Send + 'static) -> Result<(), NoThread> {
+pub fn watch(
+    client: &Client, settings: Settings, is_limited: impl Fn() -> bool + Send + 'static,
+    publish: impl Fn(News) + Send + 'static,
+) -> Result<(), NoThread> {
     let interval = settings.interval;
     let mut states = States::new(client);
     let mut services = Services::new(client);
@@ -64,6 +67,10 @@ pub fn watch(client: &Client, settings: Settings, publish: impl Fn(News) + Send 
     let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
     let run = move || {
         loop {
+            if is_limited() {
+                thread::sleep(interval);
+                continue;
+            }
             let (wait, answers) = match state_turn.ended(states.refresh()) {
                 Ok(()) => {
                     publish(News::States(states.records.pages()));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Bytes;
 
-use crate::balena::{Client, Failure, Requests};
+use crate::balena::{Client, Failure, Reason, Requests};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
 use crate::discovery::{HELD_BACK, Observer, Published};
@@ -78,7 +78,7 @@ struct Shown {
 #[derive(Clone)]
 enum Trouble {
     /// It failed.
-    Failed(String),
+    Failed(Failure),
     /// The list has no targets.
     HeldBack,
 }
@@ -86,7 +86,7 @@ enum Trouble {
 impl Trouble {
     fn why(&self) -> &str {
         match self {
-            Trouble::Failed(why) => why,
+            Trouble::Failed(failure) => &failure.message,
             Trouble::HeldBack => HELD_BACK,
         }
     }
@@ -127,8 +127,14 @@ impl Status {
         let served = status.clone();
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
-        watching::watch(client, settings.watch, move |news| shown.learn(news))?;
+        let limited = status.clone();
+        watching::watch(client, settings.watch, move || limited.is_limited(), move |news| shown.learn(news))?;
         Ok(status)
+    }
+
+    /// Whether the API has refused the last refresh for too many requests.
+    fn is_limited(&self) -> bool {
+        matches!(&self.shown().trouble, Some(Trouble::Failed(failure)) if failure.reason == Reason::RateLimited)
     }
 
     fn learn(&self, news: News) {
@@ -163,7 +169,7 @@ impl Observer for Status {
         let published = match outcome {
             Ok(published) => *published,
             Err(failure) => {
-                self.shown().trouble = Some(Trouble::Failed(failure.message.clone()));
+                self.shown().trouble = Some(Trouble::Failed(failure.clone()));
                 return;
             }
         };

@@ -711,3 +711,44 @@ fn a_selection_without_a_device_is_explained() {
     running
         .wait_for("WARN  the API lists no device: the key sees none. Is it the key of a user who may see the fleet?");
 }
+
+#[test]
+fn a_refresh_that_needs_more_requests_than_a_window_goes_on_where_it_stopped() {
+    let cloud = Cloud::start(gateways(2500));
+    let mut requests = 0;
+    cloud.intercept(move |_, _| {
+        requests += 1;
+        (requests % 3 == 0).then(|| Reply::status(429, &[("Retry-After", "1")], b""))
+    });
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2500 targets of 2500 devices");
+    let due = ["0 1000 200", "1000 1000 200", "2000 1000 429", "2000 1000 200"];
+    assert_eq!(asked(&cloud)[..4], due);
+}
+
+#[test]
+fn under_a_tight_rate_limit_discovery_goes_before_the_state_of_the_devices() {
+    // Each request is one of discovery, or of the state of the devices.
+    let is_discovery = |seen: &Seen| seen.target.contains("is_of__device_type");
+    let cloud = Cloud::start(gateways(2000));
+    let (mut requests, mut is_refused) = (0, false);
+    cloud.intercept(move |seen, _| {
+        // Discovery waits for the next window.
+        if is_discovery(seen) && is_refused {
+            (requests, is_refused) = (0, false);
+        }
+        requests += 1;
+        is_refused |= requests > 2 && is_discovery(seen);
+        (requests > 2).then(|| Reply::status(429, &[("Retry-After", "2")], b""))
+    });
+    let sidecar = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_REFRESH_RATE", "1s");
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2000 targets of 2000 devices");
+    let all = cloud.requests();
+    let of_discovery = |status| move |(_, seen): &(usize, &Seen)| is_discovery(seen) && seen.status == status;
+    let (refused, _) = all.iter().enumerate().find(of_discovery(429)).expect("two requests are not enough");
+    let (listed, _) = all.iter().enumerate().filter(of_discovery(200)).nth(2).expect("three pages");
+    let states = all[refused..listed].iter().filter(|seen| !is_discovery(seen) && seen.status == 200).count();
+    assert_eq!(states, 0, "{all:#?}");
+}
