@@ -251,8 +251,8 @@ fn alerts_of_prometheus_have_each_as_text() {
         let summary = format!("{name} (acme/lamps) began 60k series within an hour");
         expected += &format!(
             "          - exp_labels: {{severity: warning, scope: device, uuid: \"{}\", fleet: acme/lamps}}\n            \
-             exp_annotations: {{summary: {}, description: One of its exporters has label values that change all the time. They fill the \
-             memory of Prometheus., runbook_url: 'https://github.com/balena-io-playground/baletheus/blob/main/docs/alerts.md#serieschurn'}}\n",
+             exp_annotations: {{summary: {}, description: \"One of its exporters has label values that change all the time, or it renames itself. Each series takes \
+             memory of Prometheus.\", runbook_url: 'https://github.com/balena-io-playground/baletheus/blob/main/docs/alerts.md#serieschurn'}}\n",
             uuid(id),
             quoted(&summary.replace("60k", "120k")),
         );

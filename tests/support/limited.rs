@@ -5,6 +5,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -49,7 +50,9 @@ impl Group {
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let is_v1 = v1.is_dir();
         let root = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") };
-        let folder = root.join(format!("baletheus-{}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = root.join(format!("baletheus-{}-{number}", std::process::id()));
         fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}: this needs root", folder.display()));
         let group = Group { folder, limit, is_v1 };
         let name = if is_v1 { "memory.limit_in_bytes" } else { "memory.max" };
