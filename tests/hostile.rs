@@ -135,8 +135,8 @@ fn alert(prometheus: &Prometheus, name: &str, uuid: &str) -> Option<String> {
     Some(format!("{}. {}", text("summary"), text("description")))
 }
 
-/// A device of the fleet, and one whose tags name its exporters.
-fn fleet(honest: u64, exporters: u16, interval: &str) -> Vec<Value> {
+/// Devices of the fleet, and one whose tags name its exporters. Its own tag mutes it, but not for the alerts about what it sends.
+fn fleet(honest: u64, exporters: u16, interval: &str, muted: bool) -> Vec<Value> {
     let mut devices = gateways(honest + 1);
     let ports: Vec<_> = (0..exporters).map(|at| format!("e{at}:{}", FIRST_PORT + at)).collect();
     let hostile = devices.last_mut().expect("a device");
@@ -144,7 +144,7 @@ fn fleet(honest: u64, exporters: u16, interval: &str) -> Vec<Value> {
     hostile["device_tag"] = json!([
         { "tag_key": "prometheus.io/exporters", "value": ports.join(",") },
         { "tag_key": "prometheus.io/interval", "value": interval },
-        { "tag_key": "prometheus.io/alert", "value": "false" },
+        { "tag_key": "prometheus.io/alert", "value": (!muted).to_string() },
     ]);
     devices
 }
@@ -206,7 +206,7 @@ fn run(name: &str, attack: &Attack) {
     let exporters = u16::try_from(number("EXPORTERS", 16)).expect("a few");
     let _ = rustls::crypto::ring::default_provider().install_default();
     let interval = format!("{}s", 60 / factor);
-    let cloud = Cloud::start(fleet(honest_devices, exporters, &interval));
+    let cloud = Cloud::start(fleet(honest_devices, exporters, &interval, attack.alert != "DeviceOnlineButNotScraped"));
     let (good, bad) = (serve(honest), serve(attack.body));
     let uuid = format!("{:032x}", honest_devices + 1);
     let hostile_uuid = uuid.clone();

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::{executable, tools};
@@ -250,7 +250,7 @@ fn prometheus_forgets_a_log_that_ends_it() {
     }
 }
 
-/// What keeps Prometheus from its start is no reason to drop samples: a typo, and a disk that takes no file. The real Prometheus has
+/// What keeps Prometheus from its start is no reason to drop samples: a typo, a full disk, and one that takes no file. The real Prometheus has
 /// all samples in the end.
 #[test]
 fn a_bad_start_loses_no_sample() {
@@ -277,22 +277,29 @@ fn a_bad_start_loses_no_sample() {
         let answer: Value = serde_json::from_str(&client().get(url).send().ok()?.text().ok()?).ok()?;
         answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     };
-    let samples = || query("count_over_time(up{job=\"prometheus\"}[1h])");
-    let run_until = |least: f64| {
+    // All until now, and until the end of the run before.
+    let samples = |until: f64| query(&format!("count_over_time(up{{job=\"prometheus\"}}[1h]%20@%20{until})"));
+    let now = || UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let mut before = (0.0, now());
+    let mut run_on = || {
         let running = Running(start(&[]));
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let (now, ready) = (samples().unwrap_or_default(), !data.join("reading").exists());
-            // Killed, as by a power cut, when the samples are in the log.
-            if now >= least && ready {
+            let ready = !data.join("reading").is_file();
+            // Killed, as by a power cut, when further samples are in the log.
+            let (count, until) = (samples(now()).unwrap_or_default(), now());
+            if count >= before.0 + 3.0 && ready {
+                let known = samples(before.1).unwrap_or_default();
+                assert!(known >= before.0, "{known} samples are left of {}", before.0);
+                before = (count, until);
                 drop(running);
-                return now;
+                return;
             }
-            assert!(Instant::now() < deadline, "{now} samples, and {least} were wanted");
+            assert!(Instant::now() < deadline, "{count} samples after {}", before.0);
             thread::sleep(Duration::from_millis(50));
         }
     };
-    let mut known = run_until(3.0);
+    run_on();
     assert!(data.join("lock").exists(), "the end was unclean");
     for _ in 0..4 {
         for (broken, args) in
@@ -305,18 +312,17 @@ fn a_bad_start_loses_no_sample() {
         }
     }
     fs::write(&place, &good).unwrap();
-    for _ in 0..3 {
-        known = run_until(known + 2.0);
-    }
+    (0..3).for_each(|_| run_on());
+    // A full disk ends Prometheus while it writes the last segment of its log anew.
+    let segments = fs::read_dir(data.join("wal")).unwrap().map(|entry| entry.unwrap().path());
+    let last = segments.filter(|path| path.is_file()).max().expect("a segment");
+    fs::rename(&last, last.with_extension("repair")).unwrap();
+    fs::write(&last, b"").unwrap();
+    run_on();
     // A folder in its place: the note about a start cannot be written.
+    fs::remove_file(data.join("reading")).unwrap_or_default();
     fs::create_dir(data.join("reading")).unwrap();
-    let running = Running(start(&[]));
-    let deadline = Instant::now() + PATIENCE;
-    while samples().unwrap_or_default() <= known {
-        assert!(Instant::now() < deadline, "{:?} samples of {known}", samples());
-        thread::sleep(Duration::from_millis(50));
-    }
-    drop(running);
+    run_on();
 }
 
 /// What Prometheus 3 itself makes of the name.
