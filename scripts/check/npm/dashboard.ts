@@ -1,4 +1,4 @@
-// The type of a dashboard for Grafana 12: the types of @grafana/schema. Where these allow any object, the types of the panels and of
+// The type of a dashboard for Grafana 12, or 13 (tsconfig-13.json): the types of @grafana/schema. Where these allow any object, the types of the panels and of
 // Prometheus' queries take its place.
 import type { AnnotationQuery } from '@grafana/grafana-foundation-sdk/dashboard';
 import type { Dataquery } from '@grafana/grafana-foundation-sdk/prometheus';

@@ -6,22 +6,28 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::stack::{BOARD, REAL, Stack, troubled_fleet};
+use super::stack::{BOARD, FAILING, REAL, Stack, troubled_fleet};
 use crate::support;
 use support::alerts::rules;
 use support::grafana::{Dashboard, dashboards, interpolate, labels_of, list, text};
 use support::sidecar::PATIENCE;
 
 /// Panels that may have nothing to show here, each with its reason.
-const MAY_BE_EMPTY: [(&str, &str); 2] =
-    [("Blind since", "the monitoring works"), ("IP addresses", "this machine may have loopback only")];
+const MAY_BE_EMPTY: [(&str, &str); 3] = [
+    ("Blind since", "the monitoring works"),
+    ("IP addresses", "this machine may have loopback only"),
+    ("Is the newest release worse?", "takes an hour of two releases"),
+];
 
-/// Panels with a query that this machine may not answer, but the simulated board does: what the kernel or the hardware has.
-const OF_A_BOARD: [(&str, &str); 4] = [
+/// Panels with a query that another device answers, each with what the real exporter's device does not have.
+const OF_ANOTHER: [(&str, &str); 7] = [
     ("Temperature", "a virtual machine has no sensor"),
     ("Voltage", "only a Raspberry Pi measures it"),
     ("Swap", "there may be none"),
     ("Pressure", "the kernel may be built without it"),
+    ("Services that do not run", "all of them run"),
+    ("Update", "it is done"),
+    ("Why its targets fail", "they answer"),
 ];
 
 /// Alerts that do not fire here, each with its reason. Scenarios show that they can.
@@ -101,8 +107,8 @@ fn questions(dashboard: &Dashboard) -> Vec<Question> {
 /// Why it is not answered, if it is not.
 fn unanswered(stack: &Stack, dashboard: &Dashboard, question: &Question) -> Option<String> {
     let mut why = String::new();
-    for device in [REAL, BOARD] {
-        if device == BOARD && !OF_A_BOARD.iter().any(|(panel, _)| *panel == question.panel) {
+    for device in [REAL, BOARD, FAILING] {
+        if device != REAL && !OF_ANOTHER.iter().any(|(panel, _)| *panel == question.panel) {
             break;
         }
         let choices = stack.choices(dashboard, &stack.uuids[device]);
@@ -180,7 +186,8 @@ fn columns(stack: &Stack, dashboards: &[Dashboard]) {
                 let several = list(panel, "/targets").len() > 1;
                 let value = if several { format!("Value #{}", text(target, "refId")) } else { "Value".to_owned() };
                 found.insert(value);
-                for values in stack.choices(dashboard, &stack.uuids[REAL]) {
+                let devices = [REAL, FAILING].map(|device| stack.choices(dashboard, &stack.uuids[device]));
+                for values in devices.concat() {
                     let series = stack.ask(&interpolate(text(target, "expr"), &values), true);
                     found.extend(series.iter().flat_map(BTreeMap::keys).cloned());
                 }

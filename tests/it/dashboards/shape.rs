@@ -51,8 +51,16 @@ fn each_panel_is_whole_and_in_its_place() {
             );
         }
         in_their_places(file, list(json, "/panels"));
+        let own: Vec<_> = list(json, "/links").iter().map(|link| text(link, "url")).collect();
+        for link in list(json, "/links").iter().filter(|link| !text(link, "url").starts_with("https://")) {
+            assert_eq!(link["keepTime"], true, "{file}: {link}");
+            let variables = link["includeVars"] == true || text(link, "url").contains("&var-device=");
+            assert!(variables, "{file}: {link} loses the variables");
+        }
         for url in dashboard.links() {
             leads_somewhere(file, url, &dashboards);
+            let kept = !url.starts_with("/d/") || own.contains(&url) || url.ends_with("&${__url_time_range}");
+            assert!(kept, "{file}: {url} loses the time range");
         }
     }
 }

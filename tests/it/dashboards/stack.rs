@@ -15,7 +15,7 @@ use support::alerts::rule_files;
 use support::binary;
 use support::cloud::{Cloud, Reply};
 use support::exporter::Exporters;
-use support::fleet::{demo_fleet, find, set_release};
+use support::fleet::{demo_fleet, find, install, running_release, set_release, set_target};
 use support::grafana::text;
 use support::node_exporter;
 use support::prometheus::Prometheus;
@@ -24,6 +24,8 @@ use support::sidecar::{PATIENCE, Running, Sidecar};
 /// The device with a real node_exporter behind it, and one that is simulated to the end.
 pub const REAL: &str = "fridge-01";
 pub const BOARD: &str = "gateway-north";
+/// One that does not answer, with a service that ended and an update that is not done.
+pub const FAILING: &str = "fridge-02";
 
 fn uuid_of(devices: &[Value], name: &str) -> Option<String> {
     let device = devices.iter().find(|device| device["device_name"] == name)?;
@@ -57,10 +59,17 @@ pub fn troubled_fleet() -> Vec<Value> {
     let mut edit = |name: &str, field: &str, value: Value| find(&mut devices, name)[field] = value;
     edit(REAL, "is_undervolted", json!(true));
     // Without an exporter that answers, whose figures would count instead.
-    edit("fridge-02", "cpu_temp", json!(88));
-    edit("fridge-02", "memory_usage", json!(7700));
+    edit(FAILING, "cpu_temp", json!(88));
+    edit(FAILING, "memory_usage", json!(7700));
     edit("gw-bergen", "storage_usage", json!(115_000));
     edit("gw-bergen", "should_be_running__release", json!([{ "id": 7, "commit": "c7", "raw_version": "5.0.0" }]));
+    let failing = find(&mut devices, FAILING);
+    install(failing, running_release(failing), 2, "app", "exited", None);
+    set_target(failing, "1.10.0");
+    failing["update_status"] = json!("downloading");
+    failing["last_update_status_event"] = failing["last_vpn_event"].clone();
+    let target = failing["should_be_running__release"][0]["id"].as_u64().expect("a release");
+    install(failing, target, 2, "app", "Downloading", Some(42));
     let weeks_ago = SystemTime::now() - Duration::from_secs(20 * 86_400);
     find(&mut devices, "lamp-0006")["last_vpn_event"] = json!(humantime::format_rfc3339_millis(weeks_ago).to_string());
     devices
@@ -194,7 +203,7 @@ impl Stack {
     pub fn start_with(major: u8, devices: Vec<Value>, config: impl FnOnce(&Addresses) -> Value) -> Self {
         let cloud = Arc::new(Cloud::start(devices));
         let exporters = Exporters::start(&cloud);
-        let uuids: BTreeMap<_, _> = [REAL, BOARD, "gw-bergen"]
+        let uuids: BTreeMap<_, _> = [REAL, BOARD, FAILING, "gw-bergen"]
             .into_iter()
             .filter_map(|name| Some((name, cloud.change(|devices| uuid_of(devices, name))?)))
             .collect();
@@ -209,7 +218,7 @@ impl Stack {
         if let Some(real) = uuids.get(REAL) {
             exporters.forward(real, address);
         }
-        for name in ["fridge-02", "fridge-04", "fridge-05", "freezer-01", "冷蔵庫-07"] {
+        for name in [FAILING, "fridge-04", "fridge-05", "freezer-01", "冷蔵庫-07"] {
             if let Some(uuid) = cloud.change(|devices| uuid_of(devices, name)) {
                 exporters.forward(&uuid, nobody);
             }

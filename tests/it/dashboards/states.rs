@@ -15,7 +15,12 @@ use support::grafana::{interpolate, text};
 use support::sidecar::PATIENCE;
 
 /// Panels that are empty here while all is well.
-const EMPTY: [&str; 13] = [
+const EMPTY: [&str; 17] = [
+    "fleet-overview: table Is the newest release worse?", // takes an hour of two releases
+    // All is well with the device.
+    "device: table Services that do not run",
+    "device: table Update",
+    "device: table Why its targets fail",
     // What a simulated board does not have.
     "device: table IP addresses",
     "device: timeseries Disk I/O",
@@ -52,13 +57,16 @@ const GREEN: [&str; 14] = [
 ];
 
 /// What only balenaCloud knows, and that no alert fires.
-const OF_BALENA: [&str; 7] = [
+const OF_BALENA: [&str; 10] = [
     "device: stat Alerts",
     "device: stat Heartbeat",
     "device: stat Update",
     "device: stat balenaCloud",
     "fleet-overview: stat Online",
     "fleet-overview: stat Updates pending",
+    "fleet-overview: table Services that do not run",
+    "fleet-overview: table Services that do not run, by release",
+    "fleet-overview: table Updates under way",
     "fleet-overview: timeseries Online",
 ];
 
