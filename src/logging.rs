@@ -40,14 +40,30 @@ pub fn init(settings: &Settings) {
     // Without a thread the program writes its log directly.
     let queue = Queue::start(io::stderr(), note).ok();
     log::set_max_level(filter.filter());
+    let warnings = Metadata::builder().target(env!("CARGO_PKG_NAME")).level(Level::Warn).build();
+    let hides_warnings = !filter.enabled(&warnings);
+    let logger = Logger { filter, json, queue };
+    if let Some(text) = settings.filter.as_ref().filter(|_| hides_warnings) {
+        let text = format!("RUST_LOG={text} hides this program's warnings: add baletheus=info to it");
+        logger.write(line(json, Level::Error, module_path!(), &text));
+    }
     // It fails where a log was started before, which then stays.
-    let _ = log::set_boxed_logger(Box::new(Logger { filter, json, queue }));
+    let _ = log::set_boxed_logger(Box::new(logger));
 }
 
 struct Logger {
     filter: Filter,
     json: bool,
     queue: Option<Queue>,
+}
+
+impl Logger {
+    fn write(&self, line: Vec<u8>) {
+        match &self.queue {
+            Some(queue) => queue.push(line),
+            None => drop(io::stderr().write_all(&line)), // there is no place to report a failure
+        }
+    }
 }
 
 impl Log for Logger {
@@ -57,11 +73,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record) {
         if self.filter.matches(record) {
-            let line = line(self.json, record.level(), record.target(), &record.args().to_string());
-            match &self.queue {
-                Some(queue) => queue.push(line),
-                None => drop(io::stderr().write_all(&line)), // there is no place to report a failure
-            }
+            self.write(line(self.json, record.level(), record.target(), &record.args().to_string()));
         }
     }
 

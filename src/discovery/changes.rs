@@ -100,7 +100,7 @@ impl Changes {
         });
         let left_out = listed.iter().filter(|entry| entry.targets().is_empty()).count();
         let summary = format!(
-            "{} of {} (+{added} -{removed} ~{changed}), {} left out",
+            "{} of {} (devices: +{added} -{removed} ~{changed}), {} left out",
             count(listed.iter().map(|entry| entry.targets().len()).sum(), "target"),
             count(listed.len() - left_out, "device"),
             count(left_out, "device")
@@ -217,11 +217,13 @@ fn changes<'a>(before: Option<&'a Announced>, now: &'a [Arc<Entry>], mut note: i
 pub fn warnings<'a>(
     list: &Inventory, fleets: impl IntoIterator<Item = (&'a FleetRef, Option<&'a Fleet>)>,
 ) -> BTreeSet<String> {
+    // A list without any device has a warning of its own, with what the key sees.
+    let is_empty = list.entries().next().is_none();
     let fleets = fleets.into_iter().filter_map(|(fleet, known)| {
         let named: Vec<_> = list.fleets_named(fleet).into_iter().collect();
         match (fleet, &*named) {
             (_, []) if known.is_some() => Some(vanished(fleet, known.and_then(|known| known.id))),
-            (_, []) => Some(format!(
+            (_, []) if !is_empty => Some(format!(
                 "fleet {fleet} was asked for, but the key sees no device in it: is the fleet spelled right, was it \
                  renamed (an id survives that), and may the key see it?"
             )),

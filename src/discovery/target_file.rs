@@ -103,6 +103,13 @@ impl TargetFile {
     /// Makes the folder, unless it is there. A folder that somebody else owns, or a link, could make this program remove others' files.
     /// A directory that has vanished since the start may be a disk that is not mounted: it is not made again.
     fn make_scratch(&self) -> io::Result<()> {
+        if let Some(lock) = &self.lock {
+            let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+            let (is, above) = (device(directory(&self.path))?, device(&directory(&self.path).join(".."))?);
+            if is != lock.metadata()?.dev() && is == above {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "nothing is mounted there any more"));
+            }
+        }
         let make = if self.lock.is_none() { fs::create_dir_all } else { fs::create_dir };
         make(&self.scratch).or_else(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Ok(()),

@@ -101,6 +101,14 @@ pub fn start_in_namespace(sidecar: &Sidecar, mount: &str) -> (Running, PathBuf) 
     (running, root)
 }
 
+/// Runs a script where it runs, with the path of its disk as `$1`.
+fn in_namespace(running: &Running, sidecar: &Sidecar, script: &str) {
+    let of = running.id().to_string();
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args(["--target", &of, "--user", "--mount", "--preserve-credentials", "sh", "-c", script, "sh"]);
+    run(nsenter.arg(sidecar.path("disk")));
+}
+
 fn run(command: &mut Command) {
     let output =
         command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; install the package util-linux"));
@@ -135,13 +143,7 @@ fn a_disk_that_becomes_read_only() {
     let cloud = Cloud::start(many(20));
     let sidecar = sidecar(&cloud);
     let (running, root) = start_in_namespace(&sidecar, "true");
-    let disk = sidecar.path("disk");
-    let inside = |script: &str| {
-        let of = running.id().to_string();
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &of, "--user", "--mount", "--preserve-credentials", "sh", "-c", script, "sh"]);
-        run(nsenter.arg(&disk));
-    };
+    let inside = |script: &str| in_namespace(&running, &sidecar, script);
     let trouble = Trouble {
         cloud: &cloud,
         sidecar: &sidecar,
@@ -245,6 +247,22 @@ fn a_directory_that_goes_is_not_made_again_before_the_next_start() {
     fs::remove_dir_all(&disk).unwrap();
     sidecar.oneshot();
     assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), due(&sidecar));
+}
+
+/// Its mount point is there without it.
+#[test]
+fn a_disk_that_is_unmounted() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let (running, root) = start_in_namespace(&sidecar, "mount -t tmpfs -o mode=755 none disk");
+    let inside = |script: &str| in_namespace(&running, &sidecar, script);
+    let says = "its directory is gone: is a disk not mounted?";
+    let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says, keeps: false };
+    let cure = || {
+        assert!(!sidecar.path(FILE).exists(), "the list is below the mount point");
+        inside("mount -t tmpfs -o mode=755 none \"$1\"");
+    };
+    trouble.befalls(|| inside("umount -l \"$1\""), cure);
 }
 
 #[test]
@@ -449,7 +467,7 @@ fn permissions_that_somebody_changes_are_put_right() {
     running.wait_for("updated disk/balena.json");
     for (count, mode) in [(2, 0), (3, 0o600), (4, 0o666)] {
         chmod(&sidecar.path(FILE), mode);
-        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (+0 -0 ~0)", count - 1);
+        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (devices: +0 -0 ~0)", count - 1);
         let found = fs::metadata(sidecar.path(FILE)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, 0o644, "after {mode:o}");
     }

@@ -1,9 +1,13 @@
 //! Which addresses of a device are scraped in a LAN. A device may report any.
 
+use std::env;
+use std::process::Command;
+
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::gateways;
 use crate::support::sidecar::finish;
+use crate::support::tools::installed;
 use baletheus::balena::device;
 use baletheus::discovery::lan::{Lan, Unreachable, networks};
 use serde_json::json;
@@ -199,7 +203,7 @@ fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
     set([false, true]);
     let sidecar = sidecar(&cloud).args(["--address", "lan", "--exporter", "node:9100"]);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2 targets of 2 devices (+2 -0 ~0), 1 device left out");
+    running.wait_for("updated balena.json: 2 targets of 2 devices (devices: +2 -0 ~0), 1 device left out");
     running.wait_for("left out gw-1 (0000000): it is offline, and a device that is online has its address now");
     let line = running.wait_for("WARN  2 devices report the address 10.1.0.7 (gw-1 (0000000), gw-2 (0000000)): ");
     assert!(line.ends_with(": only the one that is online is scraped"), "{line}");
@@ -209,4 +213,35 @@ fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
         let first = sidecar.list().matches("gw-1").count();
         assert_eq!(first > 0, states[0] || !states[1], "{states:?}");
     }
+}
+
+/// It runs again in a network namespace, so that the machine keeps its addresses.
+#[test]
+fn the_own_addresses_are_read_at_each_refresh() {
+    const INSIDE: &str = "IN_A_NETWORK_OF_ITS_OWN";
+    installed("ip", "iproute2");
+    if env::var_os(INSIDE).is_none() {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).arg(env::current_exe().unwrap()).env(INSIDE, "1");
+        command.args(["--exact", "lan::the_own_addresses_are_read_at_each_refresh", "--nocapture"]);
+        let output = command.output().expect("`unshare`: install the package util-linux");
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let ip = |args: &str| assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "ip {args}");
+    ip("link set lo up");
+    let mut devices = gateways(2);
+    devices[0]["ip_address"] = json!("10.7.0.9");
+    devices[1]["ip_address"] = json!("10.8.0.9");
+    let cloud = Cloud::start(devices);
+    let sidecar = sidecar(&cloud).args(["--address", "lan"]);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    ip("address add 10.7.0.5/24 dev lo");
+    running.wait_for(
+        "left out gw-1 (0000000): no address that it reports is scraped: 10.7.0.9 (in 10.7.0.0/24, a network of this",
+    );
+    ip("address del 10.7.0.5/24 dev lo");
+    running.wait_for_lines("updated balena.json: 2 targets of 2 devices", 1);
 }

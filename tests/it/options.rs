@@ -582,9 +582,11 @@ fn the_log_has_a_level_and_a_form() {
         // RUST_LOG beats it, in both directions and over the flag too
         (&["LOG_LEVEL=error", "RUST_LOG=info"], &[info, " WARN "], &[" DEBUG "]),
         (&["LOG_LEVEL=debug", "RUST_LOG=warn"], &[" WARN "], &[info, " DEBUG "]),
-        (&["RUST_LOG=error"], &[], &[info, " WARN "]),
-        (&["RUST_LOG=off"], &[], &[info, " WARN "]),
-        (&["RUST_LOG=debug"], &[info, own, "reqwest"], &[]),
+        // and says so where it hides warnings
+        (&["RUST_LOG=error"], &["RUST_LOG=error hides this program's warnings"], &[info, " WARN "]),
+        (&["RUST_LOG=off"], &["RUST_LOG=off hides"], &[info, " WARN "]),
+        (&["RUST_LOG=reqwest=debug"], &["RUST_LOG=reqwest=debug hides"], &[info, " WARN "]),
+        (&["RUST_LOG=debug"], &[info, own, "reqwest"], &["hides"]),
         (&["--log-level=error", "RUST_LOG=baletheus=debug"], &[info, own], &["reqwest"]),
     ];
     let mut wrong = Vec::new();

@@ -43,7 +43,7 @@ fn an_unchanged_fleet_costs_a_304_and_no_write() {
     let cloud = Cloud::start(recorded_devices());
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 30 targets of 30 devices (+30 -0 ~0), 0 devices left out");
+    running.wait_for("updated balena.json: 30 targets of 30 devices (devices: +30 -0 ~0), 0 devices left out");
     let before = fs::metadata(sidecar.path("balena.json")).unwrap();
     let seen = cloud.wait_for_requests(5, PATIENCE);
     assert_eq!(&asked(&cloud)[..4], ["0 1000 200", "0 1000 304", "0 1000 304", "0 1000 304"]);
@@ -84,7 +84,7 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
     let (list, before) = (sidecar.list(), fs::metadata(sidecar.path("balena.json")).unwrap().ino());
     let log = sidecar.oneshot();
     assert!(
-        log.contains("balena.json is up to date: 30 targets of 30 devices (+0 -0 ~0), 0 devices left out"),
+        log.contains("balena.json is up to date: 30 targets of 30 devices (devices: +0 -0 ~0), 0 devices left out"),
         "{log}"
     );
     assert_eq!(fs::metadata(sidecar.path("balena.json")).unwrap().ino(), before);
@@ -94,7 +94,10 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
         devices.push(gateway(99));
     });
     let log = sidecar.oneshot();
-    assert!(log.contains("updated balena.json: 30 targets of 30 devices (+1 -1 ~1), 0 devices left out"), "{log}");
+    assert!(
+        log.contains("updated balena.json: 30 targets of 30 devices (devices: +1 -1 ~1), 0 devices left out"),
+        "{log}"
+    );
     assert!(log.contains("changed wandering-pond (67ae729)\n"), "{log}");
     assert!(log.contains("added gw-99 (0000000): 1 target\n"), "{log}");
     assert!(log.contains("removed Überwachung – Küche 2 (8ed7dfc): the API does not list it any more\n"), "{log}");
@@ -114,7 +117,7 @@ fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
 
     cloud.clear_requests();
     cloud.change(|devices| devices[1500]["device_name"] = "renamed".into());
-    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("(devices: +0 -0 ~1)");
     let seen = asked(&cloud);
     let last = seen.iter().rposition(|seen| seen == "1000 1000 200").expect("the changed page");
     assert_eq!(seen[last - 1], "0 1000 304");
@@ -123,7 +126,7 @@ fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
 
     // A device that goes from the first page moves no other page, though each answer now reaches into the next.
     cloud.change(|devices| devices.retain(|device| device["id"] != 10));
-    running.wait_for("(+0 -1 ~0)");
+    running.wait_for("(devices: +0 -1 ~0)");
     cloud.clear_requests();
     cloud.wait_for_requests(6, PATIENCE);
     let seen = asked(&cloud);
@@ -132,7 +135,7 @@ fn devices_come_in_pages_and_only_what_changed_is_fetched_again() {
 
     // One that comes back into a full page moves its end, and none is lost or doubled.
     cloud.change(|devices| devices.push(gateway(10)));
-    running.wait_for_lines("(+1 -0 ~0)", 1);
+    running.wait_for_lines("(devices: +1 -0 ~0)", 1);
     assert_eq!(targets(&sidecar.list()), 2500);
     let ids: Vec<String> = (1..=2500).map(|id| format!("{id:032x}.balena:80")).collect();
     let list: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
@@ -167,7 +170,7 @@ fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_down_to_the_device_that
     });
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 19 targets of 19 devices (+19 -0 ~0), 1 device left out");
+    running.wait_for("updated balena.json: 19 targets of 19 devices (devices: +19 -0 ~0), 1 device left out");
     let line = running.wait_for("left out gw-7 (0000000)");
     assert!(line.contains("too large"), "{line}");
     let tops: Vec<String> = asked(&cloud).iter().map(|seen| seen.split(' ').nth(1).unwrap().to_owned()).collect();
@@ -212,19 +215,19 @@ fn a_list_that_is_held_back_claims_no_removals_and_no_additions_afterwards() {
     let cloud = Cloud::start(gateways(3));
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 3 targets of 3 devices (+3 -0 ~0)");
+    running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +3 -0 ~0)");
     let all = cloud.change(std::mem::take);
     let line = running.wait_for("balena.json keeps its targets");
     assert!(line.contains("there would be none left: the API lists no device; if that is right"), "{line}");
     cloud.change(|devices| devices.clone_from(&all));
-    running.wait_for("balena.json is up to date: 3 targets of 3 devices (+0 -0 ~0), 0 devices left out");
+    running.wait_for("balena.json is up to date: 3 targets of 3 devices (devices: +0 -0 ~0), 0 devices left out");
     // All are left out at once: the warning has the reasons, and the lines of devices wait until the list changes.
     let switched_off = json!([{"tag_key": "prometheus.io/scrape", "value": "false"}]);
     cloud.change(|devices| devices.iter_mut().for_each(|device| device["device_tag"] = switched_off.clone()));
     let line = running.wait_for_lines("balena.json keeps its targets", 2);
     assert!(line.contains("none left: 3 devices left out (switched_off: 3); if"), "{line}");
     cloud.change(|devices| devices[0]["device_tag"] = json!([]));
-    running.wait_for("updated balena.json: 1 target of 1 device (+0 -2 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 1 target of 1 device (devices: +0 -2 ~0), 2 devices left out");
     running.wait_for_lines("left out gw-", 2);
     let log = running.log();
     for (text, lines) in [(" added ", 3), (" removed ", 0), (" left out gw-", 2), (" WARN ", 2)] {
@@ -253,7 +256,7 @@ fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
         cloud.change(|devices| devices[..2].iter_mut().for_each(|device| rename(device, "acme/edge")));
         if fleet == "gateways" {
             // The other fleet of this name stays.
-            running.wait_for("(+0 -2 ~0)");
+            running.wait_for("(devices: +0 -2 ~0)");
             continue;
         }
         let line = running.wait_for(SURVIVES);
@@ -270,7 +273,7 @@ fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
     let running = sidecar.start();
     running.wait_for("updated balena.json: 3 targets");
     cloud.change(|devices| devices.iter_mut().for_each(|device| rename(device, "acme/edge")));
-    running.wait_for("updated balena.json: 3 targets of 3 devices (+0 -0 ~3)");
+    running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +0 -0 ~3)");
     cloud.change(Vec::clear);
     running.wait_for(
         "fleet 1 had devices, and the key sees none in it now: were the devices moved, was the fleet deleted",
@@ -334,9 +337,9 @@ fn a_page_that_is_shorter_than_asked_for_is_not_the_last_if_there_is_more() {
     assert_eq!(seen[start..start + 4], quiet);
     // A device that goes moves no other page, and one that comes at the end is found.
     cloud.change(|devices| devices.retain(|device| device["id"] != 10));
-    running.wait_for("(+0 -1 ~0)");
+    running.wait_for("(devices: +0 -1 ~0)");
     cloud.change(|devices| devices.push(gateway(1301)));
-    running.wait_for("(+1 -0 ~0)");
+    running.wait_for("(devices: +1 -0 ~0)");
     let ids: Vec<String> = (1..=1301).filter(|id| *id != 10).map(|id| format!("{id:032x}.balena:80")).collect();
     let list: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
     assert_eq!(list.iter().map(|group| group["targets"][0].as_str().unwrap()).collect::<Vec<_>>(), ids);
@@ -357,7 +360,7 @@ fn the_last_page_costs_one_small_request_only_when_it_has_changed() {
     let small = || cloud.requests().iter().filter(|seen| asks_for_more(seen)).count();
     assert_eq!(small(), 1);
     cloud.change(|devices| devices[0]["device_name"] = "renamed".into());
-    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("(devices: +0 -0 ~1)");
     assert_eq!(small(), 2);
 }
 
@@ -397,7 +400,10 @@ fn devices_of_an_archived_fleet_are_targets_until_a_tag_of_the_fleet_says_otherw
             json!([{"tag_key": "prometheus.io/scrape", "value": "false"}]);
     });
     let log = sidecar.oneshot();
-    assert!(log.contains("updated balena.json: 2 targets of 2 devices (+0 -1 ~0), 1 device left out"), "{log}");
+    assert!(
+        log.contains("updated balena.json: 2 targets of 2 devices (devices: +0 -1 ~0), 1 device left out"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -417,7 +423,7 @@ fn what_cannot_be_read_as_a_list_is_replaced_by_targets_but_not_by_none() {
     assert_eq!(sidecar.command().arg("--oneshot").output().unwrap().status.code(), Some(1));
     cloud.change(|devices| devices.extend(gateways(1)));
     let log = sidecar.oneshot();
-    assert!(log.contains("updated balena.json: 1 target of 1 device (+1 -0 ~0), 0 devices left out"), "{log}");
+    assert!(log.contains("updated balena.json: 1 target of 1 device (devices: +1 -0 ~0), 0 devices left out"), "{log}");
     assert_eq!(targets(&sidecar.list()), 1);
 }
 
@@ -429,7 +435,7 @@ fn another_process_that_replaces_the_file_is_put_right() {
     running.wait_for("updated balena.json");
     let list = sidecar.list();
     fs::write(sidecar.path("balena.json"), "[]").unwrap();
-    running.wait_for_lines("updated balena.json: 2 targets of 2 devices (+0 -0 ~0)", 1);
+    running.wait_for_lines("updated balena.json: 2 targets of 2 devices (devices: +0 -0 ~0)", 1);
     assert_eq!(sidecar.list(), list);
 }
 
@@ -442,7 +448,7 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
     });
     let sidecar = sidecar(&cloud).args(["--online-only"]);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 28 targets of 28 devices (+28 -0 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 28 targets of 28 devices (devices: +28 -0 ~0), 2 devices left out");
     running.wait_for("and 10 more such lines at log level debug");
     running.wait_for("left out gw-1 (0000000): balenaCloud sees it offline");
     running.wait_for("left out gw-2 (0000000): the tag prometheus.io/scrape switches it off");
@@ -450,7 +456,7 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
         devices[0]["is_connected_to_vpn"] = true.into();
         devices[2]["is_connected_to_vpn"] = false.into();
     });
-    running.wait_for("updated balena.json: 28 targets of 28 devices (+1 -1 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 28 targets of 28 devices (devices: +1 -1 ~0), 2 devices left out");
     running.wait_for("added gw-1 (0000000): 1 target");
     running.wait_for("left out gw-3 (0000000): balenaCloud sees it offline");
     assert_eq!(running.log().iter().filter(|line| line.contains("gw-2 ")).count(), 1, "told again");

@@ -286,7 +286,7 @@ fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_r
     cloud.set_services(1450, &[("app", &[("prometheus.io.port", "81")], &[])]);
     let label = ["release 200", "release more 200", "device 304", "device 200", "device more 200"];
     assert_eq!(refresh(&cloud, 5), label);
-    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("(devices: +0 -0 ~1)");
     running.wait_for("changed gw-1450");
     assert_eq!(refresh(&cloud, 3), ["release 304", "device 304", "device 304"]);
     // The owner overrides a label; nothing else has changed.
@@ -303,7 +303,7 @@ fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_r
     );
     cloud.change(|devices| devices[..2].iter_mut().for_each(|device| run(device, 2000)));
     assert_eq!(refresh(&cloud, 4), ["release 200", "release more 200", "device 200", "device 304"]);
-    running.wait_for("1403 targets of 1401 devices (+0 -0 ~2)");
+    running.wait_for("1403 targets of 1401 devices (devices: +0 -0 ~2)");
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn a_server_without_releases_has_no_labels_and_says_so_once() {
     running.wait_for_lines("balena.json is unchanged", 2);
     // It is updated, and knows releases from then on.
     cloud.heal();
-    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("(devices: +0 -0 ~1)");
     running.signal("TERM");
     let (_, log) = running.wait();
     let warnings = log.iter().filter(|line| line.contains("this server does not know releases")).count();
@@ -442,7 +442,7 @@ fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {
     assert!(line.contains("404 Not Found"), "{line}");
     assert_eq!(sidecar.list(), before);
     cloud.heal();
-    running.wait_for("(+0 -0 ~1)");
+    running.wait_for("(devices: +0 -0 ~1)");
     assert_eq!(targets(&sidecar.list()), ["renamed app app 80 -", "gw-2 app app 80 -"]);
 }
 

@@ -235,7 +235,7 @@ pub fn faults() -> Vec<Fault> {
             Some(ETAG_OF_NOTHING) => Reply::status(304, &[], b""),
             _ => Reply::status(503, &[("ETag", ETAG_OF_NOTHING)], b"{\"d\":[]}"),
         })),
-        answers("200-no-etag", Lists(ALL, "(+1 -0 ~0)"), |_, due| plain(due).map(|body| Reply::status(200, &[], &body))),
+        answers("200-no-etag", Lists(ALL, "(devices: +1 -0 ~0)"), |_, due| plain(due).map(|body| Reply::status(200, &[], &body))),
 
         // The connection.
         Fault::new("refused", Inject::Nobody, Fails(&["cannot reach", "Connection refused"], BacksOff)),
@@ -345,8 +345,8 @@ pub fn faults() -> Vec<Fault> {
         })),
         third("all-else-missing", ALL, "changed 00000000000000000000000000000003", json!({"id": 3, "uuid": gateway(3)["uuid"]}).to_string()),
         third("name-huge", ALL, "changed xxxxxxxx", edited(|it| it["device_name"] = "x".repeat(1 << 20).into())),
-        third("fields-unknown", ALL, "(+1 -0 ~0)", edited(|it| it["vpn_address"] = json!({"a": [1, {"b": "x".repeat(1 << 16)}]}))),
-        third("field-deep", ALL, "(+1 -0 ~0)", edited(|_| {}).replace("\"id\":3,", &format!("\"id\":3,\"deep\":{}{},", "[".repeat(100_000), "]".repeat(100_000)))),
+        third("fields-unknown", ALL, "(devices: +1 -0 ~0)", edited(|it| it["vpn_address"] = json!({"a": [1, {"b": "x".repeat(1 << 16)}]}))),
+        third("field-deep", ALL, "(devices: +1 -0 ~0)", edited(|_| {}).replace("\"id\":3,", &format!("\"id\":3,\"deep\":{}{},", "[".repeat(100_000), "]".repeat(100_000)))),
         third("device-twice", ALL, "left out gw-3 (0000000): the API's record of it cannot be used: it comes twice", format!("{0},{0}", gateway(3))),
     ];
     // Whatever of a request the other side gives back, the key in it is not told.
