@@ -1,30 +1,58 @@
-//! What the metrics of both services have in common: their registry, and their text.
+//! The metrics of a service: how they are declared, and their text.
 
 use prometheus::core::Collector;
-use prometheus::{IntGaugeVec, Opts, Registry, Result, TextEncoder};
+use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Result, TextEncoder};
 
 /// The content type of metrics, without which Prometheus 3 fails the scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A registry with the metrics that both services have: the version and the process's own.
-pub fn new() -> Result<Registry> {
-    let registry = Registry::new();
-    let build = Opts::new("baletheus_build_info", "Version of baletheus.");
-    let build = register(&registry, IntGaugeVec::new(build, &["version"]))?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    #[cfg(target_os = "linux")]
-    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-    Ok(registry)
-}
+/// The metrics of a service. Each is declared with its name and its text.
+pub struct Registry(prometheus::Registry);
 
-/// Adds a metric.
-pub fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: Result<M>) -> Result<M> {
-    let metric = metric?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
+impl Registry {
+    /// The metrics that every service has: the version and the process's own.
+    pub fn new() -> Result<Self> {
+        let registry = Registry(prometheus::Registry::new());
+        let build = registry.gauges("baletheus_build_info", "Version of baletheus.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        #[cfg(target_os = "linux")]
+        registry.0.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(registry)
+    }
 
-/// All metrics, in Prometheus' text format.
-pub fn text(registry: &Registry) -> String {
-    TextEncoder::new().encode_to_string(&registry.gather()).unwrap_or_default()
+    fn add<M: Collector + Clone + 'static>(&self, metric: Result<M>) -> Result<M> {
+        let metric = metric?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    /// A counter.
+    pub fn counter(&self, name: &str, about: &str) -> Result<IntCounter> {
+        self.add(IntCounter::new(name, about))
+    }
+
+    /// A counter for each value of a label.
+    pub fn counters(&self, name: &str, about: &str, label: &str) -> Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, about), &[label]))
+    }
+
+    /// A gauge.
+    pub fn gauge(&self, name: &str, about: &str) -> Result<Gauge> {
+        self.add(Gauge::new(name, about))
+    }
+
+    /// A gauge for each set of values of these labels.
+    pub fn gauges(&self, name: &str, about: &str, labels: &[&str]) -> Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, about), labels))
+    }
+
+    /// A histogram with these upper bounds.
+    pub fn histogram(&self, name: &str, about: &str, buckets: &[f64]) -> Result<Histogram> {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, about).buckets(buckets.to_vec())))
+    }
+
+    /// All metrics, in Prometheus' text format.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.0.gather()).unwrap_or_default()
+    }
 }

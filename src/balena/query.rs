@@ -140,7 +140,7 @@ const NOT_RUNNING: &str = "$select=id,device,status,download_progress&$expand=in
 /// What is asked of each device's state. `is_connected_to_vpn` is the connection itself; a device can set its own `is_online`.
 const STATE: [&str; 2] = [
     "$select=id,is_connected_to_vpn,last_vpn_event,api_heartbeat_state",
-    "&$expand=is_running__release($select=id),should_be_running__release($select=id)",
+    "&$expand=is_running__release($select=id),should_be_running__release($select=id,raw_version)",
 ];
 
 /// The fleets of many devices in one answer.

@@ -65,23 +65,28 @@ struct FleetRecord<'a> {
 #[serde(bound(deserialize = "'de: 'a"))]
 struct ReleaseImage<'a> {
     #[serde(default, deserialize_with = "one")]
-    image: Option<Image<'a>>,
+    image: Option<ImageOfService<'a>>,
     #[serde(rename = "image_label")]
     labels: Option<Vec<Label<'a>>>,
 }
 
+/// An image, as the API describes it, with its service.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-struct Image<'a> {
-    id: Option<NonZeroU64>,
+pub struct ImageOfService<'a> {
+    /// Its id.
+    pub id: Option<NonZeroU64>,
+    /// None where the key may not read it.
     #[serde(rename = "is_a_build_of__service", default, deserialize_with = "one")]
-    service: Option<ServiceRecord<'a>>,
+    pub service: Option<ServiceRecord<'a>>,
 }
 
+/// A service, as the API describes it.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-struct ServiceRecord<'a> {
-    service_name: Option<Text<'a>>,
+pub struct ServiceRecord<'a> {
+    /// Its name in `docker-compose.yml`.
+    pub service_name: Option<Text<'a>>,
     #[serde(rename = "service_label")]
     overrides: Option<Vec<Label<'a>>>,
 }

@@ -29,9 +29,8 @@ use crate::logging;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
-use crate::state::devices::{Device, Devices, Known};
+use crate::state::devices::{Device, Devices, Known, List};
 use crate::state::installs::NotRunning;
-use crate::state::list::List;
 use crate::state::watching;
 use crate::text::count;
 

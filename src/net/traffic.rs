@@ -4,7 +4,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Gauge, IntCounter};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -15,7 +15,7 @@ const READ_AHEAD: usize = 64 << 10;
 #[derive(Clone)]
 pub struct Traffic {
     /// Connections that are open.
-    pub open: IntGauge,
+    pub open: Gauge,
     /// Bytes sent.
     pub sent: IntCounter,
     /// Bytes received.

@@ -3,12 +3,18 @@
 use std::sync::Arc;
 
 use super::installs::{NotRunning, Running, Services};
-use super::list::List;
+use super::records::{Pages, Record};
 use super::reported::{Report, State};
-use crate::discovery::entry::Entry;
+use crate::discovery::entry::{Entry, Page};
 
-/// Records by ascending id, page by page.
-pub type Pages<T> = Vec<Arc<Vec<T>>>;
+/// The devices, as discovery has published them.
+#[derive(Default)]
+pub struct List {
+    /// The version of the inventory.
+    pub version: u64,
+    /// By ascending id.
+    pub pages: Vec<Arc<Page>>,
+}
 
 /// What is known of the devices.
 #[derive(Clone, Default)]
@@ -74,13 +80,13 @@ impl Cursor {
     }
 
     /// The item with this id, which is asked for in ascending order.
-    fn find<'a, T>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64, id_of: fn(&T) -> u64) -> Option<&'a T> {
+    fn find<'a, T: Record>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64) -> Option<&'a T> {
         loop {
             let page = pages.get(self.page)?;
             match page.get(self.place) {
                 None => *self = Cursor { page: self.page + 1, place: 0 },
-                Some(item) if id_of(item) < id => self.place += 1,
-                Some(item) => return Some(item).filter(|item| id_of(item) == id),
+                Some(item) if item.id() < id => self.place += 1,
+                Some(item) => return Some(item).filter(|item| item.id() == id),
             }
         }
     }
@@ -126,10 +132,10 @@ impl Devices {
     pub fn next(&mut self) -> Option<Device<'_>> {
         let entry = self.entry.next(&self.list.pages, |page| &page.entries)?;
         let Some(id) = entry.id() else { return Some(Device { entry, state: None, report: None, services: None }) };
-        let state = self.state.find(&self.known.states, id, |state| state.id);
-        let report = self.report.find(&self.known.reports, id, |report| report.id);
+        let state = self.state.find(&self.known.states, id);
+        let report = self.report.find(&self.known.reports, id);
         let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
-            let running = self.running.find(&installs.running, id, |running| running.id);
+            let running = self.running.find(&installs.running, id);
             let mut own = Vec::new();
             while let Some(install) = installs.by_device.get(self.not_running).and_then(|at| installs.get(*at)) {
                 if install.device > id {

@@ -6,11 +6,18 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::reported::State;
-use super::shared::Shared;
+use super::records::Record;
+use super::shared::{Image, Shared};
+use super::reported::{ReleaseId, State};
+use crate::balena::Request;
 use crate::balena::device::{Text, one};
+use crate::balena::query::StateFields;
+use crate::balena::release::ImageOfService;
 use crate::discovery::declared::Declared;
 
+/// The images that run. A count of them would not tell those of the release from the supervisor's own.
+const RUNNING: &str = "$select=id&$expand=image_install($select=installs__image,is_provided_by__release;\
+    $filter=status%20eq%20'Running';$orderby=id%20asc)";
 /// The most running images of a device that are kept.
 const MAX_IMAGES: usize = 200;
 
@@ -38,38 +45,10 @@ pub struct Running {
     pub images: Arc<[Image]>,
 }
 
-/// An image on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Image {
-    /// Its id; none where the key may not read it.
-    pub id: Option<NonZeroU64>,
-    /// Id of the release that it belongs to. An image that two releases share belongs to the newer one as soon as that is downloaded.
-    pub release: Option<NonZeroU64>,
-}
-
 #[derive(Deserialize)]
 struct Reference {
     #[serde(rename = "__id")]
     id: NonZeroU64,
-}
-
-#[derive(Deserialize)]
-struct ReleaseRecord {
-    id: NonZeroU64,
-}
-
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "'de: 'a"))]
-struct ImageRecord<'a> {
-    id: NonZeroU64,
-    #[serde(rename = "is_a_build_of__service", default, deserialize_with = "one")]
-    service: Option<ServiceRecord<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "'de: 'a"))]
-struct ServiceRecord<'a> {
-    service_name: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -81,9 +60,9 @@ struct NotRunningRecord<'a> {
     status: Text<'a>,
     download_progress: Option<f32>,
     #[serde(default, deserialize_with = "one")]
-    installs__image: Option<ImageRecord<'a>>,
+    installs__image: Option<ImageOfService<'a>>,
     #[serde(default, deserialize_with = "one")]
-    is_provided_by__release: Option<ReleaseRecord>,
+    is_provided_by__release: Option<ReleaseId>,
 }
 
 #[derive(Deserialize)]
@@ -99,41 +78,53 @@ struct RunningRecord {
     image_install: Option<Vec<InstallRecord>>,
 }
 
-impl NotRunning {
-    /// Reads a record of an install.
-    ///
-    /// # Errors
-    /// A field has the wrong type.
-    pub fn read(raw: &RawValue, shared: &mut Shared) -> Result<Self, serde_json::Error> {
+impl Record for NotRunning {
+    const WHAT: &'static str = "services";
+
+    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
+        Request::NotRunning { after, limit }
+    }
+
+    fn next_id(after: u64) -> Request<'static> {
+        Request::NextNotRunning(after)
+    }
+
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: NotRunningRecord = serde_json::from_str(raw.get())?;
-        let (image, service) = match record.installs__image {
-            Some(image) => (Some(image.id), image.service.and_then(|service| service.service_name)),
-            None => (None, None),
-        };
+        let (image, release) = (record.installs__image, record.is_provided_by__release);
+        let image_id = image.as_ref().and_then(|image| image.id);
+        let service = image.and_then(|image| image.service?.service_name).filter(|name| !name.is_empty());
         Ok(NotRunning {
             id: record.id,
             device: record.device.id.get(),
-            image: Image { id: image, release: record.is_provided_by__release.map(|release| release.id) },
-            service: service.filter(|name| !name.is_empty()).map(|name| shared.word(&name)),
+            image: Image { id: image_id, release: release.map(|release| release.id) },
+            service: service.map(|name| shared.word(&name)),
             status: shared.word(&record.status),
             progress: record.download_progress,
         })
     }
+
+    fn id(&self) -> u64 {
+        self.id
+    }
 }
 
-impl Running {
-    /// Reads a device's record.
-    ///
-    /// # Errors
-    /// A field has the wrong type.
-    pub fn read(raw: &RawValue, shared: &mut Shared) -> Result<Self, serde_json::Error> {
+impl Record for Running {
+    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
+        Request::DevicesWith { what: RUNNING, after, limit }
+    }
+
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: RunningRecord = serde_json::from_str(raw.get())?;
-        let image = |install: &InstallRecord| Image {
-            id: install.installs__image.as_ref().map(|image| image.id),
-            release: install.is_provided_by__release.as_ref().map(|release| release.id),
-        };
-        let images: Vec<_> = record.image_install.iter().flatten().take(MAX_IMAGES).map(image).collect();
-        Ok(Running { id: record.id, images: shared.images(&images) })
+        let id = |reference: &Option<Reference>| reference.as_ref().map(|reference| reference.id);
+        let installs = record.image_install.iter().flatten().take(MAX_IMAGES);
+        let images = installs
+            .map(|install| Image { id: id(&install.installs__image), release: id(&install.is_provided_by__release) });
+        Ok(Running { id: record.id, images: shared.images(&images.collect::<Vec<_>>()) })
+    }
+
+    fn id(&self) -> u64 {
+        self.id
     }
 }
 

@@ -2,7 +2,6 @@
 
 pub mod devices;
 pub mod installs;
-pub mod list;
 mod records;
 pub mod reported;
 mod shared;

@@ -5,11 +5,18 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::records::Record;
 use super::shared::Shared;
+use crate::balena::Request;
 use crate::balena::device::{Text, one};
+use crate::balena::query::StateFields;
+
+/// What the supervisors report.
+const REPORTS: &str =
+    "$select=id,memory_usage,memory_total,storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted";
 
 /// What balenaCloud sees of a device. What it does not know is none.
 pub struct State {
@@ -25,6 +32,8 @@ pub struct State {
     pub running: Option<NonZeroU64>,
     /// Id of the release that it should run.
     pub target: Option<NonZeroU64>,
+    /// The version of that release, such as `1.2.3`.
+    pub target_version: Option<Arc<str>>,
     /// What became of its last update: `rejected`, `aborted`, `downloading`, `downloaded`, `applying changes` or `done`. None where the
     /// supervisor is older than 16.10.0.
     pub update: Option<Arc<str>>,
@@ -40,23 +49,30 @@ pub struct State {
 
 /// What the supervisor of a device reports. The API has whole MiB, percent and degrees, for which these are precise enough; NaN
 /// stands for null.
+#[derive(Deserialize)]
 pub struct Report {
     /// The device's id.
     pub id: u64,
     /// MiB.
+    #[serde(rename = "memory_usage", default = "nan", deserialize_with = "number")]
     pub memory_used: f32,
     /// MiB.
+    #[serde(rename = "memory_total", default = "nan", deserialize_with = "number")]
     pub memory_size: f32,
     /// MiB of the data partition.
+    #[serde(rename = "storage_usage", default = "nan", deserialize_with = "number")]
     pub storage_used: f32,
     /// MiB of the data partition.
+    #[serde(rename = "storage_total", default = "nan", deserialize_with = "number")]
     pub storage_size: f32,
     /// Percent, in steps of about 20.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub cpu_usage: f32,
     /// °C, in steps of about 3.
+    #[serde(rename = "cpu_temp", default = "nan", deserialize_with = "number")]
     pub cpu_temperature: f32,
-    /// 0 or 1.
-    pub undervolted: f32,
+    /// Whether the supervisor saw under-voltage.
+    pub is_undervolted: Option<bool>,
 }
 
 /// A moment, in milliseconds since 1970.
@@ -81,9 +97,18 @@ impl Moment {
     }
 }
 
+/// A release, of which only the id is asked for.
 #[derive(Deserialize)]
-struct Release {
+pub struct ReleaseId {
+    /// Its id.
+    pub id: NonZeroU64,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct TargetRelease<'a> {
     id: NonZeroU64,
+    raw_version: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -107,42 +132,32 @@ struct StateRecord<'a> {
     os_version: Option<Text<'a>>,
     supervisor_version: Option<Text<'a>>,
     #[serde(default, deserialize_with = "one")]
-    is_running__release: Option<Release>,
+    is_running__release: Option<ReleaseId>,
     #[serde(default, deserialize_with = "one")]
-    should_be_running__release: Option<Release>,
+    should_be_running__release: Option<TargetRelease<'a>>,
     #[serde(default, deserialize_with = "one")]
     should_be_operated_by__release: Option<Version<'a>>,
     #[serde(default, deserialize_with = "one")]
     should_be_managed_by__release: Option<Version<'a>>,
 }
 
-#[derive(Deserialize)]
-struct ReportRecord {
-    id: u64,
-    memory_usage: Option<f64>,
-    memory_total: Option<f64>,
-    storage_usage: Option<f64>,
-    storage_total: Option<f64>,
-    cpu_usage: Option<f64>,
-    cpu_temp: Option<f64>,
-    is_undervolted: Option<bool>,
-}
+impl Record for State {
+    fn request(more: StateFields, after: u64, limit: usize) -> Request<'static> {
+        Request::State { more, after, limit }
+    }
 
-impl State {
-    /// Reads a device's record.
-    ///
-    /// # Errors
-    /// A field has the wrong type.
-    pub fn read(raw: &RawValue, shared: &mut Shared) -> Result<Self, serde_json::Error> {
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: StateRecord = serde_json::from_str(raw.get())?;
         let moment = |text: &Option<Text>| text.as_deref().and_then(Moment::parse);
+        let target = record.should_be_running__release;
         Ok(State {
             id: record.id,
             online: record.is_connected_to_vpn,
             since: moment(&record.last_vpn_event),
             heartbeat: record.api_heartbeat_state.map(|state| shared.word(&state)),
             running: record.is_running__release.map(|release| release.id),
-            target: record.should_be_running__release.map(|release| release.id),
+            target: target.as_ref().map(|release| release.id),
+            target_version: target.and_then(|release| release.raw_version).map(|version| shared.word(&version)),
             update: record.update_status.map(|status| shared.word(&status)),
             update_since: moment(&record.last_update_status_event),
             os_pending: is_newer(record.should_be_operated_by__release, record.os_version),
@@ -151,6 +166,12 @@ impl State {
         })
     }
 
+    fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl State {
     /// Whether the device runs another release than it should. Without a release that it should run, there is nothing to wait for.
     pub fn update_pending(&self) -> Option<bool> {
         self.target.map(|target| self.running != Some(target))
@@ -162,26 +183,28 @@ impl State {
     }
 }
 
-impl Report {
-    /// Reads a device's record.
-    ///
-    /// # Errors
-    /// A field has the wrong type.
-    pub fn read(raw: &RawValue, _: &mut Shared) -> Result<Self, serde_json::Error> {
-        #[allow(clippy::cast_possible_truncation)] // a value that is out of range becomes infinite
-        let number = |value: Option<f64>| value.map_or(f32::NAN, |value| value as f32);
-        let record: ReportRecord = serde_json::from_str(raw.get())?;
-        Ok(Report {
-            id: record.id,
-            memory_used: number(record.memory_usage),
-            memory_size: number(record.memory_total),
-            storage_used: number(record.storage_usage),
-            storage_size: number(record.storage_total),
-            cpu_usage: number(record.cpu_usage),
-            cpu_temperature: number(record.cpu_temp),
-            undervolted: record.is_undervolted.map_or(f32::NAN, |flag| f32::from(u8::from(flag))),
-        })
+impl Record for Report {
+    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
+        Request::DevicesWith { what: REPORTS, after, limit }
     }
+
+    fn read(raw: &RawValue, _: &mut Shared) -> serde_json::Result<Self> {
+        serde_json::from_str(raw.get())
+    }
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+fn nan() -> f32 {
+    f32::NAN
+}
+
+/// NaN stands for null, and a value that is out of range becomes infinite.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    #[allow(clippy::cast_possible_truncation)]
+    Ok(Option::<f64>::deserialize(deserializer)?.map_or(f32::NAN, |value| value as f32))
 }
 
 /// Whether the version that should run is newer than the one that runs, as in `6.10.30` and `balenaOS 6.1.24`: an update of the OS can

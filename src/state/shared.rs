@@ -2,12 +2,20 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::num::NonZeroU64;
 use std::sync::Arc;
-
-use super::installs::Image;
 
 /// Characters of a word that are kept.
 const MAX_LENGTH: usize = 200;
+
+/// An image on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Image {
+    /// Its id; none where the key may not read it.
+    pub id: Option<NonZeroU64>,
+    /// Id of the release that it belongs to. An image that two releases share belongs to the newer one as soon as that is downloaded.
+    pub release: Option<NonZeroU64>,
+}
 
 /// What the records of a page share.
 #[derive(Default)]

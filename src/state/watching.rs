@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::devices::{Installs, Known, Pages};
+use super::devices::{Installs, Known};
 use super::installs::{NotRunning, Running};
-use super::records::Records;
+use super::records::{Pages, Records};
 use super::reported::{Report, State};
 use crate::backoff::Backoff;
 use crate::balena::query::StateFields;
@@ -60,7 +60,7 @@ pub fn watch(
     let interval = settings.interval;
     let mut states = States::new(client);
     let mut services = Services::new(client);
-    let mut reports = Records::reports(client);
+    let mut reports = Records::<Report>::new(client);
     let between_reports = interval.saturating_mul(states_to_report(interval));
     let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
     let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
@@ -172,7 +172,7 @@ struct States {
 
 impl States {
     fn new(client: &Client) -> Self {
-        States { records: Records::states(client), tried_all: Instant::now(), told: StateFields::NONE }
+        States { records: Records::new(client), tried_all: Instant::now(), told: StateFields::NONE }
     }
 
     /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
@@ -225,7 +225,7 @@ struct Services {
 
 impl Services {
     fn new(client: &Client) -> Self {
-        let (not_running, running) = (Records::not_running(client), Records::running(client));
+        let (not_running, running) = (Records::new(client), Records::new(client));
         Services { not_running, running, installs: None, told: false }
     }
 

@@ -37,7 +37,7 @@ pub enum Value {
 
 #[rustfmt::skip] // a table
 /// The metrics of each device. Those of services need `--device-services`, those of reports `--device-metrics`.
-pub const METRICS: [Metric; 22] = [
+pub const METRICS: [Metric; 23] = [
     Metric { name: "balena_device_info", about: "What the device is, for joining into other series", value: Value::Info },
     Metric { name: "balena_device_online", about: "Whether the device is connected to balena's VPN", value: Value::State(|it| flag(it.online)) },
     Metric { name: "balena_device_last_connectivity_event_timestamp_seconds", about: "When the device last connected to the VPN or lost the connection", value: Value::State(|it| seconds(it.since)) },
@@ -47,6 +47,7 @@ pub const METRICS: [Metric; 22] = [
     Metric { name: "balena_device_update_failed", about: "Whether the last update was rejected or aborted", value: Value::State(|it| flag(it.update_failed())) },
     Metric { name: "balena_device_update_status", about: "1 for the status of an update that is not done: rejected, aborted, downloading, downloaded or applying changes", value: Value::Word("status", |it| it.update.as_deref().filter(|status| *status != "done")) },
     Metric { name: "balena_device_last_update_status_event_timestamp_seconds", about: "When the status of the last update changed", value: Value::State(|it| seconds(it.update_since)) },
+    Metric { name: "balena_device_update_release", about: "1 with the version of the release that the device should run, while it runs another one", value: Value::Word("release", |it| it.target_version.as_deref().filter(|_| it.update_pending() == Some(true))) },
     Metric { name: "balena_device_os_update_pending", about: "Whether the device should run a newer balenaOS", value: Value::State(|it| flag(it.os_pending)) },
     Metric { name: "balena_device_supervisor_update_pending", about: "Whether the device should run a newer supervisor", value: Value::State(|it| flag(it.supervisor_pending)) },
     Metric { name: "balena_device_services_running", about: "Services that run, of the release that the device runs", value: Value::Count(|it| Some(it.running())) },
@@ -59,7 +60,7 @@ pub const METRICS: [Metric; 22] = [
     Metric { name: "balena_device_storage_size_bytes", about: "Space of the data partition", value: Value::Report(|it| it.storage_size * MIB) },
     Metric { name: "balena_device_cpu_usage_ratio", about: "CPU in use, 0 to 1, in steps of about 0.2", value: Value::Report(|it| it.cpu_usage / 100.0) },
     Metric { name: "balena_device_cpu_temperature_celsius", about: "Temperature of the CPU, in steps of about 3", value: Value::Report(|it| it.cpu_temperature) },
-    Metric { name: "balena_device_undervolted", about: "Whether the supervisor saw under-voltage", value: Value::Report(|it| it.undervolted) },
+    Metric { name: "balena_device_undervolted", about: "Whether the supervisor saw under-voltage", value: Value::Report(|it| it.is_undervolted.map_or(f32::NAN, |flag| f32::from(u8::from(flag)))) },
 ];
 
 fn flag(flag: Option<bool>) -> Option<f64> {

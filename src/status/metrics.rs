@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use prometheus::core::Collector;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result,
-};
+use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, Result};
 
 use crate::balena::{Failure, Reason, Requests};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
 use crate::discovery::quiet::QuietTimes;
-use crate::registry;
+use crate::registry::Registry;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
 /// The `code` of a request without an answer.
 const NO_ANSWER: &str = "none";
+
+/// Upper bounds of the histogram of durations, in seconds.
+const BUCKETS: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 /// The sidecar's metrics.
 pub struct Metrics {
@@ -32,13 +32,13 @@ pub struct Metrics {
     last_services: Gauge,
     writes: IntCounter,
     write_failures: IntCounter,
-    devices: IntGauge,
-    targets: IntGauge,
-    held_back: IntGauge,
+    devices: Gauge,
+    targets: Gauge,
+    held_back: Gauge,
     held_back_since: Gauge,
-    left_out: IntGaugeVec,
+    left_out: GaugeVec,
     requests: IntCounterVec,
-    quiet: IntGaugeVec,
+    quiet: GaugeVec,
     /// The fleets by their slugs, with the times at which they are switched off.
     fleets: Mutex<BTreeMap<String, QuietTimes>>,
 }
@@ -48,61 +48,26 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric is declared twice or wrongly.
+    #[rustfmt::skip] // a table
     pub fn new() -> Result<Self> {
-        let registry = registry::new()?;
-        let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-        let duration = HistogramOpts::new("baletheus_refresh_duration_seconds", "How long a refresh took.");
-        let declare = Declare(&registry);
+        let registry = Registry::new()?;
         let metrics = Metrics {
-            refreshes: declare.counter("baletheus_refreshes_total", "Refreshes, successful or not.")?,
-            failures: declare.counters(
-                "baletheus_refresh_failures_total",
-                "Refreshes that failed, by reason.",
-                "reason",
-            )?,
-            duration: declare.add(Histogram::with_opts(duration.buckets(buckets)))?,
-            last: declare.add(Gauge::new(
-                "baletheus_last_refresh_timestamp_seconds",
-                "When the last successful refresh ended.",
-            ))?,
-            last_state: declare.add(Gauge::new(
-                "baletheus_last_device_refresh_timestamp_seconds",
-                "When the state of the devices was last known; 0 before the first time.",
-            ))?,
-            last_services: declare.add(Gauge::new(
-                "baletheus_last_services_refresh_timestamp_seconds",
-                "When it was last known what runs on the devices; 0 before the first time.",
-            ))?,
-            writes: declare.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
-            write_failures: declare
-                .counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
-            devices: declare.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
-            targets: declare.gauge("baletheus_targets", "Targets in the list that is published.")?,
-            held_back: declare.gauge(
-                "baletheus_list_held_back",
-                "1 while a list without targets is held back and the one before stays, else 0.",
-            )?,
-            held_back_since: declare.add(Gauge::new(
-                "baletheus_list_held_back_since_timestamp_seconds",
-                "Since when a list is held back; 0 while none is.",
-            ))?,
-            left_out: declare.add(IntGaugeVec::new(
-                Opts::new("baletheus_devices_left_out", "Devices without a target, by reason."),
-                &["reason"],
-            ))?,
-            quiet: declare.add(IntGaugeVec::new(
-                Opts::new(
-                    "balena_fleet_quiet",
-                    "Whether the fleet is switched off on purpose now, by its tag prometheus.io/quiet.",
-                ),
-                &["fleet"],
-            ))?,
+            refreshes: registry.counter("baletheus_refreshes_total", "Refreshes, successful or not.")?,
+            failures: registry.counters("baletheus_refresh_failures_total", "Refreshes that failed, by reason.", "reason")?,
+            duration: registry.histogram("baletheus_refresh_duration_seconds", "How long a refresh took.", &BUCKETS)?,
+            last: registry.gauge("baletheus_last_refresh_timestamp_seconds", "When the last successful refresh ended.")?,
+            last_state: registry.gauge("baletheus_last_device_refresh_timestamp_seconds", "When the state of the devices was last known; 0 before the first time.")?,
+            last_services: registry.gauge("baletheus_last_services_refresh_timestamp_seconds", "When it was last known what runs on the devices; 0 before the first time.")?,
+            writes: registry.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
+            write_failures: registry.counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
+            devices: registry.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
+            targets: registry.gauge("baletheus_targets", "Targets in the list that is published.")?,
+            held_back: registry.gauge("baletheus_list_held_back", "1 while a list without targets is held back and the one before stays, else 0.")?,
+            held_back_since: registry.gauge("baletheus_list_held_back_since_timestamp_seconds", "Since when a list is held back; 0 while none is.")?,
+            left_out: registry.gauges("baletheus_devices_left_out", "Devices without a target, by reason.", &["reason"])?,
+            quiet: registry.gauges("balena_fleet_quiet", "Whether the fleet is switched off on purpose now, by its tag prometheus.io/quiet.", &["fleet"])?,
+            requests: registry.counters("baletheus_api_requests_total", "Requests to the API, by status; none: without an answer.", "code")?,
             fleets: Mutex::default(),
-            requests: declare.counters(
-                "baletheus_api_requests_total",
-                "Requests to the API, by status; none: without an answer.",
-                "code",
-            )?,
             registry,
         };
         for reason in Reason::ALL {
@@ -133,12 +98,9 @@ impl Metrics {
     }
 
     fn hold_back(&self, is_held_back: bool) {
-        match (is_held_back, self.held_back.get() == 1) {
-            (true, false) => self.held_back_since.set(now()),
-            (false, true) => self.held_back_since.set(0.0),
-            _ => {}
-        }
-        self.held_back.set(is_held_back.into());
+        let since = if is_held_back && self.held_back_since.get() == 0.0 { now() } else { self.held_back_since.get() };
+        self.held_back_since.set(if is_held_back { since } else { 0.0 });
+        self.held_back.set(if is_held_back { 1.0 } else { 0.0 });
     }
 
     /// The state of the devices is known as of now.
@@ -154,7 +116,10 @@ impl Metrics {
     /// Shows what the API lists now.
     pub fn listed(&self, pages: &[Arc<Page>]) {
         self.devices.set(number(pages.iter().map(|page| page.entries.len()).sum()));
-        self.count_left_out(pages);
+        for reason in LeftOutReason::ALL {
+            let count = pages.iter().filter_map(|page| page.left_out.get(reason)).sum();
+            self.left_out.with_label_values(&[reason.as_str()]).set(number(count));
+        }
         let fleets = pages.iter().flat_map(|page| &page.entries).filter_map(|entry| entry.common.fleet.as_ref());
         let fleets = fleets.filter(|fleet| !fleet.slug.is_empty());
         let fleets = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
@@ -166,13 +131,6 @@ impl Metrics {
         self.targets.set(number(targets));
     }
 
-    fn count_left_out(&self, pages: &[Arc<Page>]) {
-        for reason in LeftOutReason::ALL {
-            let count = pages.iter().filter_map(|page| page.left_out.get(reason)).sum();
-            self.left_out.with_label_values(&[reason.as_str()]).set(number(count));
-        }
-    }
-
     /// All of them in the text format 0.0.4.
     pub fn text(&self, requests: &Requests) -> String {
         for (status, count) in requests.counts() {
@@ -182,30 +140,9 @@ impl Metrics {
         }
         self.quiet.reset();
         for (fleet, quiet) in &*self.fleets.lock().unwrap_or_else(PoisonError::into_inner) {
-            self.quiet.with_label_values(&[fleet]).set(quiet.has(SystemTime::now()).into());
+            self.quiet.with_label_values(&[fleet]).set(f64::from(u8::from(quiet.has(SystemTime::now()))));
         }
-        registry::text(&self.registry)
-    }
-}
-
-/// Declares metrics and adds them to a registry.
-struct Declare<'a>(&'a Registry);
-
-impl Declare<'_> {
-    fn add<M: Collector + Clone + 'static>(&self, metric: Result<M>) -> Result<M> {
-        registry::register(self.0, metric)
-    }
-
-    fn counter(&self, name: &str, about: &str) -> Result<IntCounter> {
-        self.add(IntCounter::new(name, about))
-    }
-
-    fn gauge(&self, name: &str, about: &str) -> Result<IntGauge> {
-        self.add(IntGauge::new(name, about))
-    }
-
-    fn counters(&self, name: &str, about: &str, label: &str) -> Result<IntCounterVec> {
-        self.add(IntCounterVec::new(Opts::new(name, about), &[label]))
+        self.registry.text()
     }
 }
 
@@ -213,6 +150,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-fn number(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+#[allow(clippy::cast_precision_loss)] // there are not so many devices
+fn number(number: usize) -> f64 {
+    number as f64
 }

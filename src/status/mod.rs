@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use hyper::StatusCode;
 use hyper::body::Bytes;
 
 use crate::balena::{Client, Failure, Reason, Requests};
@@ -22,8 +23,7 @@ use crate::discovery::{HELD_BACK, Observer, Published};
 use crate::net::cannot_start::CannotStart;
 use crate::net::guard::Guard;
 use crate::net::{server, threads};
-use crate::state::devices::Known;
-use crate::state::list::List;
+use crate::state::devices::{Known, List};
 use crate::state::watching::{self, News};
 use liveness::Liveness;
 use metrics::Metrics;
@@ -76,20 +76,11 @@ struct Shown {
 
 /// Why a refresh has not published its list.
 #[derive(Clone)]
-enum Trouble {
-    /// It failed.
-    Failed(Failure),
-    /// The list has no targets.
-    HeldBack,
-}
-
-impl Trouble {
-    fn why(&self) -> &str {
-        match self {
-            Trouble::Failed(failure) => &failure.message,
-            Trouble::HeldBack => HELD_BACK,
-        }
-    }
+struct Trouble {
+    what: &'static str,
+    why: String,
+    /// The API refused it for too many requests.
+    is_limited: bool,
 }
 
 /// The text of a list, and when it was written.
@@ -134,7 +125,7 @@ impl Status {
 
     /// Whether the API has refused the last refresh for too many requests.
     fn is_limited(&self) -> bool {
-        matches!(&self.shown().trouble, Some(Trouble::Failed(failure)) if failure.reason == Reason::RateLimited)
+        self.shown().trouble.as_ref().is_some_and(|trouble| trouble.is_limited)
     }
 
     fn learn(&self, news: News) {
@@ -169,7 +160,9 @@ impl Observer for Status {
         let published = match outcome {
             Ok(published) => *published,
             Err(failure) => {
-                self.shown().trouble = Some(Trouble::Failed(failure.clone()));
+                let is_limited = failure.reason == Reason::RateLimited;
+                let (what, why) = ("The last refresh failed", failure.message.clone());
+                self.shown().trouble = Some(Trouble { what, why, is_limited });
                 return;
             }
         };
@@ -182,7 +175,8 @@ impl Observer for Status {
         let mut shown = self.shown();
         shown.refreshed = Some(SystemTime::now());
         if published == Published::Refused {
-            shown.trouble = Some(Trouble::HeldBack);
+            let (what, why) = ("The new list is held back", HELD_BACK.into());
+            shown.trouble = Some(Trouble { what, why, is_limited: false });
             return;
         }
         shown.trouble = None;
@@ -196,25 +190,22 @@ impl Observer for Status {
 
 impl Shown {
     /// What `/-/ready` says. An old list is ready as well, with its age in the text: `http_sd` needs it.
-    ///
-    /// # Errors
-    /// Why there is none.
-    fn readiness(&self) -> Result<String, String> {
+    fn readiness(&self) -> (StatusCode, String) {
         let age = |time: SystemTime| {
             let age = SystemTime::now().duration_since(time).unwrap_or_default();
-            humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
+            humantime::format_duration(Duration::from_secs(age.as_secs()))
         };
-        let why = self.trouble.as_ref().map(Trouble::why);
-        let first = why.unwrap_or("the first refresh has not ended");
-        match (&self.list, &self.stored, self.confirmed) {
-            (None, None, _) => Err(format!("there is no list yet: {first}\n")),
+        let why = self.trouble.as_ref().map_or("the first refresh has not ended", |trouble| &trouble.why);
+        let text = match (&self.list, &self.stored, self.confirmed) {
+            (None, None, _) => return (StatusCode::SERVICE_UNAVAILABLE, format!("there is no list yet: {why}\n")),
             (None, Some(stored), _) => {
-                Ok(format!("ready; the list is the file's, written {} ago: {first}\n", age(stored.changed)))
+                format!("ready; the list is the file's, written {} ago: {why}\n", age(stored.changed))
             }
-            (Some(_), _, Some(confirmed)) if why.is_some() => {
-                Ok(format!("ready; the list was right {} ago: {first}\n", age(confirmed)))
+            (Some(_), _, Some(confirmed)) if self.trouble.is_some() => {
+                format!("ready; the list was right {} ago: {why}\n", age(confirmed))
             }
-            _ => Ok("ready\n".into()),
-        }
+            _ => "ready\n".into(),
+        };
+        (StatusCode::OK, text)
     }
 }

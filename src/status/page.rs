@@ -88,31 +88,29 @@ impl Status {
 
     /// What is wrong, one sentence each.
     fn problems(&self, shown: &Shown, now: SystemTime) -> Vec<String> {
-        let late = self.liveness.late();
-        let hangs = |late| format!("Discovery hangs: it is {} late. Restart it and look at its log.", about(late));
-        let trouble = shown.trouble.as_ref().map(|trouble| {
-            let what = match trouble {
-                Trouble::Failed(_) => "The last refresh failed",
-                Trouble::HeldBack => "The new list is held back",
-            };
-            format!("{what}: {}", trouble.why())
-        });
-        let list = match &shown.list {
-            None if shown.stored.is_some() => {
-                Some("There is no new list since the start: /targets has the list that the target file had then.")
+        let mut problems = Vec::new();
+        if let Some(late) = self.liveness.late() {
+            problems.push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", about(late)));
+        }
+        if let Some(Trouble { what, why, .. }) = &shown.trouble {
+            problems.push(format!("{what}: {why}"));
+        }
+        match &shown.list {
+            None if shown.stored.is_some() => problems.push(
+                "There is no new list since the start: /targets has the list that the target file had then.".into(),
+            ),
+            None => problems.push("There is no list yet, and /targets answers 503.".into()),
+            Some(list) if list.pages.iter().all(|page| page.entries.is_empty()) => {
+                problems.push("The API lists no device for this key and these options.".into());
             }
-            None => Some("There is no list yet, and /targets answers 503."),
-            Some(list) if list.entries().next().is_none() => {
-                Some("The API lists no device for this key and these options.")
-            }
-            Some(_) => None,
-        };
+            Some(_) => {}
+        }
         let age = now.duration_since(shown.states_read.unwrap_or(self.started)).unwrap_or_default();
-        let is_old = age > 3 * self.device_refresh.max(MIN_STATE_AGE);
-        let old =
-            || format!("The state of the devices was read {} ago for the last time: the log says why.", about(age));
-        let all = [late.map(hangs), trouble, list.map(str::to_owned), is_old.then(old)];
-        all.into_iter().flatten().collect()
+        if age > 3 * self.device_refresh.max(MIN_STATE_AGE) {
+            let age = about(age);
+            problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
+        }
+        problems
     }
 
     /// A device with its fleet, its state, and its targets or why it has none.

@@ -10,7 +10,7 @@ use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::series::{Series, Targets, Text};
-use super::stream::{self, Answer, whole};
+use super::stream::{self, Content, whole};
 use super::{Shown, Status, page};
 use crate::net::guard;
 use crate::net::server::{self, Limits, TEXT, WhenFull};
@@ -43,7 +43,7 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Inf
 }
 
 impl Status {
-    fn answer<B>(&self, request: &Request<B>) -> Response<Answer> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Content> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut answer = whole(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -69,10 +69,10 @@ impl Status {
                     whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
                 }
             },
-            "/-/ready" => match shown.readiness() {
-                Ok(text) => whole(StatusCode::OK, TEXT, text),
-                Err(why) => whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, why),
-            },
+            "/-/ready" => {
+                let (status, text) = shown.readiness();
+                whole(status, TEXT, text)
+            }
             "/targets" => self.targets(headers, shown),
             "/" => {
                 let page = Text(self.page(&shown).into());
@@ -83,12 +83,13 @@ impl Status {
         }
     }
 
-    fn targets(&self, headers: &HeaderMap, shown: Shown) -> Response<Answer> {
+    fn targets(&self, headers: &HeaderMap, shown: Shown) -> Response<Content> {
         const KIND: &str = "application/json";
-        match (shown.readiness(), shown.list, shown.stored) {
-            (_, Some(list), _) => stream::answer(headers, &self.packing, KIND, Targets::new(list)),
-            (_, None, Some(stored)) => stream::answer(headers, &self.packing, KIND, Text(stored.text)),
-            (why, None, None) => whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, why.err().unwrap_or_default()),
+        let (status, why) = shown.readiness();
+        match (shown.list, shown.stored) {
+            (Some(list), _) => stream::answer(headers, &self.packing, KIND, Targets::new(list)),
+            (None, Some(stored)) => stream::answer(headers, &self.packing, KIND, Text(stored.text)),
+            (None, None) => whole(status, TEXT, why),
         }
     }
 }

@@ -11,8 +11,7 @@ use super::device_metrics::{METRICS, Metric, Value};
 use super::stream::Source;
 use crate::discovery::labels::{ALERT, escape, own_info};
 use crate::discovery::target_groups;
-use crate::state::devices::{Cursor, Device, Devices, Known};
-use crate::state::list::List;
+use crate::state::devices::{Cursor, Device, Devices, Known, List};
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;
@@ -83,48 +82,24 @@ fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &Device) -> bool {
     }
 }
 
-/// One sample for each service. One that a device has twice would make all of `/metrics` invalid: the first counts.
+/// One sample for each service: of a download with how far it is, else with the status. One that a device has twice would make all of
+/// `/metrics` invalid: the first counts.
 fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device) -> bool {
     let Some(services) = &device.services else { return false };
+    let installs: Vec<_> = match metric.value {
+        Value::Download => services.downloads().map(|(install, ratio)| (install, Some(ratio))).collect(),
+        _ => services.of_running_release().map(|install| (install, None)).collect(),
+    };
     let mut put_already: Vec<&str> = Vec::new();
-    match metric.value {
-        Value::Status => {
-            for install in services.of_running_release() {
-                let Some(service) = install.service.as_deref().filter(|name| !put_already.contains(name)) else {
-                    continue;
-                };
-                put_already.push(service);
-                let muted = if services.is_muted(service) { [",", ALERT, "=\"false\""] } else { [""; 3] };
-                put(
-                    out,
-                    [
-                        metric.name,
-                        "{uuid=\"",
-                        uuid,
-                        "\",service=\"",
-                        &escape(service),
-                        "\",status=\"",
-                        &escape(&install.status),
-                        "\"",
-                    ],
-                );
-                put(out, muted);
-                put(out, ["} 1\n"]);
-            }
+    for (install, ratio) in installs {
+        let Some(service) = install.service.as_deref().filter(|name| !put_already.contains(name)) else { continue };
+        put_already.push(service);
+        put(out, [metric.name, "{uuid=\"", uuid, "\",service=\"", &escape(service), "\""]);
+        if ratio.is_none() {
+            put(out, [",status=\"", &escape(&install.status), "\""]);
+            put(out, if services.is_muted(service) { [",", ALERT, "=\"false\""] } else { [""; 3] });
         }
-        _ => {
-            for (install, ratio) in services.downloads() {
-                let Some(service) = install.service.as_deref().filter(|name| !put_already.contains(name)) else {
-                    continue;
-                };
-                put_already.push(service);
-                put_sample(
-                    out,
-                    [metric.name, "{uuid=\"", uuid, "\",service=\"", &escape(service), "\"} "],
-                    Some(ratio),
-                );
-            }
-        }
+        put_sample(out, ["} "], Some(ratio.unwrap_or(1.0)));
     }
     !put_already.is_empty()
 }

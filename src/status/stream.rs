@@ -23,7 +23,7 @@ const PIECE_SIZE: usize = 64 << 10;
 const MAX_PACKED: usize = 4;
 
 /// The body of an answer: whole, or in pieces.
-pub type Answer = Either<Full<Bytes>, Stream>;
+pub type Content = Either<Full<Bytes>, Stream>;
 
 /// What makes an answer, part by part.
 pub trait Source: Send {
@@ -44,11 +44,11 @@ pub struct Stream {
 /// An answer from this source, with gzip if the client accepts it.
 pub fn answer(
     headers: &HeaderMap, packing: &Packing, kind: &'static str, source: impl Source + 'static,
-) -> Response<Answer> {
+) -> Response<Content> {
     let packs = accepts_gzip(headers) && Arc::strong_count(&packing.0) <= MAX_PACKED;
     let gzip = packs.then(|| (GzEncoder::new(Vec::new(), Compression::fast()), packing.clone()));
     let stream = Stream { source: Some(Box::new(source)), gzip };
-    let mut answer = reply::<Answer>(StatusCode::OK, kind, Either::Right(stream));
+    let mut answer = reply::<Content>(StatusCode::OK, kind, Either::Right(stream));
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if packs {
         answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -57,8 +57,8 @@ pub fn answer(
 }
 
 /// A short answer.
-pub fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Answer> {
-    reply::<Answer>(status, kind, Either::Left(Full::new(body.into())))
+pub fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Content> {
+    reply::<Content>(status, kind, Either::Left(Full::new(body.into())))
 }
 
 /// `gzip` by name decides, and else `*`; a quality of 0 is a refusal.

@@ -12,7 +12,7 @@ use crate::discovery::target_file::{Identity, identity};
 use crate::net::threads::{self, NoThread};
 use crate::text::count;
 use crate::tunnel::metrics::Metrics;
-use crate::tunnel::target_list::{Target, TargetList, read};
+use crate::tunnel::target_list::{BadTargetFile, Target, TargetList, read};
 
 /// How long a scrape waits for the file. After that the list that was read before decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,8 +36,8 @@ struct State {
     targets: Arc<TargetList>,
     /// The file's metadata when it was last read, if there was a file.
     seen: Option<Identity>,
-    /// The result of the last reading and its time; none before the first.
-    read: Option<(Result<(), String>, Instant)>,
+    /// The time of the last reading, and why it failed if it did; none before the first.
+    read: Option<(Option<String>, Instant)>,
     pending: Option<Pending>,
     /// The start of the last check that has a result.
     checked: Option<Instant>,
@@ -54,7 +54,7 @@ struct Check {
 }
 
 /// The file's metadata, and its targets if it was read.
-type Found = (Option<Identity>, Option<Result<TargetList, String>>);
+type Found = (Option<Identity>, Option<Result<TargetList, BadTargetFile>>);
 
 /// A check that has no result yet. It goes on if the scrape that started it ends.
 struct Pending {
@@ -92,7 +92,7 @@ impl AllowedTargets {
         // A scrape that ended may have left a check behind, which may be older than the file.
         if self.finish(&mut state).await {
             let reads_anyway =
-                state.read.as_ref().is_none_or(|(read, when)| read.is_err() && when.elapsed() >= RETRY_INTERVAL);
+                state.read.as_ref().is_none_or(|(failure, when)| failure.is_some() && when.elapsed() >= RETRY_INTERVAL);
             let (found, receiver) = oneshot::channel();
             state.pending = Some(Pending { start: Instant::now(), found: receiver });
             let _ = self.checks.send(Check { seen: state.seen, reads_anyway, before: state.targets.clone(), found }); // the thread never ends
@@ -113,24 +113,23 @@ impl AllowedTargets {
         true
     }
 
-    fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<TargetList, String>) {
+    fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<TargetList, BadTargetFile>) {
         let path = self.path.display();
-        let read = read.map(|targets| {
+        let failure = read.as_ref().err().map(ToString::to_string);
+        let is_new = state.seen != identity || state.read.as_ref().is_none_or(|(before, _)| *before != failure);
+        if let Ok(targets) = read {
             let level = if state.targets.is_empty() { Level::Info } else { Level::Debug };
             log::log!(level, "{} in {path}", count(targets.len(), "target"));
             self.metrics.listed(&targets);
             state.targets = Arc::new(targets);
-        });
-        let is_new = state.seen != identity || state.read.as_ref().is_none_or(|(before, _)| *before != read);
-        if let Err(why) = &read
-            && is_new
-        {
+        }
+        if let Some(why) = failure.as_ref().filter(|_| is_new) {
             let until = match state.targets.len() {
                 0 => "Every scrape is refused until it has targets".to_owned(),
                 targets => format!("The {} that were read before stay", count(targets, "target")),
             };
             log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {until}");
         }
-        (state.seen, state.read) = (identity, Some((read, Instant::now())));
+        (state.seen, state.read) = (identity, Some((failure, Instant::now())));
     }
 }

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{IntGaugeVec, Opts, Registry};
+use prometheus::GaugeVec;
 
 use crate::net::scrape_error::ScrapeReason;
-use crate::registry::register;
 use crate::tunnel::target_list::{Exporter, TargetList};
 
 /// The failures of the last scrapes, as a metric with a series for each.
@@ -15,18 +14,13 @@ pub struct Failures {
     failed: Mutex<BTreeMap<Arc<Exporter>, ScrapeReason>>,
     /// The number of exporters in the target file.
     listed: AtomicUsize,
-    series: IntGaugeVec,
+    series: GaugeVec,
 }
 
 impl Failures {
     /// No failure so far.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let series = Opts::new(
-            "baletheus_tunnel_target_failure",
-            "1 for each target whose last scrape failed, with the reason; nothing for the others.",
-        );
-        let series = register(registry, IntGaugeVec::new(series, &["uuid", "job", "instance", "reason"]))?;
-        Ok(Failures { failed: Mutex::default(), listed: AtomicUsize::new(0), series })
+    pub fn new(series: GaugeVec) -> Self {
+        Failures { failed: Mutex::default(), listed: AtomicUsize::new(0), series }
     }
 
     /// A scrape of this exporter ends: with a failure, or without.
@@ -62,7 +56,7 @@ impl Failures {
             let labels = [&*exporter.uuid, &*exporter.job, &*exporter.instance];
             if last != Some(labels) {
                 let [uuid, job, instance] = labels;
-                self.series.with_label_values(&[uuid, job, instance, reason.as_str()]).set(1);
+                self.series.with_label_values(&[uuid, job, instance, reason.as_str()]).set(1.0);
             }
             last = Some(labels);
         }

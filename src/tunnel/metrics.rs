@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec};
 use tokio::time::Instant;
 
 use crate::net::scrape_error::ScrapeReason;
 use crate::net::traffic::Traffic;
-use crate::registry::{self, register};
+use crate::registry::Registry;
 use crate::tunnel::failures::Failures;
 use crate::tunnel::target_list::{Target, TargetList};
 
 /// Upper bounds of the histogram of durations, in seconds.
-const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
+const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
 
 /// The metrics of the tunnel.
 pub struct Metrics {
@@ -27,50 +27,32 @@ pub struct Metrics {
     /// Connections to the tunnel host.
     pub traffic: Traffic,
     /// Targets that the tunnel may go to.
-    pub targets: IntGauge,
+    targets: Gauge,
     /// Which targets fail.
     pub failures: Failures,
 }
 
 impl Metrics {
     /// All metrics at 0.
+    #[rustfmt::skip] // a table
     pub fn new() -> prometheus::Result<Self> {
-        let registry = registry::new()?;
-        let scrapes = Opts::new(
-            "baletheus_tunnel_scrapes_total",
-            "Scrapes through the tunnel, by result; of https targets, connections.",
-        );
-        let duration = HistogramOpts::new(
-            "baletheus_tunnel_duration_seconds",
-            "How long a scrape through the tunnel took, without those of https targets.",
-        );
-        let bytes =
-            Opts::new("baletheus_tunnel_bytes_total", "Bytes to and from the tunnel host, those of TLS among them.");
-        let bytes = register(&registry, IntCounterVec::new(bytes, &["direction"]))?;
-        let [sent, received] = ["sent", "received"].map(|direction| bytes.with_label_values(&[direction]));
-        let open = IntGauge::new("baletheus_tunnel_open", "Connections to the tunnel host that are open.");
-        let handshakes = IntCounter::new(
-            "baletheus_tunnel_handshakes_total",
-            "Tunnels asked for. The other scrapes used a kept one, or were answered from memory.",
-        );
-        let remembered = IntCounter::new(
-            "baletheus_tunnel_remembered_total",
-            "Scrapes of devices that are not connected, answered without asking for a tunnel again.",
-        );
-        let targets = IntGauge::new("baletheus_tunnel_targets", "Targets that the tunnel may go to.");
-        let scrapes = register(&registry, IntCounterVec::new(scrapes, &["result"]))?;
+        let registry = Registry::new()?;
+        let scrapes = registry.counters("baletheus_tunnel_scrapes_total", "Scrapes through the tunnel, by result; of https targets, connections.", "result")?;
         for outcome in Outcome::all() {
             // from 0, so that `increase()` sees the first one
             scrapes.with_label_values(&[outcome.as_str()]);
         }
+        let bytes = registry.counters("baletheus_tunnel_bytes_total", "Bytes to and from the tunnel host, those of TLS among them.", "direction")?;
+        let [sent, received] = ["sent", "received"].map(|direction| bytes.with_label_values(&[direction]));
+        let open = registry.gauge("baletheus_tunnel_open", "Connections to the tunnel host that are open.")?;
         Ok(Metrics {
             scrapes,
-            duration: register(&registry, Histogram::with_opts(duration.buckets(BUCKETS.to_vec())))?,
-            handshakes: register(&registry, handshakes)?,
-            remembered: register(&registry, remembered)?,
-            traffic: Traffic { open: register(&registry, open)?, sent, received },
-            targets: register(&registry, targets)?,
-            failures: Failures::new(&registry)?,
+            duration: registry.histogram("baletheus_tunnel_duration_seconds", "How long a scrape through the tunnel took, without those of https targets.", &BUCKETS)?,
+            handshakes: registry.counter("baletheus_tunnel_handshakes_total", "Tunnels asked for. The other scrapes used a kept one, or were answered from memory.")?,
+            remembered: registry.counter("baletheus_tunnel_remembered_total", "Scrapes of devices that are not connected, answered without asking for a tunnel again.")?,
+            traffic: Traffic { open, sent, received },
+            targets: registry.gauge("baletheus_tunnel_targets", "Targets that the tunnel may go to.")?,
+            failures: Failures::new(registry.gauges("baletheus_tunnel_target_failure", "1 for each target whose last scrape failed, with the reason; nothing for the others.", &["uuid", "job", "instance", "reason"])?),
             registry,
         })
     }
@@ -78,12 +60,13 @@ impl Metrics {
     /// All metrics, in Prometheus' text format.
     pub fn text(&self) -> String {
         self.failures.publish();
-        registry::text(&self.registry)
+        self.registry.text()
     }
 
     /// The target file has been read.
     pub fn listed(&self, list: &TargetList) {
-        self.targets.set(i64::try_from(list.len()).unwrap_or(i64::MAX));
+        #[allow(clippy::cast_precision_loss)] // there are not so many
+        self.targets.set(list.len() as f64);
         self.failures.retain(list);
     }
 

@@ -38,7 +38,8 @@ use crate::tunnel::tunnels::{Tunnels, busy};
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
 
-type Answer = Response<Either<Full<Bytes>, AnswerBody>>;
+/// What Prometheus gets.
+type Reply = Response<Either<Full<Bytes>, AnswerBody>>;
 
 /// The state of the proxy.
 pub struct Proxy {
@@ -59,7 +60,7 @@ impl Proxy {
         Proxy {
             tunnels: Arc::new(tunnels),
             allowed,
-            outages: Outages::default(),
+            outages: Outages::new(),
             metrics,
             guard,
             scrapes: Arc::new(Semaphore::new(scrapes)),
@@ -108,7 +109,7 @@ impl Proxy {
         log::log!(level, "refused a request: {why}");
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let (method, url) = (request.method().clone(), request.uri().clone());
         if method == Method::GET && url.authority().is_none() {
             return self.own_page(&request).map(Either::Left);
@@ -170,7 +171,7 @@ impl Proxy {
     /// Passes a scrape through a tunnel.
     async fn scrape(
         &self, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
-    ) -> Result<Answer, ScrapeError> {
+    ) -> Result<Reply, ScrapeError> {
         let mut scrape = Scrape::start(self.metrics.clone(), target.clone(), request.uri().path());
         let answered = async {
             let place = self.place()?;
@@ -197,7 +198,7 @@ impl Proxy {
     /// Answers Prometheus' CONNECT, and relays what follows.
     async fn connect(
         self: &Arc<Self>, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
-    ) -> Result<Answer, ScrapeError> {
+    ) -> Result<Reply, ScrapeError> {
         let opened = async { Ok((self.place()?, self.tunnels.open(&target, deadline).await?)) }.await;
         let failed = |error: &ScrapeError| Outcome::Failed(error.reason);
         let outcome = opened.as_ref().map_or_else(failed, |_| Outcome::Passed(StatusCode::OK));
@@ -268,7 +269,7 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The answer to a failed scrape. Prometheus shows the reason phrase, and people read the body.
-fn failure(error: ScrapeError) -> Answer {
+fn failure(error: ScrapeError) -> Reply {
     let status = match error.reason {
         ScrapeReason::NotTarget => StatusCode::FORBIDDEN,
         ScrapeReason::Timeout => StatusCode::GATEWAY_TIMEOUT,

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::memory;
@@ -101,10 +102,30 @@ struct Labels {
     timeout: Option<String>,
 }
 
+/// Why a target file cannot be used.
+#[derive(Debug, Error)]
+pub enum BadTargetFile {
+    /// The system does not let it be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    /// Reading a pipe would block until somebody writes into it.
+    #[error("is no file")]
+    NoFile,
+    /// It is larger than so many MiB.
+    #[error("is too large: the bound is {0} MiB, an eighth of the memory limit if there is one")]
+    TooLarge(u64),
+    /// It has another form.
+    #[error("is no target file: {0}")]
+    Invalid(#[from] serde_json::Error),
+    /// It is a list of nothing.
+    #[error("holds no target")]
+    Empty,
+}
+
 /// Reads a target file. Targets that were in `before` keep the time since which they are listed.
-pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, String> {
+pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFile> {
     let text = read_bounded(path)?;
-    let groups: Vec<Group> = serde_json::from_slice(&text).map_err(|error| format!("is no target file: {error}"))?;
+    let groups: Vec<Group> = serde_json::from_slice(&text)?;
     drop(text);
     let (mut list, now) = (HashMap::<Arc<str>, Target>::new(), Instant::now());
     for Group { targets, labels } in groups {
@@ -138,28 +159,25 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, String> {
         }
     }
     if list.is_empty() {
-        return Err("holds no target".into());
+        return Err(BadTargetFile::Empty);
     }
     Ok(list.into_iter().map(|(address, target)| (address, Arc::new(target))).collect())
 }
 
 /// The text of the file, which is no larger than memory allows.
-fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error| format!("cannot be read: {error}");
-    // Reading a pipe would block until somebody writes into it.
-    let metadata = fs::metadata(path).map_err(unreadable)?;
+fn read_bounded(path: &Path) -> Result<Vec<u8>, BadTargetFile> {
+    let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
-        return Err("is no file".into());
+        return Err(BadTargetFile::NoFile);
     }
     let max = memory::limit().map_or(MAX_FILE, |limit| (limit / FILES_IN_MEMORY).clamp(MIN_MAX_FILE, MAX_FILE));
-    let too_large =
-        || format!("is too large: the bound is {} MiB, an eighth of the memory limit if there is one", max >> 20);
-    // Checked first, since reading the file takes as much memory.
-    if metadata.len() > max {
-        return Err(too_large());
-    }
-    let file = File::open(path).map_err(unreadable)?;
     let mut text = Vec::new();
-    file.take(max + 1).read_to_end(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > max { Err(too_large()) } else { Ok(text) }
+    // Its length comes first, since reading the file takes as much memory.
+    if metadata.len() <= max {
+        File::open(path)?.take(max + 1).read_to_end(&mut text)?;
+        if text.len() as u64 <= max {
+            return Ok(text);
+        }
+    }
+    Err(BadTargetFile::TooLarge(max >> 20))
 }

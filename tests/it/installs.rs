@@ -190,6 +190,26 @@ fn an_update_shows_each_step_that_was_recorded() {
     wait_for(&status, &uuid(12), "running 0");
 }
 
+#[test]
+fn an_image_that_is_shared_counts_as_recorded_before_and_after_the_update() {
+    let cloud = recorded();
+    let set = |running: u64| {
+        let mut device = recorded_services().remove(0);
+        device["image_install"] = rows("shared-image-after-update");
+        device["is_running__release"] = json!([{ "id": running, "commit": "c0ffee", "raw_version": "1" }]);
+        device["should_be_running__release"] = json!([{ "id": 9 }]);
+        cloud.change(|devices| *devices = vec![device]);
+    };
+    // Release 9 has `app` and the `db` of release 4, whose `app` is deleted. The supervisor's own service is of neither.
+    set(9);
+    let sidecar = start(&cloud);
+    let status = Status::start(&sidecar);
+    wait_for(&status, &uuid(1), "running 2, not running 0");
+    // Until the supervisor says that it runs release 9, only `db` is of the release that runs.
+    set(4);
+    wait_for(&status, &uuid(1), "running 1, not running 0");
+}
+
 /// The row of an image that two releases share belongs to the newer one as soon as that is downloaded.
 #[test]
 fn a_shared_image_counts_for_the_release_that_runs() {

@@ -810,12 +810,13 @@ fn a_lost_tunnel_host_is_told_once() {
         setup.expect(&target(letter), 502, "tunnel host not reachable: connection refused");
     }
     let log = setup.running.log();
-    let warned: Vec<_> = log.iter().filter(|line| line.contains("WARN  tunnel host not reachable")).collect();
+    let warned: Vec<_> =
+        log.iter().filter(|line| line.contains("WARN  every scrape fails: tunnel host not reachable")).collect();
     assert!(warned.len() == 1 && warned[0].contains("; is --tunnel-url (TUNNEL_URL) right"), "{warned:?}");
     setup.vpn = Vpn::start_at(free, KEY);
     setup.device('b', Exporter::saying(OK).addr);
     assert_eq!(setup.scrape(&target('b')).0, "HTTP/1.1 200 OK");
-    setup.running.wait_for("INFO  tunnel host reachable again");
+    setup.running.wait_for("INFO  scrapes succeed again (before: no_tunnel)");
 }
 
 #[test]
