@@ -1,4 +1,4 @@
-// The same as shipped: the state of the devices, and /metrics by Prometheus' client library.
+// The same as shipped without services: the state of the devices, and /metrics by Prometheus' client library.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	stateFields = "id,is_online,api_heartbeat_state,last_connectivity_event,memory_usage,memory_total," +
+	stateFields = "id,is_connected_to_vpn,api_heartbeat_state,last_vpn_event,memory_usage,memory_total," +
 		"storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted"
 	stateExpand = "is_running__release($select=id),should_be_running__release($select=id)"
 	mib         = 1 << 20
@@ -24,9 +24,9 @@ const (
 type ref []struct{ ID uint64 }
 type state struct {
 	ID          uint64
-	Online      *bool      `json:"is_online"`
+	Online      *bool      `json:"is_connected_to_vpn"`
 	Heartbeat   *string    `json:"api_heartbeat_state"`
-	Since       *time.Time `json:"last_connectivity_event"`
+	Since       *time.Time `json:"last_vpn_event"`
 	Running     ref        `json:"is_running__release"`
 	Should      ref        `json:"should_be_running__release"`
 	MemoryUsed  *float64   `json:"memory_usage"`

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::support::cloud::{Cloud, IDLE, Seen, read_request, recorded_devices};
-use crate::support::fleet::sibling;
+use crate::support::fleet::{install, sibling};
 use crate::support::tls::Authority;
 
 /// Minutes between two reports of a device's supervisor.
@@ -26,6 +26,9 @@ const REPORTS: u64 = 5;
 const OUTAGE: u64 = 5;
 /// Only requests for the state of the devices ask for this field.
 const STATE: &str = "api_heartbeat_state";
+
+/// Requests for the services that do not run.
+const NOT_RUNNING: &str = "/v7/image_install?";
 
 /// A state of the fleet.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -45,6 +48,8 @@ pub enum Moment {
 pub struct Traffic {
     /// The targets of the requests for devices.
     pub pages: Vec<String>,
+    /// All requests.
+    pub requests: usize,
     pub sent: usize,
     /// When the last answer was sent.
     pub last: Option<SystemTime>,
@@ -61,6 +66,7 @@ impl Traffic {
     pub fn add(&mut self, later: Traffic) {
         self.pages.extend(later.pages);
         (self.sent, self.opened) = (self.sent + later.sent, self.opened + later.opened);
+        self.requests += later.requests;
         self.wire = [self.wire[0] + later.wire[0], self.wire[1] + later.wire[1]];
         (self.last, self.open) = (later.last.or(self.last), later.open);
     }
@@ -244,7 +250,7 @@ impl Server {
             stream.flush()?;
             socket.set_read_timeout(Some(self.idle))?; // from now on it is idle
             let mut traffic = self.traffic.lock().unwrap();
-            traffic.sent += answer.len();
+            (traffic.requests, traffic.sent) = (traffic.requests + 1, traffic.sent + answer.len());
             traffic.last = Some(SystemTime::now());
             if seen.target.starts_with("/v7/device") {
                 traffic.pages.push(seen.target);
@@ -290,23 +296,35 @@ impl Server {
 
     /// A number that differs between moments in which the content of this target differs.
     fn version(&self, target: &str, moment: Moment) -> u64 {
-        let count = |is: &dyn Fn(u64) -> bool| self.ids(target).filter(|id| is(*id)).count() as u64;
+        let ids = if target.starts_with(NOT_RUNNING) { 1..=self.devices } else { self.ids(target) };
+        let count = |is: &dyn Fn(u64) -> bool| ids.clone().filter(|id| is(*id)).count() as u64;
+        let outages = |minute: u64, of: fn(u64) -> Option<u64>| {
+            let begun = count(&|id| of(id).is_some_and(|at| at <= minute));
+            begun * 1000 + count(&|id| of(id).is_some_and(|at| at + OUTAGE <= minute))
+        };
         match moment {
             Moment::First => u64::MAX,
             Moment::Other => u64::MAX - 1,
             Moment::Minute(minute) if target.contains("memory_usage") => minute,
-            Moment::Minute(minute) if target.contains(STATE) => {
-                count(&|id| lost(id).is_some_and(|at| at <= minute)) * 1000
-                    + count(&|id| lost(id).is_some_and(|at| at + OUTAGE <= minute))
-            }
+            Moment::Minute(minute) if target.contains("image_install") => outages(minute, stopped),
+            Moment::Minute(minute) if target.contains(STATE) => outages(minute, lost),
             Moment::Minute(_) => count(&|id| is_renamed(id, moment)),
         }
     }
 
     fn make(&self, seen: &Seen, moment: Moment) -> Vec<u8> {
-        let page = self.ids(&seen.target).map(|id| self.device(id, moment)).collect();
+        let page = if seen.target.starts_with(NOT_RUNNING) {
+            self.stopped(moment).map(|id| self.device(id, moment)).collect()
+        } else {
+            self.ids(&seen.target).map(|id| self.device(id, moment)).collect()
+        };
         self.cloud.change(|devices| *devices = page);
         self.cloud.answer(seen)
+    }
+
+    /// The devices with a service that does not run.
+    fn stopped(&self, moment: Moment) -> impl Iterator<Item = u64> {
+        (1..=self.devices).filter(move |id| is_stopped(*id, moment))
     }
 
     /// Like one of the recorded devices but for its identity, its name and what it reports.
@@ -316,6 +334,13 @@ impl Server {
         let mut device = sibling(pattern, id, &format!("{name} {id}"));
         if is_renamed(id, moment) {
             device["device_name"] = json!(format!("{name} {id} B"));
+        }
+        device["image_install"] = json!([]);
+        if let Some(release) = device["is_running__release"][0]["id"].as_u64() {
+            for (number, service) in (1..).zip(["app", "db", "node-exporter"]) {
+                let status = if number == 1 && is_stopped(id, moment) { "exited" } else { "Running" };
+                install(&mut device, release, number, service, status, None);
+            }
         }
         if let Moment::Minute(minute) = moment {
             report(&mut device, id, minute);
@@ -331,6 +356,17 @@ fn is_renamed(id: u64, moment: Moment) -> bool {
             Moment::Other => true,
             Moment::Minute(minute) => chance(id, 1) % 60 <= minute,
         }
+}
+
+/// Whether a service of a device does not run: of one device in a hundred all the time, and of another one for some minutes.
+fn is_stopped(id: u64, moment: Moment) -> bool {
+    let Moment::Minute(minute) = moment else { return id % 100 == 75 };
+    id % 100 == 75 || stopped(id).is_some_and(|at| (at..at + OUTAGE).contains(&minute))
+}
+
+/// The minute in which a service of a device ends.
+fn stopped(id: u64) -> Option<u64> {
+    (id % 100 == 76).then(|| chance(id, 11) % 60)
 }
 
 /// The minute in which a device loses its connection.

@@ -1,5 +1,6 @@
 //! What an hour costs. It does not take an hour: a minute ends as soon as its work is done, and for many devices only a part of the
-//! hour is measured. Each minute has one or two refreshes, a request for the state of the devices, and a scrape with gzip.
+//! hour is measured. Each minute has one or two refreshes, requests for the state of the devices and for
+//! their services, and a scrape with gzip.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,21 +13,31 @@ use baletheus::balena::pages::PAGE_SIZE;
 
 use crate::api::{Api, Moment, Traffic};
 use crate::support::sidecar::PATIENCE;
-use crate::table::{GO_SHIPPED, OWN, SHIPPED, shown};
+use crate::table::{GO_SHIPPED, OWN, SHIPPED, WITHOUT_SERVICES, shown};
 use crate::{Racer, path_of};
 
 /// Measured hours. The median counts.
 pub const ROUNDS: usize = 3;
 
 /// What is measured, with its unit.
-const TITLES: [(&str, f64); 7] = [
+const TITLES: [(&str, f64); 8] = [
     ("CPU, s", 1.0),
+    ("requests to the API", 1.0),
     ("to the API, MB", 1e6),
     ("from the API, MB", 1e6),
     ("connections to the API", 1.0),
     ("written, MB", 1e6),
     ("scraped with gzip, MB", 1e6),
     ("peak memory, MiB", 1_048_576.0),
+];
+
+/// Series that all have but discovery alone.
+const COMMON: [&str; 5] = [
+    "balena_device_info{",
+    "balena_device_online{",
+    "balena_device_heartbeat_state{",
+    "balena_device_last_connectivity_event_timestamp_seconds{",
+    "balena_device_update_pending{",
 ];
 
 type Samples = BTreeMap<&'static str, Vec<[f64; TITLES.len()]>>;
@@ -51,10 +62,10 @@ pub fn run(sizes: &[u64], rounds: usize) {
     println!("Medians of {rounds}.");
     for refreshes in [2_u64, 1] {
         println!(
-            "\n| refresh every {} s | as shipped | discovery alone | Go, as shipped | of alone | of Go |",
+            "\n| refresh every {} s | {SHIPPED} | {WITHOUT_SERVICES} | {OWN} | {GO_SHIPPED} | services | of Go |",
             60 / refreshes
         );
-        println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+        println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
         for devices in sizes {
             let mut samples = Samples::new();
             let mut shared = (*devices > FEW).then(|| Api::fast(*devices, SPEED));
@@ -74,9 +85,10 @@ pub fn run(sizes: &[u64], rounds: usize) {
     }
 }
 
-fn contenders() -> [(&'static str, Vec<String>); 3] {
+fn contenders() -> [(&'static str, Vec<String>); 4] {
     [
         (SHIPPED, vec![path_of("BALETHEUS")]),
+        (WITHOUT_SERVICES, vec![path_of("BALETHEUS")]),
         (OWN, vec![path_of("BALETHEUS")]),
         (GO_SHIPPED, vec![path_of("PEER_GO_SHIPPED")]),
     ]
@@ -84,7 +96,7 @@ fn contenders() -> [(&'static str, Vec<String>); 3] {
 
 type Measured = (&'static str, [f64; TITLES.len()], usize);
 
-fn at_once(devices: u64, refreshes: u64) -> [Measured; 3] {
+fn at_once(devices: u64, refreshes: u64) -> [Measured; 4] {
     thread::scope(|scope| {
         let one = |is| scope.spawn(move || hour(is, &mut Api::fast(devices, SPEED), devices, refreshes));
         contenders().map(one).map(|one| one.join().expect("an hour"))
@@ -121,10 +133,11 @@ fn hour(is: (&'static str, Vec<String>), api: &mut Api, devices: u64, refreshes:
     let peak = racer.memory("VmHWM") << 10;
     racer.running = None;
     traffic.add(api.set(Moment::First)); // lets go of a request that was held, too
-    let Traffic { wire, opened, .. } = traffic;
+    let Traffic { wire, opened, requests, .. } = traffic;
     let of_hour = |count: f64| count * hours as f64;
     let sample = [
         of_hour(cpu),
+        of_hour(requests as f64),
         of_hour(wire[0] as f64),
         of_hour(wire[1] as f64),
         of_hour(opened as f64),
@@ -142,7 +155,7 @@ fn wait_for_states(racer: &Racer) -> usize {
         let mut text = String::new();
         GzDecoder::new(&*racer.scrape()).read_to_string(&mut text).expect("a whole answer");
         if text.contains("\nbalena_device_online{") {
-            return text.lines().filter(|line| line.starts_with("balena_device_")).count();
+            return text.lines().filter(|line| COMMON.iter().any(|name| line.starts_with(name))).count();
         }
         assert!(Instant::now() < deadline, "{} does not know the state of the devices", racer.name);
         thread::sleep(Duration::from_millis(50));
@@ -175,9 +188,9 @@ fn print(devices: u64, samples: &Samples) {
             all.sort_by(f64::total_cmp);
             all.get(all.len() / 2).copied()
         };
-        let all = [SHIPPED, OWN, GO_SHIPPED].map(median);
-        let ratio = |other: Option<f64>| Some(all[0]? / other.filter(|other| *other > 0.0)?);
-        let cells = all.into_iter().chain([ratio(all[1]), ratio(all[2])]);
+        let all = [SHIPPED, WITHOUT_SERVICES, OWN, GO_SHIPPED].map(median);
+        let ratio = |of: Option<f64>, other: Option<f64>| Some(of? / other.filter(|other| *other > 0.0)?);
+        let cells = all.into_iter().chain([ratio(all[0], all[1]), ratio(all[1], all[3])]);
         let cells: Vec<_> = cells.map(|value| value.map_or(String::new(), shown)).collect();
         let title = if at == 0 { format!("**{devices} devices**: {title}") } else { title.into() };
         println!("| {title} | {} |", cells.join(" | "));

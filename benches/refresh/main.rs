@@ -32,7 +32,7 @@ use serde_json::Value;
 use api::{Api, Moment, Traffic};
 use support::cloud::KEY;
 use support::sidecar::{PATIENCE, Running, Sidecar, finish};
-use table::{CURL, GO, GO_SHIPPED, Measure, OWN, PYTHON, SERDE, SHIPPED, Table};
+use table::{CURL, GO, GO_SHIPPED, Measure, OWN, PYTHON, SERDE, SHIPPED, Table, WITHOUT_SERVICES};
 
 /// Measured refreshes and starts. The median counts.
 const ROUNDS: usize = 7;
@@ -115,7 +115,10 @@ impl Racer {
         if has_tls {
             env.extend([("CA_FILE", &*authority), ("SSL_CERT_FILE", &*authority)]); // the second one is for Go
         }
-        if name == SHIPPED || name == GO_SHIPPED {
+        if name == WITHOUT_SERVICES {
+            env.push(("DEVICE_SERVICES", "false"));
+        }
+        if [SHIPPED, WITHOUT_SERVICES, GO_SHIPPED].contains(&name) {
             env.extend([("LISTEN_ADDRESS", "127.0.0.1:0"), ("DEVICE_METRICS", "true"), ("DEVICE_REFRESH_RATE", state)]);
         }
         let sidecar = env.into_iter().fold(sidecar, |sidecar, (name, value)| sidecar.env(name, value));
@@ -310,15 +313,20 @@ fn parse(bodies: &[Vec<u8>]) -> (Duration, Duration) {
     (cpu() - before, start.elapsed())
 }
 
-/// Waits for the requests for the state of the devices and for the reports, which come once. They do not belong to a refresh.
-fn wait_for_state(api: &mut Api, devices: u64) {
+/// Waits for the requests for the state of the devices, for their services and for the reports, which come once, and until it rests.
+/// They do not belong to a refresh.
+fn wait_for_state(api: &mut Api, racer: &Racer, devices: u64) {
     let (mut traffic, deadline) = (Traffic::default(), Instant::now() + PATIENCE);
-    let wanted = 2 * (devices / PAGE_SIZE as u64 + 1);
-    while (traffic.pages.len() - traffic.pages_of_each()[0]) as u64 != wanted {
+    let asked = |traffic: &Traffic, what| traffic.pages.iter().filter(|page| page.contains(what)).count() as u64;
+    while ["api_heartbeat_state", "image_install", "memory_usage"]
+        .iter()
+        .any(|what| asked(&traffic, *what) < devices / PAGE_SIZE as u64 + 1)
+    {
         assert!(Instant::now() < deadline, "the state is not asked for: {:?}", traffic.pages);
         thread::sleep(Duration::from_millis(20));
         traffic.add(api.set(Moment::First));
     }
+    racer.settled();
 }
 
 fn measure(devices: u64, rounds: usize) -> Table {
@@ -331,7 +339,7 @@ fn measure(devices: u64, rounds: usize) -> Table {
     for racer in &mut racers {
         racer.start();
         if racer.name == SHIPPED {
-            wait_for_state(&mut api, devices);
+            wait_for_state(&mut api, racer, devices);
         }
         for moment in [Moment::Other, Moment::First] {
             api.set(moment);

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 /// With the status endpoint, metrics of devices, and two scrapes at once after each changed refresh.
 pub const SHIPPED: &str = "as shipped";
+/// As shipped, with `--device-services=false`.
+pub const WITHOUT_SERVICES: &str = "without services";
 /// Discovery alone.
 pub const OWN: &str = "discovery alone";
 pub const GO: &str = "Go";
-/// The same in Go, with Prometheus' client library.
-pub const GO_SHIPPED: &str = "Go, as shipped";
+/// As shipped without services, in Go, with Prometheus' client library.
+pub const GO_SHIPPED: &str = "Go, without services";
 pub const PYTHON: &str = "Python";
 pub const CURL: &str = "curl";
 pub const SERDE: &str = "serde_json";
