@@ -175,8 +175,9 @@ fn scrape(running: &Running, devices: u64) {
     let body = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
     let mut text = String::new();
     flate2::read::GzDecoder::new(&answer[body..]).read_to_string(&mut text).expect("gzip");
-    let reported = text.lines().filter(|line| line.starts_with("balena_device_memory_used_bytes{"));
-    assert_eq!(reported.count() as u64, devices, "{text}");
+    for metric in ["balena_device_memory_used_bytes{", "balena_device_services_running{"] {
+        assert_eq!(text.lines().filter(|line| line.starts_with(metric)).count() as u64, devices, "{metric} {text}");
+    }
 }
 
 const FEW: u64 = 200;

@@ -105,6 +105,7 @@ fn the_limit_of_the_compose_file_holds_with_two_scrapers_and_a_list_that_changes
                     let mut text = String::new();
                     GzDecoder::new(&*body).read_to_string(&mut text).expect("a whole answer");
                     assert_eq!((code, samples(&text, "balena_device_info{")), (200, DEVICES), "{address}");
+                    assert_eq!(samples(&text, "balena_device_services_running{"), DEVICES, "{address}");
                 }
             });
         }

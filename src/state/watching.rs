@@ -19,7 +19,7 @@ use crate::net::threads::{self, NoThread};
 /// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// The most requests for the state from one request for the reports to the next.
-const MAX_STATES_TO_REPORT: u32 = 5;
+const STATES_TO_REPORT: u32 = 5;
 /// From one try to the next of what the API did not know.
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -61,7 +61,7 @@ pub fn watch(
     let mut states = States::new(client);
     let mut services = Services::new(client);
     let mut reports = Records::<Report>::new(client);
-    let between_reports = interval.saturating_mul(states_to_report(interval));
+    let between_reports = interval.saturating_mul(STATES_TO_REPORT).min(REPORT_INTERVAL).max(interval);
     let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
     let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
     let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
@@ -71,22 +71,19 @@ pub fn watch(
                 thread::sleep(interval);
                 continue;
             }
-            let (wait, answers) = match state_turn.ended(states.refresh()) {
-                Ok(()) => {
-                    publish(News::States(states.records.pages()));
-                    (interval, true)
-                }
-                Err(failed) => (failed.wait, failed.is_of_this_request),
-            };
+            if state_turn.ended(states.refresh()).is_some() {
+                publish(News::States(states.records.pages()));
+            }
+            let answers = state_turn.others_may_succeed;
             if !answers {
                 publish(News::Installs(None));
             } else if settings.services && service_turn.is_due() {
-                publish(News::Installs(service_turn.ended(services.refresh()).ok()));
+                publish(News::Installs(service_turn.ended(services.refresh())));
             }
-            if answers && settings.reports && report_turn.is_due() && report_turn.ended(reports.refresh()).is_ok() {
+            if answers && settings.reports && report_turn.is_due() && report_turn.ended(reports.refresh()).is_some() {
                 publish(News::Reports(reports.pages()));
             }
-            thread::sleep(wait);
+            thread::sleep(state_turn.wait);
         }
     };
     threads::spawn("device-metrics", run)
@@ -103,12 +100,6 @@ pub fn once(client: &Client) -> Result<Known, Failure> {
     Ok(Known { states: states.records.pages(), installs, ..Known::default() })
 }
 
-/// Requests for the state from one for the reports to the next.
-fn states_to_report(interval: Duration) -> u32 {
-    let fitting = REPORT_INTERVAL.as_secs() / interval.as_secs().max(1);
-    u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, MAX_STATES_TO_REPORT)
-}
-
 /// When it is time for a request, and what the log says of its failures.
 struct Turn {
     /// What it asks for.
@@ -116,21 +107,18 @@ struct Turn {
     /// How to go on without it, if the API refuses this request and no other.
     hint: &'static str,
     every: Duration,
-    due: Instant,
     backoff: Backoff,
-}
-
-/// A request that failed.
-struct Failed {
-    /// Until the next try.
+    /// From its end to the next time.
     wait: Duration,
-    /// Whether another request can succeed.
-    is_of_this_request: bool,
+    due: Instant,
+    /// Whether it succeeded, or failed in a way that is not that of all requests.
+    others_may_succeed: bool,
 }
 
 impl Turn {
     fn new(about: &'static str, hint: &'static str, interval: Duration, every: Duration) -> Self {
-        Turn { about, hint, every, due: Instant::now(), backoff: Backoff::new(interval) }
+        let backoff = Backoff::new(interval);
+        Turn { about, hint, every, backoff, wait: every, due: Instant::now(), others_may_succeed: true }
     }
 
     fn is_due(&self) -> bool {
@@ -138,26 +126,26 @@ impl Turn {
     }
 
     /// The request has ended. The log has the first of several failures, and the success after them.
-    fn ended<T>(&mut self, outcome: Result<T, Failure>) -> Result<T, Failed> {
-        match outcome {
-            Ok(value) => {
-                if self.backoff.failures() > 0 {
+    fn ended<T>(&mut self, outcome: Result<T, Failure>) -> Option<T> {
+        let failures = self.backoff.failures();
+        match &outcome {
+            Ok(_) => {
+                if failures > 0 {
                     log::info!("{} can be renewed again", self.about);
                 }
                 self.backoff.succeeded();
-                self.due = Instant::now() + self.every;
-                Ok(value)
+                (self.wait, self.others_may_succeed) = (self.every, true);
             }
             Err(failure) => {
-                let is_of_this_request = failure.is_of_this_request();
-                let level = if self.backoff.failures() == 0 { Level::Warn } else { Level::Debug };
-                let hint = if is_of_this_request { self.hint } else { "" };
+                self.others_may_succeed = failure.is_of_this_request();
+                let level = if failures == 0 { Level::Warn } else { Level::Debug };
+                let hint = if self.others_may_succeed { self.hint } else { "" };
                 log::log!(level, "cannot renew {}: {failure}{hint}", self.about);
-                let wait = self.backoff.failed(failure.retry_after);
-                self.due = Instant::now() + wait;
-                Err(Failed { wait, is_of_this_request })
+                self.wait = self.backoff.failed(failure.retry_after);
             }
         }
+        self.due = Instant::now() + self.wait;
+        outcome.ok()
     }
 }
 

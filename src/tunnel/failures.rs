@@ -1,12 +1,14 @@
 //! Which targets could not be scraped the last time, and why.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::GaugeVec;
 
 use crate::net::scrape_error::ScrapeReason;
+use crate::text::count;
 use crate::tunnel::target_list::{Exporter, TargetList};
 
 /// The failures of the last scrapes, as a metric with a series for each.
@@ -45,6 +47,17 @@ impl Failures {
     pub fn are_of_all(&self) -> bool {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.len() == self.listed.load(Ordering::Relaxed)
+    }
+
+    /// The same for people: a line for each exporter whose last scrape failed.
+    pub fn text(&self) -> String {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = count(self.listed.load(Ordering::Relaxed), "exporter");
+        let mut text = format!("{all} in the target file; the last scrape of {} failed\n", failed.len());
+        for (Exporter { job, instance, .. }, reason) in failed.iter().map(|(exporter, reason)| (&**exporter, reason)) {
+            let _ = writeln!(text, "{reason}: {job} {instance}"); // into memory: cannot fail
+        }
+        text
     }
 
     /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.

@@ -141,9 +141,10 @@ impl Proxy {
                 reply(status, TEXT, text)
             }
             (Ok(()), "/metrics") => reply(StatusCode::OK, registry::CONTENT_TYPE, self.metrics.text()),
+            (Ok(()), "/") => reply(StatusCode::OK, TEXT, self.metrics.failures.text()),
             (Ok(()), "/-/healthy") => reply(StatusCode::OK, TEXT, "healthy\n"),
             _ => {
-                let text = "this is a proxy for Prometheus (proxy_url); there are /metrics and /-/healthy\n";
+                let text = "this is a proxy for Prometheus (proxy_url); there are /metrics, /-/healthy and /\n";
                 reply(StatusCode::NOT_FOUND, TEXT, text)
             }
         };

@@ -3,6 +3,7 @@
 //! Prometheus keeps its connection to an https target. So a relay has a place among the scrapes only while it works: from the first
 //! byte of Prometheus until the device has answered.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::net::connector::Stream;
@@ -55,6 +57,12 @@ impl From<io::Error> for End {
     }
 }
 
+impl From<Elapsed> for End {
+    fn from(_: Elapsed) -> Self {
+        End::Closed
+    }
+}
+
 impl Relay {
     /// A relay that works: Prometheus has just asked for it.
     pub fn new(
@@ -74,10 +82,10 @@ impl Relay {
         let mut answers = pin!(self.answers(from_device, to_prometheus));
         let mut lost = pin!(self.lost.notified());
         poll_fn(|cx| {
-            if let Poll::Ready(end) = requests.as_mut().poll(cx) {
+            if let Poll::Ready(Err(end)) = requests.as_mut().poll(cx) {
                 return Poll::Ready(end);
             }
-            if let Poll::Ready(end) = answers.as_mut().poll(cx) {
+            if let Poll::Ready(Err(end)) = answers.as_mut().poll(cx) {
                 return Poll::Ready(end);
             }
             lost.as_mut().poll(cx).map(|()| End::Closed)
@@ -85,34 +93,30 @@ impl Relay {
         .await
     }
 
-    async fn requests(&self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>) -> End {
-        let copied: Result<(), End> = async {
-            loop {
-                // Without an answer for so long, there is nobody to wait for: with HTTP/2, Prometheus' own frames come last.
-                let bytes = if let Ok(bytes) = timeout(self.timeout, read(&mut from)).await {
-                    bytes?
-                } else {
-                    self.idles();
-                    timeout(IDLE_TIMEOUT, read(&mut from)).await.map_err(|_| End::Closed)??
-                };
-                self.works()?;
-                write(&mut to, &bytes).await?;
-            }
+    async fn requests(
+        &self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>,
+    ) -> Result<Infallible, End> {
+        loop {
+            // Without an answer for so long, there is nobody to wait for: with HTTP/2, Prometheus' own frames come last.
+            let bytes = if let Ok(bytes) = timeout(self.timeout, read(&mut from)).await {
+                bytes?
+            } else {
+                self.idles();
+                timeout(IDLE_TIMEOUT, read(&mut from)).await??
+            };
+            self.works()?;
+            write(&mut to, &bytes).await?;
         }
-        .await;
-        copied.err().unwrap_or(End::Closed)
     }
 
-    async fn answers(&self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>) -> End {
-        let copied: Result<(), End> = async {
-            loop {
-                let bytes = timeout(IDLE_TIMEOUT, read(&mut from)).await.map_err(|_| End::Closed)??;
-                write(&mut to, &bytes).await?;
-                self.idles();
-            }
+    async fn answers(
+        &self, mut from: ReadHalf<impl AsyncRead>, mut to: WriteHalf<impl AsyncWrite>,
+    ) -> Result<Infallible, End> {
+        loop {
+            let bytes = timeout(IDLE_TIMEOUT, read(&mut from)).await??;
+            write(&mut to, &bytes).await?;
+            self.idles();
         }
-        .await;
-        copied.err().unwrap_or(End::Closed)
     }
 
     /// Takes the places that it needs for a scrape, if it does not have them.
@@ -160,5 +164,5 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), E
         to.write_all(bytes).await?;
         to.flush().await
     };
-    Ok(timeout(IDLE_TIMEOUT, written).await.map_err(|_| End::Closed)??)
+    Ok(timeout(IDLE_TIMEOUT, written).await??)
 }

@@ -72,6 +72,11 @@ fn every_device_is_there_without_an_exporter_and_goes_with_the_fleet() {
     let value = |name: &str, uuid: &str| metrics.get(&format!("balena_device_{name}{{uuid=\"{uuid}\"}}")).copied();
     assert_eq!((value("online", &fridge), value("online", &offline)), (Some(1.0), Some(0.0)));
     assert_eq!((value("update_pending", &fridge), value("update_pending", &lamp)), (Some(0.0), Some(1.0)));
+    let release = |uuid: &str| {
+        metrics.keys().find(|name| name.starts_with(&format!("balena_device_update_release{{uuid=\"{uuid}\"")))
+    };
+    let expected = format!("balena_device_update_release{{uuid=\"{lamp}\",release=\"9.9.9\"}}");
+    assert_eq!((release(&lamp), release(&fridge)), (Some(&expected), None), "fridge-01 runs what it should");
     assert_eq!(value("last_connectivity_event_timestamp_seconds", &fridge), Some(1_795_330_772.104));
     assert_eq!(metrics[&format!("balena_device_heartbeat_state{{uuid=\"{fridge}\",state=\"online\"}}")], 1.0);
     assert_eq!(metrics[&format!("balena_device_heartbeat_state{{uuid=\"{offline}\",state=\"offline\"}}")], 1.0);

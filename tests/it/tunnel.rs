@@ -547,6 +547,13 @@ fn each_target_that_fails_has_a_series() {
     ];
     let failures = || setup.metric("baletheus_tunnel_target_failure");
     assert_eq!(failures(), expected.clone().into());
+    // The same for people, in the words of `check`.
+    let page = setup.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(page.contains("6 exporters in the target file; the last scrape of 5 failed\n"), "{page}");
+    for line in [format!("http: app {a}\n"), "not_connected:  a \"name\"\n".into(), format!("port_closed: safe {c}\n")]
+    {
+        assert!(page.contains(&line), "{line}: {page}");
+    }
     // Another reason takes the place of the first one, and a target that leaves the list has none.
     setup.vpn.device(&uuid('b'), |device| *device = Device::default());
     replace(&setup.sidecar, &json!(all[1..]).to_string());
