@@ -850,7 +850,7 @@ fn it_ends_when_it_is_told_to() {
         let setup = Setup::start(Vpn::start(KEY, None));
         let answer = setup.send("GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhealthy\n"), "{answer}");
-        let answer = setup.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = setup.send("GET /targets HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
         let mut command = setup.sidecar.command();
         command.args(["health", &setup.url]);
