@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::records::Record;
-use super::shared::{Image, Shared};
 use super::reported::{ReleaseId, State};
+use super::shared::{Image, Shared};
 use crate::balena::Request;
 use crate::balena::device::{Text, one};
 use crate::balena::query::StateFields;
