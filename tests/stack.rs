@@ -139,7 +139,7 @@ impl Stack {
         }
         services["node-exporter"] = json!({"healthcheck": quick});
         // Not of the stack: a device's exporter, and a backend to write to.
-        services["device"] = json!({"image": "prom/node-exporter:v1.11.1"});
+        services["device"] = json!({"image": "prom/node-exporter:v1.12.1"});
         services["victoria-metrics"] = json!({
             "image": "baletheus-test/victoria-metrics",
             "command": ["-httpAuth.username=stack", format!("-httpAuth.password={}", PASSWORD.replace('$', "$$"))],

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use crate::support::binary::{self, sidecar};
@@ -13,6 +14,21 @@ use base64::Engine as _;
 use reqwest::header::HeaderValue;
 
 use super::runner::no_secret;
+
+/// Who may write the key file chooses whose devices are listed.
+#[test]
+fn a_key_file_that_others_may_write_is_warned_of() {
+    let cloud = Cloud::start(gateways(1));
+    let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", "key");
+    let file = sidecar.path("key");
+    fs::write(&file, KEY).unwrap();
+    for (mode, warned) in [(0o600, false), (0o644, false), (0o620, true), (0o602, true), (0o666, true)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let log = sidecar.oneshot();
+        let line = log.lines().find(|line| line.contains(" WARN  others may write the key file key: chmod go-w it"));
+        assert_eq!(line.is_some(), warned, "{mode:o}: {log}");
+    }
+}
 
 #[test]
 fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
