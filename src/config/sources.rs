@@ -117,13 +117,16 @@ pub fn misspelt(variables: impl Iterator<Item = OsString>) -> Vec<String> {
     const MAX_DISTANCE: usize = 2;
     /// In a shorter one, another letter makes another word, as in `APP_URL`.
     const MIN_LENGTH: usize = 8;
+    /// A start of a name says as much. Shells set `_` in every program.
+    const MIN_START: usize = 4;
     let known: Vec<_> = OPTIONS.iter().flat_map(|opt| opt.vars).copied().collect();
     let bare = |name: &str| name.replace(['_', '-'], "").to_ascii_uppercase().trim_end_matches('S').to_owned();
     // The number of wrong letters. The end of a name may be missing, as in SD_FILE: its last word, or a part of that.
     let distance = |name: &str, known: &str| {
         let is_long = name.len().min(known.len()) >= MIN_LENGTH;
         let (bare_name, bare_known) = (bare(name), bare(known));
-        if bare_name == bare_known || (name.contains('_') && bare_known.starts_with(&bare_name)) {
+        let is_start = name.contains('_') && bare_name.len() >= MIN_START && bare_known.starts_with(&bare_name);
+        if bare_name == bare_known || is_start {
             return Some(0);
         }
         Some(strsim::damerau_levenshtein(name, known)).filter(|distance| is_long && *distance <= MAX_DISTANCE)

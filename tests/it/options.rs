@@ -1126,7 +1126,10 @@ fn the_nearest_name_of_a_misspelt_variable_is_given() {
         let said = format!("the variable {given} is none of baletheus: is {meant} meant?");
         assert!(run.warnings().len() == 1 && run.err.contains(&said), "{said}: {}", run.err);
     }
-    assert_eq!(dry(&cloud, &["APP_URL=x", "BALENA_API_KEY=x", "DEVICE_TYPE=x", "PORT=80"]).warnings(), [""; 0]);
+    assert_eq!(
+        dry(&cloud, &["APP_URL=x", "BALENA_API_KEY=x", "DEVICE_TYPE=x", "PORT=80", "_=/bin/x", "SD_=x"]).warnings(),
+        [""; 0]
+    );
     // It explains why an option counts as not set.
     let errors = refused(&self::cloud(), &["API_KEY=", "APIKEY=of-mine"]);
     assert!(
