@@ -89,7 +89,7 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
 fn secret_file(given: String, path: &str, why: BadSecret, what: &'static str) -> ConfigError {
     // The value may be the secret itself, by mistake.
     let is_path = path.contains(['/', '.']) || Path::new(path).exists();
-    let value = if is_path { format!("{path:?}") } else { "not shown".into() };
+    let value = if is_path { format!("{path:?}") } else { format!("not shown, since it may be the {what} itself") };
     ConfigError::SecretFile { given, value, why, what }
 }
 
