@@ -1162,7 +1162,7 @@ fn what_is_allowed_but_looks_wrong_is_warned_of() {
         (&["FLEET=acme/gateways,12"], &[]),
         (&["FLEET=gateways"], &[&["gateways", "several fleets", "acme/gateways, other/gateways"]]),
         (&["FLEET=acme/presses,nobody/here"], &[&["nobody/here", "was it renamed (an id survives that)"]]),
-        (&["FLEET=77"], &[&["the API lists no device", "acme/gateways (id 11, 2 devices)"], &["77"]]),
+        (&["FLEET=77"], &[&["the API lists no device", "acme/gateways (id 11, 2 devices)"]]),
         (&["--address=public", "EXPORTERS=80"], &[]),
         (&["--address=public", "EXPORTERS=node:9100,app:80"], &[&["node:9100", "port 80", "9100 is not used"]]),
         (&["EXPORTERS=node:9100"], &[]),
