@@ -105,7 +105,7 @@ impl Observer for Notifier<'_> {
     fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         let status = match outcome {
             Ok(Published::Written | Published::Unchanged) => "the last refresh succeeded".to_owned(),
-            Ok(Published::Refused) => HELD_BACK.to_owned(),
+            Ok(Published::HeldBack) => HELD_BACK.to_owned(),
             // A line break would end the text, and what follows would be another assignment.
             Err(failure) => format!("the last refresh failed: {}", failure.to_string().replace(['\n', '\r'], " ")),
         };

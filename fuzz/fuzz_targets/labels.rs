@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use baletheus::balena::client::Actor;
-use baletheus::balena::{Answer, Failure, Request, Source};
+use baletheus::balena::{Fetched, Failure, Listing, Request, Source};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::{Address, Rules};
@@ -28,13 +28,13 @@ impl Source for Answers<'_> {
         "the API"
     }
 
-    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Fetched, Failure> {
         let body = match request {
-            Request::Devices { after: 0, .. } | Request::DevicesWith { after: 0, .. } => DEVICES,
-            Request::Releases { after: 0, .. } | Request::ReleasesById(_) => self.0,
+            Request::Page { list: Listing::Devices | Listing::DevicesWith(_), after: 0, .. } => DEVICES,
+            Request::Page { list: Listing::Releases, after: 0, .. } | Request::ReleasesById(_) => self.0,
             _ => b"{\"d\":[]}",
         };
-        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
+        Ok(Fetched::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
     fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {

@@ -11,9 +11,8 @@ use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
-use super::pages::Source;
 use super::query::{Query, Request};
-use super::request::Answer;
+use super::request::{Fetched, Source};
 use crate::key::KeySource;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
@@ -150,7 +149,7 @@ impl Client {
     }
 
     /// Asks for a path, with one key and then with the next if the first is refused. The limit bounds both tries.
-    fn get_within(&self, path: &str, etag: Option<&str>, limit: Duration) -> Result<Answer, Failure> {
+    fn get_within(&self, path: &str, etag: Option<&str>, limit: Duration) -> Result<Fetched, Failure> {
         let end = Instant::now() + limit;
         let key = self.api.key.current();
         let answer = self.counted(|| self.exchange(&key, path, etag, limit));
@@ -163,11 +162,11 @@ impl Client {
         }
     }
 
-    fn counted(&self, request: impl FnOnce() -> Result<Answer, Failure>) -> Result<Answer, Failure> {
+    fn counted(&self, request: impl FnOnce() -> Result<Fetched, Failure>) -> Result<Fetched, Failure> {
         let answer = request();
         let status = match &answer {
-            Ok(Answer::Unchanged) => Some(304),
-            Ok(Answer::Body { .. } | Answer::TooLarge { .. }) => Some(200),
+            Ok(Fetched::Unchanged) => Some(304),
+            Ok(Fetched::Body { .. } | Fetched::TooLarge { .. }) => Some(200),
             Err(failure) => failure.status,
         };
         self.requests.count(status);
@@ -180,7 +179,7 @@ impl Source for Client {
         self.url()
     }
 
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
         self.get_within(&self.query.path(request), etag, self.timeout())
     }
     fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
@@ -191,7 +190,7 @@ impl Source for Client {
         }
         let limit = WHOAMI_TIMEOUT.min(self.timeout().saturating_sub(spent));
         let answer = self.get_within("/actor/v1/whoami", None, limit)?;
-        let Answer::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
+        let Fetched::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
         let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
         Ok(match kind.as_str() {
             "user" => Actor::User,

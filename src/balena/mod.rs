@@ -13,6 +13,5 @@ pub mod selection;
 
 pub use client::{Api, Client, Requests};
 pub use failure::{Failure, Reason};
-pub use pages::Source;
-pub use query::Request;
-pub use request::Answer;
+pub use query::{Listing, Request};
+pub use request::{Fetched, Source};

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::client::Actor;
 use super::device::{describe, records};
 use super::failure::{Failure, Reason};
-use super::query::Request;
-use super::request::Answer;
+use super::query::{Listing, Request};
+use super::request::{Fetched, Source};
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;
@@ -23,24 +22,6 @@ const MAX_SIZE: usize = 1 << 30;
 
 /// How long a walk may take. Its first pages are that old then.
 const MAX_WALK: Duration = Duration::from_secs(3600);
-
-/// Answers requests: the API, or what takes its place in a test.
-pub trait Source {
-    /// Its name in messages.
-    fn name(&self) -> &str;
-
-    /// Asks, unless the answer still has this `ETag`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure>;
-
-    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
-    ///
-    /// # Errors
-    /// There is no usable answer in what is left.
-    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
-}
 
 /// A record with its id, if it has one.
 pub type WithId<R> = (Option<u64>, R);
@@ -57,11 +38,8 @@ pub trait List {
     /// Where the pages come from.
     fn source(&mut self) -> &mut dyn Source;
 
-    /// The request for up to `limit` records with ids above `after`, by ascending id.
-    fn request(&self, after: u64, limit: usize) -> Request<'static>;
-
-    /// The request for no more than the id of the first record above `after`.
-    fn next_id(&self, after: u64) -> Request<'static>;
+    /// What they are a part of.
+    fn listing(&self) -> Listing<'static>;
 
     /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
     fn is_current(&self, _page: &Self::Page) -> bool {
@@ -192,7 +170,7 @@ impl<T> Pages<T> {
         let mut size = 0;
         loop {
             let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == walk);
-            let new = if is_there { None } else { self.fetch(index, after, walk, list)? };
+            let new = if is_there { None } else { self.fetch(index, after, list)? };
             if let Some(page) = new {
                 // The new page replaces all old ones that begin within it.
                 let within = |old: &CachedPage<T>| page.end.is_none_or(|end| old.after < end);
@@ -216,7 +194,7 @@ impl<T> Pages<T> {
 
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
     fn fetch<L: List<Page = T>>(
-        &mut self, index: usize, after: u64, walk: u64, list: &mut L,
+        &mut self, index: usize, after: u64, list: &mut L,
     ) -> Result<Option<CachedPage<T>>, Failure> {
         let old = self.cached.get(index).filter(|old| old.after == after);
         let before = index.checked_sub(1).map(|before| &self.cached[before]);
@@ -226,32 +204,25 @@ impl<T> Pages<T> {
             (None, None) => PAGE_SIZE,
         };
         let current = old.filter(|old| list.is_current(&old.content));
-        let mut etag = current.and_then(|old| old.etag.clone());
+        let mut known = current.and_then(|old| old.etag.clone());
         loop {
-            let request = list.request(after, limit);
-            match list.source().get(request, etag.as_deref())? {
-                Answer::Unchanged => return Ok(None),
-                Answer::Body { etag, body, room } => {
-                    let (content, size, end) = self.read(index, after, limit, &body, list)?;
-                    let (limit, next_limit) = limits(limit, room);
-                    return Ok(Some(CachedPage { after, walk, limit, next_limit, etag, content, size, end }));
-                }
-                Answer::TooLarge { .. } if limit > 1 => (limit, etag) = (limit / 2, None),
-                Answer::TooLarge { etag } => {
-                    let (end, content) = list.too_large(after)?;
-                    let end = Some(end);
-                    return Ok(Some(CachedPage {
-                        after,
-                        walk,
-                        limit,
-                        next_limit: SMALL_PAGE,
-                        etag,
-                        content,
-                        size: 0,
-                        end,
-                    }));
-                }
-            }
+            let request = Request::Page { list: list.listing(), after, limit };
+            let (etag, (content, size, end), (limit, next_limit)) =
+                match list.source().get(request, known.as_deref())? {
+                    Fetched::Unchanged => return Ok(None),
+                    Fetched::Body { etag, body, room } => {
+                        (etag, self.read(index, after, limit, &body, list)?, limits(limit, room))
+                    }
+                    Fetched::TooLarge { .. } if limit > 1 => {
+                        (limit, known) = (limit / 2, None);
+                        continue;
+                    }
+                    Fetched::TooLarge { etag } => {
+                        let (end, content) = list.too_large(after)?;
+                        (etag, (content, 0, Some(end)), (limit, SMALL_PAGE))
+                    }
+                };
+            return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, size, end }));
         }
     }
 
@@ -296,8 +267,8 @@ fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
     struct Record {
         id: Option<u64>,
     }
-    let request = list.next_id(highest);
-    let Answer::Body { body, .. } = list.source().get(request, None)? else {
+    let request = Request::NextId(list.listing(), highest);
+    let Fetched::Body { body, .. } = list.source().get(request, None)? else {
         return Err(list.invalid(&format!("the id that follows {highest} is too large")));
     };
     let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;

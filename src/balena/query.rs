@@ -9,56 +9,39 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::selection::{FleetRef, Selection, TagFilter};
 
-/// What is asked of the API. Lists come by ascending id, from above `after`, with up to `limit` records.
+/// What is asked of the API.
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'a> {
-    /// What discovery needs of the selected devices.
-    Devices {
+    /// Up to `limit` records of a list by ascending id, from above `after`.
+    Page {
+        /// The list.
+        list: Listing<'a>,
         /// Above this id.
         after: u64,
         /// At most so many.
         limit: usize,
     },
-    /// Something else of the selected devices.
-    DevicesWith {
-        /// A `$select`, with or without an `$expand`.
-        what: &'a str,
-        /// Above this id.
-        after: u64,
-        /// At most so many.
-        limit: usize,
-    },
-    /// The state of the selected devices.
-    State {
-        /// What is asked for beside what every server knows.
-        more: StateFields,
-        /// Above this id.
-        after: u64,
-        /// At most so many.
-        limit: usize,
-    },
-    /// Services of the selected devices that do not run, each with its own id.
-    NotRunning {
-        /// Above this id.
-        after: u64,
-        /// At most so many.
-        limit: usize,
-    },
-    /// The id of the next one after this one in that list.
-    NextNotRunning(u64),
-    /// Releases that devices of the selected fleets run, with the labels of their services.
-    Releases {
-        /// Above this id.
-        after: u64,
-        /// At most so many.
-        limit: usize,
-    },
-    /// The id of the next release after this one in that list.
-    NextRelease(u64),
-    /// The releases with these ids, in the form of [`Request::Releases`].
+    /// The id of the first record of a list above this one.
+    NextId(Listing<'a>, u64),
+    /// The releases with these ids, in the form of [`Listing::Releases`].
     ReleasesById(&'a [u64]),
     /// The fleets of the first devices that the key sees, selected or not.
     EveryFleet,
+}
+
+/// A list of the API.
+#[derive(Clone, Copy, Debug)]
+pub enum Listing<'a> {
+    /// What discovery needs of the selected devices.
+    Devices,
+    /// Something else of them: a `$select`, with or without an `$expand`.
+    DevicesWith(&'a str),
+    /// Their state, and what is asked for beside what every server knows.
+    State(StateFields),
+    /// Their services that do not run, each with its own id.
+    NotRunning,
+    /// Releases that devices of the selected fleets run, with the labels of their services.
+    Releases,
 }
 
 /// Fields of the state of a device that older servers do not know, or that a key may not read.
@@ -113,29 +96,24 @@ impl fmt::Display for StateFields {
 /// The text of each [`Request`] for the devices that the user selects.
 #[derive(Clone, Debug)]
 pub struct Query {
+    /// The fields of a device that discovery needs.
     fields: String,
-    filter: String,
+    // The filters of the lists.
+    devices: String,
     installs: String,
     releases: String,
 }
 
-/// What is asked of each release. `composition` has the same labels without the overrides, is many times as large, and holds the
-/// services' environment, in which there may be secrets.
-fn release() -> String {
-    format!(
-        "$select=id,raw_version&$expand=belongs_to__application($select=slug),\
-         release_image($select=id;$orderby=id%20asc;$expand=image($select=id;$expand=is_a_build_of__service(\
-         $select=service_name;$expand=service_label({LABELS}))),image_label({LABELS}))"
-    )
-}
-
-/// The labels that discovery understands, and those that are almost spelled like them.
+/// The labels that discovery understands, and those that are almost spelled like them. `composition` of a release has them too, without
+/// the overrides; it is many times as large, and holds the services' environment, in which there may be secrets.
 const LABELS: &str = "$select=label_name,value;$filter=startswith(label_name,'prometheus')%20or%20\
     startswith(label_name,'Prometheus')%20or%20startswith(label_name,'io.prometheus');$orderby=label_name%20asc";
 
 /// What is asked of each service that does not run. `download_progress` changes every 30 s while anything downloads.
 const NOT_RUNNING: &str = "$select=id,device,status,download_progress&$expand=installs__image($select=id;\
     $expand=is_a_build_of__service($select=service_name)),is_provided_by__release($select=id)";
+
+const NOT_RUNNING_FILTER: &str = "%20and%20status%20ne%20'Running'%20and%20status%20ne%20'deleted'";
 
 /// What is asked of each device's state. `is_connected_to_vpn` is the connection itself; a device can set its own `is_online`.
 const STATE: [&str; 2] = [
@@ -158,58 +136,57 @@ impl Query {
     /// the pages of a quiet fleet stay the same.
     pub fn new<'a>(fields: impl IntoIterator<Item = &'a str>, selection: &Selection) -> Self {
         let fields = ["id", "uuid"].into_iter().chain(fields).collect::<Vec<_>>().join(",");
-        let of_devices = filter(selection, "d/").map(|filter| format!("%20and%20device/any(d:{filter})"));
+        let and = |filter: String| format!("%20and%20{filter}");
+        let of_devices = filter(selection, "d/").map(|filter| and(format!("device/any(d:{filter})")));
+        let of_fleets = fleet_filter(&selection.fleets, "d/").unwrap_or_else(|| "d/id%20gt%200".into());
         Query {
             fields,
-            filter: filter(selection, "").map(|filter| format!("%20and%20{filter}")).unwrap_or_default(),
-            installs: of_devices.unwrap_or_default(),
-            releases: fleet_filter(&selection.fleets, "d/").unwrap_or_else(|| "d/id%20gt%200".into()),
+            devices: filter(selection, "").map(and).unwrap_or_default(),
+            installs: NOT_RUNNING_FILTER.to_owned() + &of_devices.unwrap_or_default(),
+            releases: and(format!("is_running_on__device/any(d:{of_fleets})")),
         }
     }
 
     /// Path and query of a request.
     pub fn path(&self, request: Request) -> String {
         match request {
-            Request::Devices { after, limit } => {
-                self.devices(&format!("$select={}&$expand={EXPAND}", self.fields), after, limit)
-            }
+            Request::Page { list, after, limit } => self.page(list, &self.what(list), after, limit),
+            Request::NextId(list, after) => self.page(list, "$select=id", after, 1),
             Request::EveryFleet => format!("/v7/device?{EVERY_FLEET}"),
-            Request::DevicesWith { what, after, limit } => self.devices(what, after, limit),
-            Request::State { more, after, limit } => {
-                let [fields, references] =
-                    [0, 1].map(|part| more.parts(part).fold(STATE[part].to_owned(), |text, more| text + "," + more));
-                self.devices(&(fields + &references), after, limit)
-            }
-            Request::NotRunning { after, limit } => self.not_running(NOT_RUNNING, after, limit),
-            Request::NextNotRunning(after) => self.not_running("$select=id", after, 1),
-            Request::Releases { after, limit } => self.running_releases(&release(), after, limit),
-            Request::NextRelease(after) => self.running_releases("$select=id", after, 1),
             Request::ReleasesById(ids) => {
                 let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
-                format!("/v7/release?{}&$filter=id%20in%20({})&$orderby=id%20asc", release(), ids.join(","))
+                let what = self.what(Listing::Releases);
+                format!("/v7/release?{what}&$filter=id%20in%20({})&$orderby=id%20asc", ids.join(","))
             }
         }
     }
 
+    /// What is asked of each record.
+    fn what(&self, list: Listing) -> String {
+        match list {
+            Listing::Devices => format!("$select={}&$expand={EXPAND}", self.fields),
+            Listing::DevicesWith(what) => what.to_owned(),
+            Listing::State(more) => {
+                let part = |part| more.parts(part).fold(STATE[part].to_owned(), |text, more| text + "," + more);
+                part(0) + &part(1)
+            }
+            Listing::NotRunning => NOT_RUNNING.to_owned(),
+            Listing::Releases => format!(
+                "$select=id,raw_version&$expand=belongs_to__application($select=slug),\
+                 release_image($select=id;$orderby=id%20asc;$expand=image($select=id;$expand=is_a_build_of__service(\
+                 $select=service_name;$expand=service_label({LABELS}))),image_label({LABELS}))"
+            ),
+        }
+    }
+
     /// `$orderby=id` alone would mean descending.
-    fn devices(&self, what: &str, after: u64, limit: usize) -> String {
-        format!("/v7/device?{what}&$filter=(id%20gt%20{after}){}&$orderby=id%20asc&$top={limit}", self.filter)
-    }
-
-    fn not_running(&self, what: &str, after: u64, limit: usize) -> String {
-        format!(
-            "/v7/image_install?{what}&$filter=(id%20gt%20{after})%20and%20status%20ne%20'Running'%20and%20status%20ne%20'deleted'{}\
-             &$orderby=id%20asc&$top={limit}",
-            self.installs
-        )
-    }
-
-    fn running_releases(&self, what: &str, after: u64, limit: usize) -> String {
-        let devices = &self.releases;
-        format!(
-            "/v7/release?{what}&$filter=(id%20gt%20{after})%20and%20is_running_on__device/any(d:{devices})\
-             &$orderby=id%20asc&$top={limit}"
-        )
+    fn page(&self, list: Listing, what: &str, after: u64, limit: usize) -> String {
+        let (resource, filter) = match list {
+            Listing::Devices | Listing::DevicesWith(_) | Listing::State(_) => ("device", &self.devices),
+            Listing::NotRunning => ("image_install", &self.installs),
+            Listing::Releases => ("release", &self.releases),
+        };
+        format!("/v7/{resource}?{what}&$filter=(id%20gt%20{after}){filter}&$orderby=id%20asc&$top={limit}")
     }
 }
 

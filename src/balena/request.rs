@@ -12,8 +12,9 @@ use reqwest::header::{
 };
 use reqwest::{StatusCode, Url};
 
-use super::client::Client;
+use super::client::{Actor, Client};
 use super::failure::{Failure, Reason};
+use super::query::Request;
 use crate::backoff;
 use crate::net::connector::trust_hint;
 use crate::net::threads::NoThread;
@@ -27,7 +28,7 @@ const MAX_AGE: u64 = 3600;
 
 /// What the API answers to a conditional request.
 #[derive(Debug)]
-pub enum Answer {
+pub enum Fetched {
     /// The content still has the `ETag` of the request.
     Unchanged,
     /// 200.
@@ -46,22 +47,40 @@ pub enum Answer {
     },
 }
 
+/// Answers requests: the API, or what takes its place in a test.
+pub trait Source {
+    /// Its name in messages.
+    fn name(&self) -> &str;
+
+    /// Asks, unless the answer still has this `ETag`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure>;
+
+    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
+    ///
+    /// # Errors
+    /// There is no usable answer in what is left.
+    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
+}
+
 impl Client {
     /// Sends a request, and reads its answer within this time.
     pub(super) fn exchange(
         &self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Fetched, Failure> {
         let response = self.send(key, path, etag, limit)?;
-        let new_etag = text_of(response.headers(), &ETAG);
+        let new_etag = header(response.headers(), &ETAG);
         self.warn_about_age(response.headers());
         match response.status() {
-            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Answer::Unchanged),
+            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Fetched::Unchanged),
             StatusCode::OK => Ok(match self.body(response, limit)? {
                 Some(body) => {
                     let room = self.max_answer / (body.len() as u64).max(1);
-                    Answer::Body { etag: new_etag, body, room: usize::try_from(room).unwrap_or(usize::MAX) }
+                    Fetched::Body { etag: new_etag, body, room: usize::try_from(room).unwrap_or(usize::MAX) }
                 }
-                None => Answer::TooLarge { etag: new_etag },
+                None => Fetched::TooLarge { etag: new_etag },
             }),
             _ => Err(self.refused(key, response)),
         }
@@ -95,7 +114,7 @@ impl Client {
 
     /// A cache between here and the API may hide what changes there.
     fn warn_about_age(&self, headers: &HeaderMap) {
-        let age = text_of(headers, &AGE).and_then(|age| age.trim().parse().ok()).unwrap_or_default();
+        let age = header(headers, &AGE).and_then(|age| age.trim().parse().ok()).unwrap_or_default();
         if age > MAX_AGE {
             self.warned_of_age.call_once(|| {
                 let age = humantime::format_duration(Duration::from_secs(age));
@@ -164,9 +183,9 @@ impl Client {
         if reason == Reason::Forbidden && is_html(response.headers()) {
             hint = "a web firewall or a proxy answers, not balena's API: let it pass these requests";
         }
-        let header = |name| text_of(response.headers(), name);
-        let retry_after = header(&RETRY_AFTER)
-            .and_then(|value| backoff::retry_after(&value, header(&DATE).as_deref(), SystemTime::now()));
+        let value = |name| header(response.headers(), name);
+        let retry_after = value(&RETRY_AFTER)
+            .and_then(|wait| backoff::retry_after(&wait, value(&DATE).as_deref(), SystemTime::now()));
         let message = format!("{url} answers {status}{}: {hint}", excerpt(key, response));
         Failure { retry_after, status: Some(status.as_u16()), ..Failure::new(reason, message) }
     }
@@ -179,7 +198,7 @@ fn excerpt(key: &Secret, response: Response) -> String {
     if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return String::new();
     }
-    let location = text_of(response.headers(), &LOCATION);
+    let location = header(response.headers(), &LOCATION);
     let location = location.map(|location| format!("to {}", location.split(['?', '#']).next().unwrap_or_default()));
     let is_html = is_html(response.headers());
     let mut body = Vec::new();
@@ -208,7 +227,7 @@ fn has_broken(error: &reqwest::Error) -> bool {
 /// # Errors
 /// The coding is unknown; it is given back.
 fn unpacked(response: Response) -> Result<Box<dyn Read>, String> {
-    let coding = text_of(response.headers(), &CONTENT_ENCODING).unwrap_or_default();
+    let coding = header(response.headers(), &CONTENT_ENCODING).unwrap_or_default();
     match coding.trim().to_ascii_lowercase().as_str() {
         "" | "identity" => Ok(Box::new(response)),
         "gzip" | "x-gzip" => Ok(Box::new(MultiGzDecoder::new(response))),
@@ -217,9 +236,9 @@ fn unpacked(response: Response) -> Result<Box<dyn Read>, String> {
 }
 
 fn is_html(headers: &HeaderMap) -> bool {
-    text_of(headers, &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"))
+    header(headers, &CONTENT_TYPE).is_some_and(|kind| kind.contains("html"))
 }
 
-fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }

@@ -76,7 +76,7 @@ impl Changes {
 
     /// Announces what is new in a list that was published, or that a list is held back.
     pub fn announce(&mut self, list: &Inventory, published: Published, name: &str, now: Instant) {
-        if published == Published::Refused {
+        if published == Published::HeldBack {
             self.hold_back(list, name, now);
             return;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::balena::client::Actor;
-use crate::balena::{Answer, Failure, Reason, Request, Source, device};
+use crate::balena::{Failure, Fetched, Reason, Request, Source, device};
 use crate::key::CREATE_KEY;
 use crate::text::count;
 
@@ -55,7 +55,7 @@ impl KeyOwner {
 /// What the key sees, selected or not, for the end of a sentence.
 fn what_the_key_sees(source: &mut dyn Source) -> String {
     let body = match source.get(Request::EveryFleet, None) {
-        Ok(Answer::Body { body, .. }) => body,
+        Ok(Fetched::Body { body, .. }) => body,
         Ok(_) => return String::new(),
         Err(failure) => return format!("; what the key sees cannot be read: {failure}"),
     };

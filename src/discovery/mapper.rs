@@ -12,7 +12,7 @@ use super::services::Services;
 use super::target::{self, Rules};
 use crate::balena::device::{self, Device};
 use crate::balena::pages::{List, Place, WithId};
-use crate::balena::{Answer, Failure, Request, Source};
+use crate::balena::{Failure, Fetched, Listing, Request, Source};
 
 /// Reads pages and maps their devices.
 pub struct Mapper<'a> {
@@ -37,12 +37,8 @@ impl List for Mapper<'_> {
         self.source
     }
 
-    fn request(&self, after: u64, limit: usize) -> Request<'static> {
-        Request::Devices { after, limit }
-    }
-
-    fn next_id(&self, after: u64) -> Request<'static> {
-        Request::DevicesWith { what: "$select=id", after, limit: 1 }
+    fn listing(&self) -> Listing<'static> {
+        Listing::Devices
     }
 
     /// A page has to be mapped again when a release that one of its devices runs declares something else.
@@ -68,8 +64,9 @@ impl List for Mapper<'_> {
 
     fn too_large(&mut self, after: u64) -> Result<(u64, Arc<Page>), Failure> {
         let why = format!("the device after id {after} is too large, and has no name");
-        let request = Request::DevicesWith { what: "$select=id,uuid,device_name", after, limit: 1 };
-        let Answer::Body { body, .. } = self.source.get(request, None)? else { return Err(self.invalid(&why)) };
+        let list = Listing::DevicesWith("$select=id,uuid,device_name");
+        let request = Request::Page { list, after, limit: 1 };
+        let Fetched::Body { body, .. } = self.source.get(request, None)? else { return Err(self.invalid(&why)) };
         let device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop());
         let mut device = device.ok_or_else(|| self.invalid(&why))?;
         device.broken = Some("it is too large; remove long tags".into());

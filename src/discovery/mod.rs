@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
-use crate::balena::{Answer, Client, Failure, Request, Source};
+use crate::balena::{Client, Failure, Fetched, Request, Source};
 use crate::text::count;
 use changes::Changes;
 use inventory::Inventory;
@@ -64,7 +64,7 @@ pub enum Published {
     /// It was there already.
     Unchanged,
     /// It has no targets, and the list that is there has some.
-    Refused,
+    HeldBack,
 }
 
 /// What watches the loop.
@@ -102,7 +102,7 @@ impl Source for ObservedApi<'_> {
         self.client.url()
     }
 
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
         self.observer.waits(Instant::now() + self.client.timeout());
         self.client.get(request, etag)
     }
@@ -139,7 +139,7 @@ impl<'a> Discovery<'a> {
     pub fn run(mut self, interval: Option<Duration>, clock: &mut dyn Clock) -> bool {
         let Some(interval) = interval else {
             return match self.refresh(clock) {
-                Ok(published) => published != Published::Refused,
+                Ok(published) => published != Published::HeldBack,
                 Err(failure) => {
                     self.report(&failure, "");
                     false

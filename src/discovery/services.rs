@@ -9,7 +9,7 @@ use super::declared::{Declared, declared};
 use crate::balena::device::{describe, records};
 use crate::balena::pages::{List, Pages, Place, WithId};
 use crate::balena::release;
-use crate::balena::{Answer, Failure, Reason, Request, Source};
+use crate::balena::{Failure, Fetched, Listing, Reason, Request, Source};
 
 /// Ids in one request: the API refuses a URL of more than 15,000 bytes.
 const MAX_IDS: usize = 500;
@@ -59,7 +59,7 @@ impl Services {
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
             // A wrong key or a stopped database is not about labels: no device can be read either.
             Err(failure) if failure.is_of_this_request() => {
-                let devices = source.get(Request::Devices { after: 0, limit: 1 }, None);
+                let devices = source.get(Request::Page { list: Listing::Devices, after: 0, limit: 1 }, None);
                 return Err(devices.err().unwrap_or_else(|| explained(failure)));
             }
             Err(failure) => return Err(failure),
@@ -107,7 +107,7 @@ impl ReleaseList<'_> {
     /// The releases with these ids.
     fn named(&mut self, ids: &[u64]) -> Result<Vec<Arc<Declared>>, Failure> {
         let answer = self.source.get(Request::ReleasesById(ids), None)?;
-        let Answer::Body { body, .. } = answer else { return Err(self.invalid("it is too large")) };
+        let Fetched::Body { body, .. } = answer else { return Err(self.invalid("it is too large")) };
         let records = records(&body).map_err(|error| self.invalid(&describe(&error)))?;
         records.into_iter().map(|raw| self.release(raw)).collect()
     }
@@ -130,12 +130,8 @@ impl List for ReleaseList<'_> {
         self.source
     }
 
-    fn request(&self, after: u64, limit: usize) -> Request<'static> {
-        Request::Releases { after, limit }
-    }
-
-    fn next_id(&self, after: u64) -> Request<'static> {
-        Request::NextRelease(after)
+    fn listing(&self) -> Listing<'static> {
+        Listing::Releases
     }
 
     fn read(

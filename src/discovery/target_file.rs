@@ -236,7 +236,7 @@ impl Sink for TargetFile {
             self.seen = None;
             let has_targets = || self.published().is_none_or(|devices| !devices.is_empty());
             if !list.has_targets() && !self.write_empty && has_targets() {
-                return Ok(Published::Refused);
+                return Ok(Published::HeldBack);
             }
             self.write(list).map_err(|error| self.failure(&error))?;
         }

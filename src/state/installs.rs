@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::records::Record;
 use super::reported::{ReleaseId, State};
 use super::shared::{Image, Shared};
-use crate::balena::Request;
+use crate::balena::Listing;
 use crate::balena::device::{Text, one};
 use crate::balena::query::StateFields;
 use crate::balena::release::ImageOfService;
@@ -81,12 +81,8 @@ struct RunningRecord {
 impl Record for NotRunning {
     const WHAT: &'static str = "services";
 
-    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
-        Request::NotRunning { after, limit }
-    }
-
-    fn next_id(after: u64) -> Request<'static> {
-        Request::NextNotRunning(after)
+    fn list(_: StateFields) -> Listing<'static> {
+        Listing::NotRunning
     }
 
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
@@ -110,8 +106,8 @@ impl Record for NotRunning {
 }
 
 impl Record for Running {
-    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
-        Request::DevicesWith { what: RUNNING, after, limit }
+    fn list(_: StateFields) -> Listing<'static> {
+        Listing::DevicesWith(RUNNING)
     }
 
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {

@@ -9,20 +9,15 @@ use super::shared::Shared;
 use crate::balena::device::describe;
 use crate::balena::pages::{self, List, Place, Walks};
 use crate::balena::query::StateFields;
-use crate::balena::{Client, Failure, Reason, Request, Source};
+use crate::balena::{Client, Failure, Listing, Reason, Request, Source};
 
 /// A kind of records.
 pub trait Record: Sized {
     /// What they are, for messages.
     const WHAT: &'static str = "devices";
 
-    /// The request for up to `limit` of them with ids above `after`. `more` is what is asked for of a state.
-    fn request(more: StateFields, after: u64, limit: usize) -> Request<'static>;
-
-    /// The request for no more than the id of the first one above `after`.
-    fn next_id(after: u64) -> Request<'static> {
-        Request::DevicesWith { what: "$select=id", after, limit: 1 }
-    }
+    /// What they are a part of. `more` is what is asked for of a state.
+    fn list(more: StateFields) -> Listing<'static>;
 
     /// Reads one.
     ///
@@ -73,7 +68,7 @@ impl<T: Record> Records<T> {
     /// # Errors
     /// It does not, or there is no usable answer.
     pub fn probe(&mut self, more: StateFields) -> Result<(), Failure> {
-        self.client.get(T::request(more, 0, 1), None).map(drop)
+        self.client.get(Request::Page { list: T::list(more), after: 0, limit: 1 }, None).map(drop)
     }
 
     /// The pages as they were read last.
@@ -97,12 +92,8 @@ impl<T: Record> List for Reading<'_, T> {
         self.client
     }
 
-    fn request(&self, after: u64, limit: usize) -> Request<'static> {
-        T::request(self.more, after, limit)
-    }
-
-    fn next_id(&self, after: u64) -> Request<'static> {
-        T::next_id(after)
+    fn listing(&self) -> Listing<'static> {
+        T::list(self.more)
     }
 
     /// A record that cannot be read is skipped: discovery reports a device. If none of a full page or of the first one can be read, that

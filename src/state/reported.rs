@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::records::Record;
 use super::shared::Shared;
-use crate::balena::Request;
+use crate::balena::Listing;
 use crate::balena::device::{Text, one};
 use crate::balena::query::StateFields;
 
@@ -142,8 +142,8 @@ struct StateRecord<'a> {
 }
 
 impl Record for State {
-    fn request(more: StateFields, after: u64, limit: usize) -> Request<'static> {
-        Request::State { more, after, limit }
+    fn list(more: StateFields) -> Listing<'static> {
+        Listing::State(more)
     }
 
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
@@ -184,8 +184,8 @@ impl State {
 }
 
 impl Record for Report {
-    fn request(_: StateFields, after: u64, limit: usize) -> Request<'static> {
-        Request::DevicesWith { what: REPORTS, after, limit }
+    fn list(_: StateFields) -> Listing<'static> {
+        Listing::DevicesWith(REPORTS)
     }
 
     fn read(raw: &RawValue, _: &mut Shared) -> serde_json::Result<Self> {

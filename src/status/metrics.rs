@@ -87,7 +87,7 @@ impl Metrics {
         match outcome {
             Ok(published) => {
                 self.last.set(now());
-                self.hold_back(*published == Published::Refused);
+                self.hold_back(*published == Published::HeldBack);
                 self.writes.inc_by(u64::from(*published == Published::Written));
             }
             Err(failure) => {

@@ -174,7 +174,7 @@ impl Observer for Status {
         });
         let mut shown = self.shown();
         shown.refreshed = Some(SystemTime::now());
-        if published == Published::Refused {
+        if published == Published::HeldBack {
             let (what, why) = ("The new list is held back", HELD_BACK.into());
             shown.trouble = Some(Trouble { what, why, is_limited: false });
             return;

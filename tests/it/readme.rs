@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use baletheus::balena::Request;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
+use baletheus::balena::{Listing, Request};
 use baletheus::config::OPTIONS;
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
@@ -76,10 +76,17 @@ fn a_label_is_one_line_of_the_table() {
     let all = LabelSet { table, chosen: labels::plain(table).map(|label| label.name).collect() };
     let rules = Rules { labels: all, exporters: exporter::parse_list("9100").unwrap(), ..Rules::default() };
 
-    let query = Query::new(rules.fields(), &Selection::default()).path(Request::Devices { after: 0, limit: 10 });
+    let query = Query::new(rules.fields(), &Selection::default()).path(Request::Page {
+        list: Listing::Devices,
+        after: 0,
+        limit: 10,
+    });
     assert!(query.contains(",ip_address"), "{query}");
-    let query =
-        Query::new(Rules::default().fields(), &Selection::default()).path(Request::Devices { after: 0, limit: 10 });
+    let query = Query::new(Rules::default().fields(), &Selection::default()).path(Request::Page {
+        list: Listing::Devices,
+        after: 0,
+        limit: 10,
+    });
     assert!(!query.contains("ip_address"), "{query}");
 
     let mut record = gateways(1).remove(0);

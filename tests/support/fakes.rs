@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use baletheus::balena::client::Actor;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
-use baletheus::balena::{Answer, Api, Client, Failure, Reason, Request, Source};
+use baletheus::balena::{Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::target::Rules;
@@ -39,7 +39,11 @@ pub fn api(url: &str) -> Client {
 
 /// How long the failure of a page asks the client to wait, if it does.
 pub fn retry_after(client: &Client) -> Option<Duration> {
-    client.clone().get(Request::Devices { after: 0, limit: 1 }, None).expect_err("a failure").retry_after
+    client
+        .clone()
+        .get(Request::Page { list: Listing::Devices, after: 0, limit: 1 }, None)
+        .expect_err("a failure")
+        .retry_after
 }
 
 /// A device and its id in the database, which its record may have or not.
@@ -77,17 +81,17 @@ impl<'a> Rows<'a> {
     }
 
     /// A page of these rows, unless this request fails or the page has this `ETag`.
-    fn answer(&mut self, rows: Vec<&Value>, etag: Option<&str>) -> Result<Answer, Failure> {
+    fn answer(&mut self, rows: Vec<&Value>, etag: Option<&str>) -> Result<Fetched, Failure> {
         self.requests += 1;
         if self.fails == Some(self.requests) {
             return Err(Failure::new(Reason::Timeout, "fails"));
         }
         let body = json!({ "d": rows }).to_string();
         if etag == Some(&body) {
-            return Ok(Answer::Unchanged);
+            return Ok(Fetched::Unchanged);
         }
         self.bodies += 1;
-        Ok(Answer::Body { etag: Some(body.clone()), body: body.into_bytes(), room: usize::MAX })
+        Ok(Fetched::Body { etag: Some(body.clone()), body: body.into_bytes(), room: usize::MAX })
     }
 
     /// The request with this number fails, counted from 1.
@@ -101,32 +105,30 @@ impl Source for Rows<'_> {
         "the API"
     }
 
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
         let releases = || self.releases.expect("labels of services are read only where there are some");
         match request {
-            Request::State { .. } | Request::NotRunning { .. } | Request::NextNotRunning(_) => {
-                unreachable!("discovery does not ask for it")
-            }
-            Request::Devices { after, limit } | Request::DevicesWith { after, limit, .. } => {
+            Request::NextId(list, after) => self.get(Request::Page { list, after, limit: 1 }, etag),
+            Request::Page { list: Listing::Devices | Listing::DevicesWith(_), after, limit } => {
                 if limit > self.most {
-                    return Ok(Answer::TooLarge { etag: None });
+                    return Ok(Fetched::TooLarge { etag: None });
                 }
                 let rows = self.rows.iter().filter(|(id, _)| *id > after).take(limit.min(self.server_limit));
                 let rows: Vec<_> = rows.map(|(_, row)| row).collect();
                 let fit = self.most / rows.len().max(1);
                 let mut answer = self.answer(rows, etag)?;
-                if let Answer::Body { room, .. } = &mut answer {
+                if let Fetched::Body { room, .. } = &mut answer {
                     *room = fit;
                 }
                 Ok(answer)
             }
-            Request::Releases { after, limit } => {
+            Request::Page { list: Listing::Releases, after, limit } => {
                 let late = self.late;
                 let listed = releases().iter().filter(|(id, _)| *id > after && Some(*id) != late);
                 self.answer(listed.take(limit.min(self.server_limit)).map(|(_, release)| release).collect(), etag)
             }
-            Request::EveryFleet => Ok(Answer::TooLarge { etag: None }),
-            Request::NextRelease(after) => self.get(Request::Releases { after, limit: 1 }, etag),
+            Request::Page { .. } => unreachable!("discovery does not ask for it"),
+            Request::EveryFleet => Ok(Fetched::TooLarge { etag: None }),
             Request::ReleasesById(ids) => {
                 let named = releases().iter().filter(|(id, _)| ids.contains(id));
                 self.answer(named.map(|(_, release)| release).collect(), None)
@@ -158,15 +160,18 @@ impl Source for Bytes<'_> {
         "the API"
     }
 
-    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, request: Request, _: Option<&str>) -> Result<Fetched, Failure> {
         let is_first = match request {
-            Request::Devices { after: 0, limit } if limit > self.most => return Ok(Answer::TooLarge { etag: None }),
-            Request::Devices { after, .. } | Request::DevicesWith { after, .. } => after == 0,
-            Request::EveryFleet => return Ok(Answer::TooLarge { etag: None }),
+            Request::Page { list: Listing::Devices, after: 0, limit } if limit > self.most => {
+                return Ok(Fetched::TooLarge { etag: None });
+            }
+            Request::Page { list: Listing::Devices | Listing::DevicesWith(_), after, .. } => after == 0,
+            Request::NextId(Listing::Devices, after) => after == 0,
+            Request::EveryFleet => return Ok(Fetched::TooLarge { etag: None }),
             _ => unreachable!("labels of services are not read here"),
         };
         let body = if is_first { self.body } else { br#"{"d":[]}"# };
-        Ok(Answer::Body { etag: None, body: body.to_vec(), room: usize::MAX })
+        Ok(Fetched::Body { etag: None, body: body.to_vec(), room: usize::MAX })
     }
 
     fn owner(&mut self, _: Duration) -> Result<Actor, Failure> {
@@ -256,7 +261,7 @@ impl Source for LoopSource<'_> {
         "the API"
     }
 
-    fn get(&mut self, _: Request, _: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&mut self, _: Request, _: Option<&str>) -> Result<Fetched, Failure> {
         let Loop { now, plan, refresh, .. } = self.0;
         let (took, planned) = plan.borrow_mut().pop_front().expect("no refresh after the clock said to stop");
         self.0.push(Did::Fetched);
@@ -264,7 +269,7 @@ impl Source for LoopSource<'_> {
         refresh.set(planned);
         match planned {
             Refresh::Fails(retry_after) => Err(Failure { retry_after, ..Failure::new(Reason::Timeout, "fails") }),
-            _ => Ok(Answer::Body { etag: None, body: br#"{"d":[]}"#.to_vec(), room: usize::MAX }),
+            _ => Ok(Fetched::Body { etag: None, body: br#"{"d":[]}"#.to_vec(), room: usize::MAX }),
         }
     }
 
@@ -289,7 +294,7 @@ impl Sink for LoopSink<'_> {
         match self.0.refresh.get() {
             Refresh::Written => Ok(Published::Written),
             Refresh::Unchanged => Ok(Published::Unchanged),
-            Refresh::Refused => Ok(Published::Refused),
+            Refresh::Refused => Ok(Published::HeldBack),
             Refresh::NotWritten | Refresh::Fails(_) => Err(Failure::new(Reason::Write, "cannot be written")),
         }
     }
