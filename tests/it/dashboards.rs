@@ -4,6 +4,7 @@
 
 mod answers;
 mod data;
+mod expected;
 mod shape;
 mod sights;
 mod stack;

@@ -55,8 +55,10 @@ fn interpolate_labels(legend: &str, labels: &BTreeMap<String, String>) -> String
 pub fn sights(stack: &Stack, device: &str) -> BTreeMap<String, Sight> {
     let mut all = BTreeMap::<String, Sight>::new();
     for dashboard in dashboards() {
-        let choices = stack.choices(&dashboard, device);
-        assert!(!choices.is_empty(), "{}: a variable does not offer the device", dashboard.file);
+        let choices = stack.prometheus.wait_until("variables that offer the device", PATIENCE, |_| {
+            let choices = stack.choices(&dashboard, device);
+            (!choices.is_empty()).then_some(choices)
+        });
         for panel in dashboard.panels() {
             let file = dashboard.file.trim_end_matches(".json");
             let name = format!("{file}: {} {}", text(panel, "type"), text(panel, "title"));
