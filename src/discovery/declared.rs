@@ -114,7 +114,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ServiceExpo
     let owned = |(text, millis): (&str, u64)| (text.to_owned(), millis);
     let path = labels.get("path").map(|(_, path)| path.trim());
     let exporters = items(ports).map(|port| {
-        let exporter = exporter::named(name, port, path).map_err(|error| bad_port(port, &error))?;
+        let exporter = exporter::with_path(Some(name), port, path).map_err(|error| bad_port(port, &error))?;
         let (interval, timeout) = (interval.map(owned), timeout.map(owned));
         Ok(ServiceExporter { exporter, service: service.name.clone(), scheme, interval, timeout })
     });

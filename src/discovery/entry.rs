@@ -20,7 +20,7 @@ use crate::balena::device::{Device, display_name, up_to};
 const MAX_NAME_LENGTH: usize = 513;
 
 /// A device as it was mapped: its targets, or why it has none.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     id: Option<NonZeroU64>,
     /// The uuid and then the name. Without a uuid, how the device is shown to people.
@@ -76,17 +76,8 @@ impl Entry {
             info: self.common.info.clone(),
             ..Common::default()
         };
-        Entry {
-            id: self.id,
-            text: self.text.clone(),
-            uuid_size: self.uuid_size,
-            address: None,
-            left_out: Some(reason.into()),
-            tag_labels: "".into(),
-            common: common.into(),
-            online: self.online,
-            record: self.record,
-        }
+        let (left_out, common) = (Some(reason.into()), common.into());
+        Entry { address: None, left_out, tag_labels: "".into(), common, ..self.clone() }
     }
 
     /// Its id in balena's database.

@@ -36,24 +36,11 @@ pub fn parse_list(text: &str) -> Result<Vec<Exporter>, BadValue> {
     if list.is_empty() { Err("it names no exporter".into()) } else { Ok(list) }
 }
 
-/// An exporter with this name from `PORT[/PATH]`, and the path of another label, which counts if the port has none.
+/// An exporter from `PORT[/PATH]`, and the path of another label or tag, which counts if the port has none.
 ///
 /// # Errors
 /// The name, the port or the path cannot be understood.
-pub fn named(name: &str, port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
-    parse(&format!("{name}:{}", with_path(port, path)?))
-}
-
-/// An exporter without a name from `PORT[/PATH]`, and the path of another tag, which counts if the port has none.
-///
-/// # Errors
-/// The port or the path cannot be understood.
-pub fn unnamed(port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
-    parse(&with_path(port, path)?)
-}
-
-/// `PORT/PATH`, where the path is of another label or tag unless the port has one.
-fn with_path(port: &str, path: Option<&str>) -> Result<String, BadValue> {
+pub fn with_path(name: Option<&str>, port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
     if port.contains(':') {
         return Err(format!("{port:?} is not PORT[/PATH]").into());
     }
@@ -61,7 +48,8 @@ fn with_path(port: &str, path: Option<&str>) -> Result<String, BadValue> {
     if !path.is_empty() && !path.starts_with('/') {
         return Err(format!("the path {path:?} does not begin with /").into());
     }
-    Ok(format!("{port}{path}"))
+    let name = name.map_or_else(String::new, |name| format!("{name}:"));
+    parse(&format!("{name}{port}{path}"))
 }
 
 fn parse(text: &str) -> Result<Exporter, BadValue> {

@@ -201,7 +201,7 @@ impl<'a, 'w> Tags<'a, 'w> {
             return Some((EXPORTERS, list));
         }
         let path = path.map(|(_, path)| path.trim());
-        let single = self.of(is_own, PORT, &|text| Ok(vec![exporter::unnamed(text, path)?]))?;
+        let single = self.of(is_own, PORT, &|text| Ok(vec![exporter::with_path(None, text, path)?]))?;
         Some((PORT, single))
     }
 
