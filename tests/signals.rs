@@ -151,7 +151,7 @@ fn a_signal_ends_it_while_it_backs_off() {
             cloud.intercept(move |_, _| Some(Reply::status(429, header.as_slice(), b"")));
             let running = sidecar.start();
             let line = running.wait_for("refresh failed");
-            assert_eq!(line.ends_with("next try in 1h"), header.is_some(), "{line}");
+            assert_eq!(line.contains("next try in 1h"), header.is_some(), "{line}");
             (sidecar, running)
         });
     }

@@ -327,7 +327,8 @@ fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
     for (name, reply, said) in faults {
         let cloud = Cloud::start(with_releases(2));
         cloud.set_services(1, &[("app", &[("prometheus.io.port", "80")], &[])]);
-        let sidecar = sidecar(&cloud).env("API_TIMEOUT", "1s");
+        let sidecar = sidecar(&cloud);
+        let sidecar = if name == "hang" { sidecar.env("API_TIMEOUT", "2s") } else { sidecar };
         let running = sidecar.start();
         running.wait_for("updated balena.json: 1 target");
         let before = sidecar.list();
