@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use std::{fs, thread};
 
 use support::binary;
-use support::cloud::{Cloud, Reply};
+use support::cloud::{Cloud, Reply, Seen};
 use support::fleet::many;
 use support::sidecar::{PATIENCE, Sidecar, finish};
 use support::tools;
@@ -77,7 +77,8 @@ fn the_interval_is_what_it_was() {
         let line = running.wait_for_lines("balena.json is unchanged", refreshes - 1);
         assert_eq!(off_by(&line), years, "{line}");
     }
-    let pages: Vec<_> = cloud.requests().into_iter().filter(|seen| !seen.target.ends_with("$top=1")).collect();
+    let is_page = |seen: &Seen| seen.target.starts_with("/v7/device?") && !seen.target.ends_with("$top=1");
+    let pages: Vec<_> = cloud.requests().into_iter().filter(is_page).collect();
     assert_eq!(pages.len(), refreshes);
     for pair in pages.windows(2) {
         let apart = (pair[1].at - pair[0].at).as_secs_f64();

@@ -49,6 +49,13 @@ fn is_page(seen: &Seen) -> bool {
     seen.target.starts_with("/v7/device?") && !seen.target.ends_with("&$top=1")
 }
 
+/// Waits until a page of devices is asked for. The releases come before.
+fn wait_for_page(cloud: &Cloud) {
+    while !cloud.requests().iter().any(is_page) {
+        cloud.wait_for_requests(cloud.requests().len() + 1, PATIENCE);
+    }
+}
+
 /// A list stands there; then every page is answered so.
 fn stuck(steps: impl Fn(&[u8]) -> Vec<Step> + Clone + Send + 'static) -> impl FnMut() -> (Sidecar, Running) {
     let mut clouds = Vec::new();
@@ -60,7 +67,7 @@ fn stuck(steps: impl Fn(&[u8]) -> Vec<Step> + Clone + Send + 'static) -> impl Fn
         let steps = steps.clone();
         cloud.intercept(move |seen, due| is_page(seen).then(|| Reply::steps(steps(due))));
         let running = sidecar.start();
-        cloud.wait_for_requests(1, PATIENCE);
+        wait_for_page(&cloud);
         clouds.push(cloud);
         (sidecar, running)
     }
@@ -228,7 +235,7 @@ fn sighup_in_the_midst_of_a_refresh_is_not_lost() {
     let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
     cloud.intercept(|seen, due| is_page(seen).then(|| Reply::steps([Step::Pause(PATIENCE), Step::Send(due.to_vec())])));
     let running = sidecar.start();
-    cloud.wait_for_requests(1, PATIENCE);
+    wait_for_page(&cloud);
     running.signal("HUP");
     // The answer on its way is the old one.
     cloud.change(|devices| drop(devices.pop()));
@@ -250,7 +257,7 @@ fn twelve_sighups_in_the_midst_of_a_refresh_are_one() {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     cloud.intercept(|seen, due| is_page(seen).then(|| Reply::steps([Step::Pause(PATIENCE), Step::Send(due.to_vec())])));
     let running = sidecar.start();
-    cloud.wait_for_requests(1, PATIENCE);
+    wait_for_page(&cloud);
     for _ in 0..12 {
         running.signal("HUP");
         let mut buffer = [0; 4096];

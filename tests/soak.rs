@@ -93,7 +93,7 @@ fn memory_files_and_threads_stay_as_they_are() {
     let driven = Arc::new(AtomicU32::new(0));
     let drives = driven.clone();
     cloud.intercept(move |seen, due| {
-        if !seen.target.contains("(id%20gt%200)") {
+        if !seen.target.starts_with("/v7/device?") || !seen.target.contains("(id%20gt%200)") {
             return None;
         }
         // The next refresh follows this one at once, be that a failure.

@@ -16,8 +16,7 @@ pub fn path() -> String {
     path.into_os_string().into_string().expect("BALETHEUS_BINARY is UTF-8")
 }
 
-/// A sidecar of this cloud that refreshes every second, without the request for labels of services: most tests look at the
-/// requests for devices. `tests/it/services.rs` and the demo have both.
+/// A sidecar of this cloud that refreshes every second, and else has the defaults of users.
 pub fn sidecar(cloud: &Cloud) -> Sidecar {
-    Sidecar::of(path(), cloud).env("SERVICE_LABELS", "false")
+    Sidecar::of(path(), cloud)
 }

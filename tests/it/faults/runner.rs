@@ -34,7 +34,8 @@ pub fn endure(fault: Fault) -> u64 {
     }
     let url = format!("http{}://{addr}", if https { "s" } else { "" });
     let env = env.into_iter().fold(sidecar(&cloud), |sidecar, (name, value)| sidecar.env(name, value));
-    let sidecar = env.env("BALENA_API_URL", &url).env("RUST_LOG", "trace");
+    // The faults are of the requests for devices. `tests/it/services.rs` has those of the requests for labels.
+    let sidecar = env.env("BALENA_API_URL", &url).env("RUST_LOG", "trace").env("SERVICE_LABELS", "false");
     fs::write(sidecar.path("ca.pem"), &CERTIFICATES.ca).unwrap();
     let running = sidecar.start();
     running.wait_for(&format!("updated balena.json: {devices} targets of {devices} devices"));
