@@ -457,7 +457,7 @@ fn a_list_that_is_held_back_is_shown_and_the_targets_are_those_that_are_publishe
     let since = metrics[SINCE];
     assert!((start - 0.01..=now()).contains(&since), "{since} is not within {start} and now");
     let ready = status.text("/-/ready");
-    assert!(ready.starts_with("ready; the list was right ") && ready.contains("lists no device that"), "{ready}");
+    assert!(ready.starts_with("ready; the list was right ") && ready.contains("no scrapable device"), "{ready}");
     let page = status.text("/");
     assert!(page.contains("The new list is held back: ") && page.contains("WRITE_EMPTY=true"), "{page}");
     // The next refresh leaves the moment alone, and a restart knows what is published.
