@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::options::proxy_to;
+use crate::options::running::proxy_to;
 use crate::support::cloud::{Cloud, Reply};
 use crate::support::fleet::{demo_fleet, find, many, running_release, set_tag};
 use crate::support::sidecar::{PATIENCE, Sidecar};
