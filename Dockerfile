@@ -22,7 +22,7 @@ ENTRYPOINT ["/bin/sh", "/entrypoints/alertmanager"]
 CMD []
 
 # 12.x, because since 13.2 the Prometheus data source is a plugin that updates itself at the start.
-FROM grafana/grafana:12.4.14 AS grafana
+FROM grafana/grafana:12.4.11 AS grafana
 USER root
 # The database is on a tmpfs, which gets its mode from here. A new volume gets its owner from here, so that only Grafana can read
 # the password.
