@@ -132,9 +132,11 @@ pub fn misspelt(variables: impl Iterator<Item = OsString>) -> Vec<String> {
         Some(strsim::damerau_levenshtein(name, known)).filter(|distance| is_long && *distance <= MAX_DISTANCE)
     };
     let names = variables.filter_map(|name| name.into_string().ok()).filter(|name| !known.contains(&&**name));
+    let of_flag = |name: &str| OPTIONS.iter().find(|opt| opt.flag.replace('-', "_").to_ascii_uppercase() == name);
     let near = names.filter_map(|name| {
         let all = known.iter().filter_map(|known| Some((distance(&name, known)?, known)));
-        let (_, meant) = all.min_by_key(|(distance, _)| *distance)?;
+        let nearest = all.min_by_key(|(distance, _)| *distance).map(|(_, known)| known);
+        let meant = of_flag(&name).and_then(|opt| opt.vars.first()).or(nearest)?;
         Some(format!("the variable {name} is none of baletheus: is {meant} meant?"))
     });
     near.collect()

@@ -31,6 +31,14 @@ fn the_nearest_name_of_a_misspelt_variable_is_given() {
         ("FLEETS", "FLEET"),
         ("SDFILE_PATH", "SD_FILE_PATH"),
         ("LISTEN_ADDR", "LISTEN_ADDRESS"),
+        // The name of the flag: `TAG=x` would select every device.
+        ("TAG", "DEVICE_TAG"),
+        ("ADDRESS", "TARGET_ADDRESS"),
+        ("TIMEOUT", "API_TIMEOUT"),
+        ("REFRESH", "REFRESH_RATE"),
+        ("LISTEN", "LISTEN_ADDRESS"),
+        ("SD_FILE", "SD_FILE_PATH"),
+        ("PUBLIC_DOMAIN", "PUBLIC_URL_DOMAIN"),
     ] {
         let run = dry(&cloud, &[&format!("{given}=x")]);
         let said = format!("the variable {given} is none of baletheus: is {meant} meant?");
