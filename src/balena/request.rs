@@ -192,14 +192,14 @@ impl Client {
 }
 
 /// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before it:
-/// enough of the answer is read that the key is never cut in two. An answer about the key, and the query of a redirect, are not shown:
-/// they may have the key in another form.
+/// enough of the answer is read that the key is never cut in two. An answer about the key is not shown, since it may have the key in
+/// another form.
 fn excerpt(key: &Secret, response: Response) -> String {
     if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return String::new();
     }
     let location = header(response.headers(), &LOCATION);
-    let location = location.map(|location| format!("to {}", location.split(['?', '#']).next().unwrap_or_default()));
+    let location = location.map(|location| format!("to {}", without_secrets(&location)));
     let is_html = is_html(response.headers());
     let mut body = Vec::new();
     let most = EXCERPT_SIZE + key.reveal().len() as u64;
@@ -208,6 +208,15 @@ fn excerpt(key: &Secret, response: Response) -> String {
     let text = location.as_deref().unwrap_or(&body).split(key.reveal()).next().unwrap_or_default();
     let text: String = text.chars().take(200).collect();
     if text.trim().is_empty() { String::new() } else { format!(", {}", text.trim()) }
+}
+
+/// Where a redirect leads, without its user, password and query: they may be secrets.
+fn without_secrets(location: &str) -> String {
+    let place = location.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = place.split_once("//") else { return place.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}//{host}{path}")
 }
 
 /// Whether a connection broke before an answer began, as an idle one does that the server closes.

@@ -366,6 +366,13 @@ pub fn faults() -> Vec<Fault> {
         echo("echo-location", Fails(&["301 Moved Permanently, to http://elsewhere.invalid/: "], BacksOff), |key| {
             Reply::status(301, &[("Location", &format!("http://elsewhere.invalid/?{key}"))], b"")
         }),
+        status(
+            "302-password",
+            302,
+            &[("Location", "https://me:of-mine@sso.example.org/login?token=of-mine#of-mine")],
+            "",
+            Fails(&["302 Found, to https://sso.example.org/login: set "], BacksOff),
+        ),
         echo("echo-reason", Fails(&["500 Internal Server Error: "], BacksOff), |key| {
             Reply::steps([Step::Send(format!("HTTP/1.1 500 {key}\r\nContent-Length: 0\r\n\r\n").into_bytes())])
         }),
