@@ -96,9 +96,11 @@ pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
     KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
     let refresh = start.elapsed();
     if let Err(failure) = refreshed {
-        log::error!("cannot check: {failure}");
         if form == Form::Anonymous {
+            log::error!("cannot check; without --report the message says more");
             print(&anonymous::failed(&options, &failure));
+        } else {
+            log::error!("cannot check: {failure}");
         }
         return Ok(false);
     }
@@ -112,7 +114,8 @@ pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
     }
     if let Some(name) = name.filter(|_| rows.is_empty()) {
         let devices = count(list.entries().count(), "device");
-        log::error!("no device has {name:?} in its name or at the start of its uuid; the API lists {devices}");
+        let name = if form == Form::Anonymous { "this".to_owned() } else { format!("{name:?}") };
+        log::error!("no device has {name} in its name or at the start of its uuid; the API lists {devices}");
         return Ok(false);
     }
     for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {

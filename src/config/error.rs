@@ -39,6 +39,9 @@ pub enum ConfigError {
     /// There are two keys.
     #[error("{given} and {other} are both set: set one of them")]
     TwoKeys { given: String, other: String },
+    /// A name of nothing would check every device.
+    #[error("NAME is empty: give a part of a device's name, or leave it out to check every device")]
+    NoName,
     /// There is no key.
     #[error(
         "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access tokens) and set API_KEY \

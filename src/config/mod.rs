@@ -86,13 +86,17 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
         let through_tunnel = discovery.rules.address == Address::Vpn;
         let mut warnings = discovery.warnings;
         warnings.extend(unencrypted(&discovery.tunnel).filter(|_| through_tunnel));
+        let name = matches.get_one::<String>("name").map(|name| name.trim().to_owned());
+        if name.as_deref() == Some("") {
+            from.report(ConfigError::NoName);
+        }
         check::Settings {
             api: discovery.api,
             selection: discovery.selection,
             rules: discovery.rules,
             service_labels: discovery.service_labels,
             tunnel: discovery.tunnel,
-            name: matches.get_one("name").cloned(),
+            name,
             failing: matches.get_flag("failing"),
             form: match (matches.get_flag("json"), matches.get_flag("report")) {
                 (true, _) => check::Form::Json,

@@ -552,6 +552,13 @@ fn one_device_by_its_name_or_uuid() {
     let told = text(&none.stderr);
     assert!(none.status.code() == Some(1) && none.stdout.is_empty(), "{told}");
     assert!(told.contains("no device has \"freezer\" in its name") && told.contains("lists 3 devices"), "{told}");
+    let none = check(&sidecar, &["freezer", "--report"]);
+    assert!(none.status.code() == Some(1) && !text(&none.stderr).contains("freezer"), "{none:?}");
+    // It would check every device.
+    for blank in ["", " "] {
+        let none = check(&sidecar, &[blank]);
+        assert!(none.status.code() == Some(2) && text(&none.stderr).contains("NAME is empty"), "{none:?}");
+    }
 }
 
 #[test]
@@ -605,6 +612,7 @@ fn a_report_for_an_issue_names_nothing() {
     let failed = check(&sidecar, &["--report"]);
     assert!(failed.status.code() == Some(1), "{failed:?}");
     assert!(text(&failed.stdout).contains("refresh: failed, reason server_error, HTTP status 503"), "{failed:?}");
+    assert!(!text(&failed.stderr).contains("127.0.0.1"), "{failed:?}");
 }
 
 #[test]
