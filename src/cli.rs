@@ -113,7 +113,7 @@ fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
     let Err(error) = liveness::ask(url, listen) else { return ExitCode::SUCCESS };
     print(&error.to_string());
     match error {
-        Unhealthy::NoUrl => ExitCode::from(2),
+        Unhealthy::NoUrl | Unhealthy::BadUrl => ExitCode::from(2),
         _ => ExitCode::FAILURE,
     }
 }

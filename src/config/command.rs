@@ -78,7 +78,7 @@ pub fn command() -> Command {
         .args(flags(Verb::Tunnel));
     let health = Command::new("health")
         .about("Asks a running sidecar whether it is healthy, for a container's HEALTHCHECK")
-        .after_help("Exit codes: 0 healthy, 1 not healthy or no answer, 2 no URL.")
+        .after_help("Exit codes: 0 healthy, 1 not healthy or no answer, 2 no usable URL.")
         .arg(
             Arg::new("url")
                 .value_name("URL")

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
 use thiserror::Error;
 
 use crate::net::cannot_start::CannotStart;
@@ -60,11 +60,21 @@ impl Liveness {
 /// It is not healthy, or does not answer.
 pub fn ask(url: Option<&str>, listen: Option<&str>) -> Result<(), Unhealthy> {
     let listen = listen.map(str::trim).filter(|listen| !listen.is_empty());
-    let url = url.map(|url| url.trim().to_owned()).or_else(|| listen.map(base));
-    let Some(url) = url.filter(|url| !url.is_empty()) else {
+    let Some(place) = url.map(str::trim).or(listen).filter(|place| !place.is_empty()) else {
         return Err(Unhealthy::NoUrl);
     };
+    let url = if place.contains("://") { place.to_owned() } else { base(place) };
+    if !is_plain(&url) {
+        return Err(Unhealthy::BadUrl);
+    }
     healthy(format!("{}/-/healthy", url.trim_end_matches('/')))
+}
+
+/// Whether this is a URL that messages may show: a password or a query would be a secret.
+fn is_plain(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    matches!(url.scheme(), "http" | "https") && !has_user && url.query().is_none() && url.fragment().is_none()
 }
 
 /// Why nobody says that the sidecar is healthy.
@@ -73,6 +83,9 @@ pub enum Unhealthy {
     /// There is nothing to ask.
     #[error("no URL is given, and LISTEN_ADDRESS is not set: set one of them")]
     NoUrl,
+    /// It cannot be asked.
+    #[error("this is no URL such as http://127.0.0.1:9797, without a password and a query")]
+    BadUrl,
     /// There is nothing to ask with.
     #[error(transparent)]
     CannotStart(#[from] CannotStart),

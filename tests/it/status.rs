@@ -268,6 +268,11 @@ fn health_is_an_exit_code() {
     assert_eq!(code(&[], &format!(":{port}")).0, Some(0));
     let nothing = "baletheus: no URL is given, and LISTEN_ADDRESS is not set: set one of them\n";
     assert_eq!(code(&[], ""), (Some(2), nothing.into()));
+    assert_eq!(code(&[&format!("127.0.0.1:{port}")], "").0, Some(0));
+    for url in ["http://me:of-mine@127.0.0.1:1", "http://127.0.0.1:1?of-mine", "ftp://127.0.0.1:1", "http://"] {
+        let (failed, told) = code(&[url], "");
+        assert!(failed == Some(2) && told.contains("no URL such as") && !told.contains("of-mine"), "{url}: {told}");
+    }
     let (failed, told) = code(&[&cloud.url()], "");
     assert!(failed == Some(1) && told.contains("answers 404"), "{told}");
     drop(status);
