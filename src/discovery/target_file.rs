@@ -136,6 +136,10 @@ impl TargetFile {
             format!("something is mounted at {}: unmount it", self.scratch.display())
         } else if error.kind() == io::ErrorKind::NotFound {
             "its directory is gone: is a disk not mounted?".to_owned()
+        } else if error.kind() == io::ErrorKind::IsADirectory {
+            "remove the directory".to_owned()
+        } else if error.kind() == io::ErrorKind::NotADirectory {
+            format!("{} is a file, not a directory", directory(&self.path).display())
         } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
             "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
         } else {

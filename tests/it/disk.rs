@@ -271,7 +271,14 @@ fn a_directory_that_goes_and_comes_back() {
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     let (disk, away, root) = (sidecar.path("disk"), sidecar.path("away"), sidecar.dir.path().to_owned());
-    let trouble = Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "disk", keeps: false };
+    let trouble = Trouble {
+        cloud: &cloud,
+        sidecar: &sidecar,
+        running: &running,
+        root,
+        says: "; disk is a file, not a directory",
+        keeps: false,
+    };
     // Something else has its name, so that it cannot be made.
     let cause = || {
         fs::rename(&disk, &away).unwrap();
@@ -290,8 +297,14 @@ fn a_directory_in_the_place_of_the_file() {
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
     let (file, root) = (sidecar.path(FILE), sidecar.dir.path().to_owned());
-    let trouble =
-        Trouble { cloud: &cloud, sidecar: &sidecar, running: &running, root, says: "Is a directory", keeps: false };
+    let trouble = Trouble {
+        cloud: &cloud,
+        sidecar: &sidecar,
+        running: &running,
+        root,
+        says: "Is a directory (os error 21); remove the directory",
+        keeps: false,
+    };
     let cause = || {
         fs::remove_file(&file).unwrap();
         fs::create_dir_all(file.join("of/somebody")).unwrap();
