@@ -126,7 +126,7 @@ impl AllowedTargets {
         if let Some(why) = failure.as_ref().filter(|_| is_new) {
             let until = match state.targets.len() {
                 0 => "Every scrape is refused until it has targets".to_owned(),
-                targets => format!("The {} that were read before stay", count(targets, "target")),
+                targets => format!("The list that was read before stays, with {}", count(targets, "target")),
             };
             log::warn!("{path} {why}; is it the file that baletheus writes (--sd-file, SD_FILE_PATH)? {until}");
         }
