@@ -90,6 +90,16 @@ impl KeySource {
         self.current() != *refused
     }
 
+    /// Why the key's file holds no key now, for a message about a key that is refused.
+    pub fn trouble(&self) -> Option<String> {
+        let file = self.file.as_ref()?;
+        let why = match fs::metadata(file) {
+            Ok(found) if !found.is_file() => "is no file".to_owned(),
+            _ => read(file).err()?.to_string(),
+        };
+        Some(format!("the key file {} {why}, so the old key stays", file.display()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Secret> {
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }

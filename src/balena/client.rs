@@ -158,8 +158,15 @@ impl Client {
                 let left = end.saturating_duration_since(Instant::now());
                 self.counted(|| self.exchange(&self.api.key.current(), path, etag, left))
             }
+            Err(failure) if failure.reason == Reason::Unauthorized => Err(self.with_key_file(failure)),
             answer => answer,
         }
+    }
+
+    /// The failure of a refused key, with what is wrong with the key's file now, if anything is.
+    fn with_key_file(&self, failure: Failure) -> Failure {
+        let Some(trouble) = self.api.key.trouble() else { return failure };
+        Failure { message: format!("{}; {trouble}", failure.message), ..failure }
     }
 
     fn counted(&self, request: impl FnOnce() -> Result<Fetched, Failure>) -> Result<Fetched, Failure> {

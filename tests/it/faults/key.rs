@@ -74,19 +74,20 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
         ("not UTF-8", Some(b"\xff\xfe\x00k")),
     ];
     for (count, (what, content)) in (8..).zip(garbage) {
-        // Servers echo the key in other forms than their own. Such an answer is not shown.
-        let echo = format!("{{\"key\":\"{}\"}}", base64::engine::general_purpose::STANDARD.encode(KEY));
-        cloud.intercept(move |_, _| Some(Reply::status(401, &[], echo.as_bytes())));
         match content {
             Some(content) => fs::write(&file, content).unwrap(),
             None => fs::remove_file(&file).unwrap(),
         }
+        // Servers echo the key in other forms than their own. Such an answer is not shown.
+        let echo = format!("{{\"key\":\"{}\"}}", base64::engine::general_purpose::STANDARD.encode(KEY));
+        cloud.intercept(move |_, _| Some(Reply::status(401, &[], echo.as_bytes())));
         let line = running.wait_for_lines("refresh failed: ", failures() + 1);
         assert!(!line.contains("\\\"key") && !line.contains("{"), "{what}: {line}");
         assert!(
             line.contains("401 Unauthorized: the API key is wrong, expired or of another kind: check API_KEY"),
             "{what}: {line}"
         );
+        assert!(line.contains("; the key file ") && line.contains("so the old key stays"), "{what}: {line}");
         let kept = format!("Bearer {KEY}");
         assert!(
             cloud.requests().last().unwrap().header("authorization") == Some(&kept),
@@ -98,7 +99,8 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
     cloud.intercept(|_, _| Some(Reply::status(401, &[], b"")));
-    running.wait_for_lines("refresh failed: ", failures() + 1);
+    let line = running.wait_for_lines("refresh failed: ", failures() + 1);
+    assert!(line.contains(" is no file, so the old key stays"), "{line}");
     cloud.heal();
     more(15);
     for key in [KEY, ROTATED] {
