@@ -105,8 +105,12 @@ fn print(text: &str) {
 /// Prints the completions of a shell.
 fn completions(shell: Option<&String>) -> ExitCode {
     let Some(shell) = shell.and_then(|shell| shell.parse::<Shell>().ok()) else { return ExitCode::from(2) };
-    clap_complete::generate(shell, &mut config::completed(), "baletheus", &mut io::stdout());
-    ExitCode::SUCCESS
+    // The generator panics if it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut config::completed(), "baletheus", &mut script);
+    let Err(error) = io::stdout().write_all(&script) else { return ExitCode::SUCCESS };
+    print(&format!("cannot write to standard output: {error}"));
+    ExitCode::FAILURE
 }
 
 fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {

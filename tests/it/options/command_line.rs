@@ -67,6 +67,10 @@ fn completions_have_flags_and_values() {
         }
     }
     assert_eq!(run(&Sidecar::new(binary::path()), &["completions", "cmd"]).code, Some(2));
+    let full = fs::File::options().write(true).open("/dev/full").expect("the device that is full");
+    let output = Command::new(binary::path()).args(["completions", "bash"]).stdout(full).output().expect("an end");
+    let error = "baletheus: cannot write to standard output: No space left on device (os error 28)\n";
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(1), error));
 }
 
 #[test]
