@@ -90,7 +90,7 @@ fn code_of(why: &CannotStart) -> ExitCode {
 fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[String]) -> ExitCode {
     let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
     let command = command.map_or_else(String::new, |name| format!(" {name}"));
-    let may_pass = misspelt.is_empty() && errors.iter().all(ConfigError::may_pass);
+    let may_pass = errors.iter().all(ConfigError::may_pass);
     let errors = errors.iter().map(ToString::to_string).chain(misspelt.iter().cloned());
     let errors: Vec<_> = errors.map(|error| format!("  {error}")).collect();
     print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));

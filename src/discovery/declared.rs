@@ -112,7 +112,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ServiceExpo
         return Err(bad_port("", &"it names no port".into()));
     }
     let owned = |(text, millis): (&str, u64)| (text.to_owned(), millis);
-    let path = labels.get("path").map(|(_, path)| path.trim());
+    let path = read(labels, "path", exporter::path)?;
     let exporters = items(ports).map(|port| {
         let exporter = exporter::with_path(Some(name), port, path).map_err(|error| bad_port(port, &error))?;
         let (interval, timeout) = (interval.map(owned), timeout.map(owned));

@@ -45,11 +45,16 @@ pub fn with_path(name: Option<&str>, port: &str, path: Option<&str>) -> Result<E
         return Err(format!("{port:?} is not PORT[/PATH]").into());
     }
     let path = path.filter(|_| !port.contains('/')).unwrap_or_default();
-    if !path.is_empty() && !path.starts_with('/') {
-        return Err(format!("the path {path:?} does not begin with /").into());
-    }
     let name = name.map_or_else(String::new, |name| format!("{name}:"));
     parse(&format!("{name}{port}{path}"))
+}
+
+/// Reads the path of a label or tag.
+///
+/// # Errors
+/// It does not begin with a slash.
+pub fn path(path: &str) -> Result<&str, BadValue> {
+    if path.is_empty() || path.starts_with('/') { Ok(path) } else { Err("it does not begin with /".into()) }
 }
 
 fn parse(text: &str) -> Result<Exporter, BadValue> {

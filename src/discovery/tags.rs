@@ -200,7 +200,7 @@ impl<'a, 'w> Tags<'a, 'w> {
         if let Some(list) = list {
             return Some((EXPORTERS, list));
         }
-        let path = path.map(|(_, path)| path.trim());
+        let path = self.of(is_own, PATH, &|text| exporter::path(text));
         let single = self.of(is_own, PORT, &|text| Ok(vec![exporter::with_path(None, text, path)?]))?;
         Some((PORT, single))
     }

@@ -137,7 +137,8 @@ impl TargetFile {
         } else if error.kind() == io::ErrorKind::NotFound {
             "its directory is gone: is a disk not mounted?".to_owned()
         } else if error.kind() == io::ErrorKind::IsADirectory {
-            "remove the directory".to_owned()
+            let place = if self.path.is_dir() { self.path.clone() } else { self.scratch.join("lock") };
+            format!("remove the directory {}", place.display())
         } else if error.kind() == io::ErrorKind::NotADirectory {
             format!("{} is a file, not a directory", directory(&self.path).display())
         } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {

@@ -112,7 +112,7 @@ impl Proxy {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let (method, url) = (request.method().clone(), request.uri().clone());
         if method == Method::GET && url.authority().is_none() {
-            return self.own_page(&request).map(Either::Left);
+            return self.own_page(&request).await.map(Either::Left);
         }
         // The time runs from here, since the target file may be slow to read.
         let deadline = Deadline::after(scrape_timeout(request.headers()));
@@ -134,7 +134,11 @@ impl Proxy {
         })
     }
 
-    fn own_page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn own_page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        // A target that has left the list has no failure.
+        if matches!(request.uri().path(), "/metrics" | "/") {
+            self.allowed.check().await;
+        }
         let mut answer = match (self.guard.check(request), request.uri().path()) {
             (Err(refused), _) => {
                 let (status, text) = refused.answer();
