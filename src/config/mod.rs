@@ -7,7 +7,7 @@ mod parsing;
 mod sources;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -168,6 +168,8 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
     };
+    let sd_file = from.one("sd-file", file_path);
+    warnings.extend(unread(&sd_file));
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);
     Discovery {
@@ -181,7 +183,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         selection,
         rules,
         service_labels: from.one("service-labels", boolean),
-        sd_file: from.one("sd-file", file_path),
+        sd_file,
         sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
@@ -200,6 +202,14 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         tunnel: from.one("tunnel-url", base_uri),
         warnings,
     }
+}
+
+/// A warning about a target file whose name Prometheus does not take (`patFileSDName` in its `discovery/file/file.go`).
+fn unread(path: &Path) -> Option<String> {
+    let ends = ["json", "yml", "yaml", "JSON", "YML", "YAML"];
+    let is_read = path.extension().is_some_and(|extension| ends.iter().any(|end| extension == *end));
+    let name = path.display();
+    (!is_read).then(|| format!("--sd-file (SD_FILE_PATH) is {name}: Prometheus reads only .json, .yml and .yaml files"))
 }
 
 fn log(from: &mut Sources) -> logging::Settings {

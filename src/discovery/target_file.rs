@@ -93,10 +93,12 @@ impl TargetFile {
         Ok(())
     }
 
-    /// Refuses what a list must not replace: a device that all programs of the machine use, or a link, while Prometheus goes on to
-    /// read the file that it leads to.
+    /// Refuses what a list must not replace: a device that all programs of the machine use; a link, while Prometheus goes on to
+    /// read the file that it leads to; at the start, a text that is no list, such as a `prometheus.yml` that was named by mistake.
     fn check_place(&self) -> io::Result<()> {
-        let kind = fs::symlink_metadata(&self.path).ok().and_then(|found| special(found.file_type()));
+        let found = fs::symlink_metadata(&self.path).ok().map(|found| found.file_type());
+        let is_foreign = self.lock.is_none() && found.is_some_and(|kind| kind.is_file() && is_other_text(&self.path));
+        let kind = found.and_then(special).or(is_foreign.then_some("a file with something else than targets"));
         kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
     }
 
@@ -259,6 +261,14 @@ fn special(kind: FileType) -> Option<&'static str> {
         (kind.is_block_device() || kind.is_char_device(), "a device"),
     ];
     kinds.into_iter().find_map(|(is_it, name)| is_it.then_some(name))
+}
+
+/// Whether a file begins with a character that no list of targets begins with. What a crash left may begin with anything else.
+fn is_other_text(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
+    let first = start.trim_ascii_start().first();
+    read.is_ok() && first.is_some_and(|byte| byte.is_ascii_graphic() && *byte != b'[')
 }
 
 /// Whether it is what a killed run left: a file with the name that `tempfile` gives.

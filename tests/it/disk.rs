@@ -397,6 +397,20 @@ fn what_stands_in_the_way_is_replaced() {
     }
 }
 
+#[test]
+fn a_file_of_another_program_is_refused_at_the_start() {
+    let cloud = Cloud::start(many(20));
+    for text in ["global:\n  scrape_interval: 1m\n", "# mine\n", "\n{\"a\": 1}", "- targets: [a]\n"] {
+        let sidecar = sidecar(&cloud);
+        fs::write(sidecar.path(FILE), text).unwrap();
+        let output = finish(sidecar.command());
+        let log = String::from_utf8(output.stderr).unwrap();
+        let says = "cannot write disk/balena.json: it is a file with something else than targets; remove it, if only";
+        assert!(output.status.code() == Some(2) && log.contains(says), "{text}: {log}");
+        assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), text);
+    }
+}
+
 /// A list must replace no device of the machine. A link would be replaced as well, and Prometheus reads the file that it led to.
 #[test]
 fn what_is_no_file_is_refused() {

@@ -89,6 +89,7 @@ fn what_is_allowed_but_looks_wrong_is_warned_of() {
         (&["--address=public", "EXPORTERS=node:9100,app:80"], &[&["node:9100", "port 80", "9100 is not used"]]),
         (&["EXPORTERS=node:9100"], &[]),
         (&["--sd-file=list.json"], &[]),
+        (&["--sd-file=targets.txt"], &[&["--sd-file", "targets.txt", ".json"]]),
         (&["--api-url", &localhost], &[]),
         // that API does not exist, hence the second one
         (&["--api-url=http://api.example.test", &through], &[&["key", "unencrypted", "http://api.example.test", "https"], &["refresh failed"]]),
