@@ -189,18 +189,22 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,
         log: log(from),
-        status: status::Settings {
-            listen: from.list("listen", listen_addresses),
-            guard: guard(from, "listen"),
-            watch: state::watching::Settings {
-                interval: from.one("device-refresh", interval),
-                services: from.one("device-services", boolean),
-                reports: from.one("device-metrics", boolean),
-            },
-            dashboard: (url.host() == Some("api.balena-cloud.com")).then_some(DASHBOARD),
-        },
+        status: endpoint(from, url.host()),
         tunnel: from.one("tunnel-url", base_uri),
         warnings,
+    }
+}
+
+fn endpoint(from: &mut Sources, api: Option<&str>) -> status::Settings {
+    status::Settings {
+        listen: from.list("listen", listen_addresses),
+        guard: guard(from, "listen"),
+        watch: state::watching::Settings {
+            interval: from.one("device-refresh", interval),
+            services: from.one("device-services", boolean),
+            reports: from.one("device-metrics", boolean),
+        },
+        dashboard: (api == Some("api.balena-cloud.com")).then_some(DASHBOARD),
     }
 }
 
