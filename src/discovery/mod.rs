@@ -12,6 +12,7 @@ pub mod labels;
 pub mod lan;
 pub mod left_out;
 mod mapper;
+mod place;
 pub mod quiet;
 pub mod scraping;
 pub mod services;

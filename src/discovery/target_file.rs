@@ -1,8 +1,8 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
-use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
+use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::inventory::Inventory;
+use super::place;
 use super::stored::{self, StoredDevice};
 use super::target_groups;
 use super::{Published, Sink};
@@ -93,12 +94,10 @@ impl TargetFile {
         Ok(())
     }
 
-    /// Refuses what a list must not replace: a device that all programs of the machine use; a link, while Prometheus goes on to
-    /// read the file that it leads to; at the start, a text that is no list, such as a `prometheus.yml` that was named by mistake.
+    /// Refuses what a list must not replace.
     fn check_place(&self) -> io::Result<()> {
-        let found = fs::symlink_metadata(&self.path).ok().map(|found| found.file_type());
-        let is_foreign = self.lock.is_none() && found.is_some_and(|kind| kind.is_file() && is_other_text(&self.path));
-        let kind = found.and_then(special).or(is_foreign.then_some("a file with something else than targets"));
+        let is_start = self.lock.is_none();
+        let kind = place::irreplaceable(&self.path, is_start);
         kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
     }
 
@@ -130,24 +129,22 @@ impl TargetFile {
     /// The failure for an error with the file.
     pub fn failure(&self, error: &io::Error) -> Failure {
         let path = self.path.display();
-        let what_to_do = if error.kind() == io::ErrorKind::WouldBlock {
-            "stop the other one".to_owned()
-        } else if error.kind() == io::ErrorKind::AlreadyExists {
-            "remove it, if only this program uses it".to_owned()
-        } else if error.kind() == io::ErrorKind::CrossesDevices {
-            format!("something is mounted at {}: unmount it", self.scratch.display())
-        } else if error.kind() == io::ErrorKind::NotFound {
-            "its directory is gone: is a disk not mounted?".to_owned()
-        } else if error.kind() == io::ErrorKind::IsADirectory {
-            let place = if self.path.is_dir() { self.path.clone() } else { self.scratch.join("lock") };
-            format!("remove the directory {}", place.display())
-        } else if error.kind() == io::ErrorKind::NotADirectory {
-            format!("{} is a file, not a directory", directory(&self.path).display())
-        } else if error.kind() == io::ErrorKind::ResourceBusy || is_mounted(&self.path) {
-            "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
-        } else {
-            let (directory, scratch) = (directory(&self.path).display(), self.scratch.display());
-            format!("check the permissions and the free space of {directory} and {scratch}")
+        let scratch = self.scratch.display();
+        let what_to_do = match error.kind() {
+            io::ErrorKind::WouldBlock => "stop the other one".to_owned(),
+            io::ErrorKind::AlreadyExists => "remove it, if only this program uses it".to_owned(),
+            io::ErrorKind::CrossesDevices => format!("something is mounted at {scratch}: unmount it"),
+            io::ErrorKind::NotFound => "its directory is gone: is a disk not mounted?".to_owned(),
+            io::ErrorKind::IsADirectory if self.path.is_dir() => format!("remove the directory {path}"),
+            io::ErrorKind::IsADirectory => format!("remove the directory {scratch}/lock"),
+            io::ErrorKind::NotADirectory => format!("{} is a file, not a directory", directory(&self.path).display()),
+            kind if kind == io::ErrorKind::ResourceBusy || place::is_mounted(&self.path) => {
+                "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
+            }
+            _ => {
+                let directory = directory(&self.path).display();
+                format!("check the permissions and the free space of {directory} and {scratch}")
+            }
         };
         let message = format!("cannot write {path}: {error}; {what_to_do}, or set another --sd-file (SD_FILE_PATH)");
         Failure::new(Reason::Write, message)
@@ -252,25 +249,6 @@ impl Sink for TargetFile {
     }
 }
 
-/// What a file of this type is, if a list must not replace it.
-fn special(kind: FileType) -> Option<&'static str> {
-    let kinds = [
-        (kind.is_symlink(), "a link"),
-        (kind.is_fifo(), "a pipe"),
-        (kind.is_socket(), "a socket"),
-        (kind.is_block_device() || kind.is_char_device(), "a device"),
-    ];
-    kinds.into_iter().find_map(|(is_it, name)| is_it.then_some(name))
-}
-
-/// Whether a file begins with a character that no list of targets begins with. What a crash left may begin with anything else.
-fn is_other_text(path: &Path) -> bool {
-    let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
-    let first = start.trim_ascii_start().first();
-    read.is_ok() && first.is_some_and(|byte| byte.is_ascii_graphic() && *byte != b'[')
-}
-
 /// Whether it is what a killed run left: a file with the name that `tempfile` gives.
 fn is_unfinished(entry: &DirEntry) -> bool {
     let name = entry.file_name();
@@ -288,19 +266,6 @@ fn sync(file: &File) -> io::Result<()> {
         }
         result => result,
     }
-}
-
-/// Whether something is mounted at this path, as a container does with a single file. Only Linux tells, from 5.8 on.
-#[cfg(not(target_os = "linux"))]
-fn is_mounted(_: &Path) -> bool {
-    false
-}
-
-#[cfg(target_os = "linux")]
-fn is_mounted(path: &Path) -> bool {
-    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
-    found.is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn directory(path: &Path) -> &Path {
