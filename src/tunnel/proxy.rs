@@ -135,17 +135,19 @@ impl Proxy {
     }
 
     async fn own_page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        // A target that has left the list has no failure.
-        if matches!(request.uri().path(), "/metrics" | "/") {
-            self.allowed.check().await;
-        }
         let mut answer = match (self.guard.check(request), request.uri().path()) {
             (Err(refused), _) => {
                 let (status, text) = refused.answer();
                 reply(status, TEXT, text)
             }
-            (Ok(()), "/metrics") => reply(StatusCode::OK, registry::CONTENT_TYPE, self.metrics.text()),
-            (Ok(()), "/") => reply(StatusCode::OK, TEXT, self.metrics.failures.text()),
+            (Ok(()), page @ ("/metrics" | "/")) => {
+                self.allowed.check().await; // a target that has left the list has no failure
+                let (kind, text) = match page {
+                    "/" => (TEXT, self.metrics.failures.text()),
+                    _ => (registry::CONTENT_TYPE, self.metrics.text()),
+                };
+                reply(StatusCode::OK, kind, text)
+            }
             (Ok(()), "/-/healthy") => reply(StatusCode::OK, TEXT, "healthy\n"),
             _ => {
                 let text = "this is a proxy for Prometheus (proxy_url); there are /metrics, /-/healthy and /\n";

@@ -71,6 +71,9 @@ fn what_may_come_by_itself_is_exit_code_1() {
         let (ended, log, _) = dry(&sidecar(&cloud), args);
         assert_eq!(ended, Some(code), "{args:?}: {log}");
     }
+    // A warning beside it changes nothing.
+    let (ended, log, _) = dry(&sidecar(&cloud).env("TAG", "site=berlin"), &["--ca-file=later/ca.pem"]);
+    assert!(ended == Some(1) && log.contains("is DEVICE_TAG meant?"), "{log}");
     let sidecar = sidecar(&cloud).env("TUNNEL_LISTEN_ADDRESS", "later.invalid:9798");
     let mut tunnel = sidecar.command();
     tunnel.arg("tunnel");
