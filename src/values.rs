@@ -50,6 +50,14 @@ pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Res
         .ok_or_else(|| format!("not one of {}", known.map(|(name, _)| name).join(", ")).into())
 }
 
+/// `http` or `https`.
+///
+/// # Errors
+/// It is neither.
+pub fn scheme(text: &str) -> Result<&'static str, BadValue> {
+    one_of(text, [("http", "http"), ("https", "https")])
+}
+
 /// A duration with its unit, from one second up to `longest` seconds.
 pub fn duration(text: &str, longest: u64) -> Result<Duration, BadValue> {
     let duration = humantime::parse_duration(text.trim()).map_err(|_| "not a duration with its unit, such as 60s")?;

@@ -4,8 +4,7 @@
 
 use std::time::Duration;
 
-use baletheus::balena::client::Actor;
-use baletheus::balena::{Fetched, Failure, Listing, Request, Source};
+use baletheus::balena::{Actor, Failure, Fetched, Listing, Request, Source};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::target::{Address, Rules};

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
 use super::query::{Query, Request};
-use super::request::{Fetched, Source};
+use super::source::{Actor, Fetched, Source};
 use crate::key::KeySource;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
@@ -50,19 +50,6 @@ impl Api {
     pub fn proxy(&self) -> Option<Proxy> {
         self.proxies.find(&self.url.parse().ok()?)
     }
-}
-
-/// Whose key it is, by `GET /actor/v1/whoami`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Actor {
-    /// A user's, as a named API key is.
-    User,
-    /// A device's own: it shows that device only, or nothing.
-    Device,
-    /// A provisioning key, which cannot read devices.
-    Application,
-    /// Anything else.
-    Unknown,
 }
 
 /// The number of requests by the status of their answer, with none for those without an answer. Clones share the counts.

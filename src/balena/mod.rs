@@ -10,8 +10,9 @@ pub mod query;
 pub mod release;
 mod request;
 pub mod selection;
+mod source;
 
 pub use client::{Api, Client, Requests};
 pub use failure::{Failure, Reason};
 pub use query::{Listing, Request};
-pub use request::{Fetched, Source};
+pub use source::{Actor, Fetched, Source};

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::device::{describe, records};
 use super::failure::{Failure, Reason};
 use super::query::{Listing, Request};
-use super::request::{Fetched, Source};
+use super::source::{Fetched, Source};
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;

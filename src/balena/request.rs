@@ -12,9 +12,9 @@ use reqwest::header::{
 };
 use reqwest::{StatusCode, Url};
 
-use super::client::{Actor, Client};
+use super::client::Client;
 use super::failure::{Failure, Reason};
-use super::query::Request;
+use super::source::Fetched;
 use crate::backoff;
 use crate::net::connector::trust_hint;
 use crate::net::threads::NoThread;
@@ -25,45 +25,6 @@ use crate::text::causes;
 const EXCERPT_SIZE: u64 = 800;
 /// An answer that a cache has kept for longer, in seconds, is not the state of now.
 const MAX_AGE: u64 = 3600;
-
-/// What the API answers to a conditional request.
-#[derive(Debug)]
-pub enum Fetched {
-    /// The content still has the `ETag` of the request.
-    Unchanged,
-    /// 200.
-    Body {
-        /// The `ETag` for the next request.
-        etag: Option<String>,
-        /// `{"d": [ … ]}`, as far as the API keeps to its form.
-        body: Vec<u8>,
-        /// How many times this body would fit into the largest answer.
-        room: usize,
-    },
-    /// The body is larger than an answer may be.
-    TooLarge {
-        /// The `ETag` for the next request.
-        etag: Option<String>,
-    },
-}
-
-/// Answers requests: the API, or what takes its place in a test.
-pub trait Source {
-    /// Its name in messages.
-    fn name(&self) -> &str;
-
-    /// Asks, unless the answer still has this `ETag`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure>;
-
-    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
-    ///
-    /// # Errors
-    /// There is no usable answer in what is left.
-    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
-}
 
 impl Client {
     /// Sends a request, and reads its answer within this time.

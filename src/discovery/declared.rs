@@ -3,11 +3,10 @@
 use std::num::NonZeroU64;
 
 use super::exporter::{self, Exporter};
-use super::scraping::scheme;
 use super::spelling::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::up_to;
 use crate::balena::release::{Release, Service};
-use crate::values::{BadValue, boolean, items, scrape_interval, scrape_timeout};
+use crate::values::{BadValue, boolean, items, scheme, scrape_interval, scrape_timeout};
 
 /// The labels that are understood.
 const KNOWN: [&str; 8] = [ALERT, "interval", "job", "path", "port", "scheme", "scrape", "timeout"];

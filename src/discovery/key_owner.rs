@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::balena::client::Actor;
-use crate::balena::{Failure, Fetched, Reason, Request, Source, device};
+use crate::balena::{Actor, Failure, Fetched, Reason, Request, Source, device};
 use crate::key::CREATE_KEY;
 use crate::text::count;
 

@@ -26,9 +26,8 @@ pub mod target_groups;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::balena::client::Actor;
 use crate::balena::selection::FleetRef;
-use crate::balena::{Client, Failure, Fetched, Request, Source};
+use crate::balena::{Actor, Client, Failure, Fetched, Request, Source};
 use crate::text::count;
 use changes::Changes;
 use inventory::Inventory;

@@ -10,7 +10,7 @@ use super::declared::Declared;
 use super::exporter::Exporter;
 use super::spelling::PREFIX;
 use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
-use crate::values::{BadValue, boolean, one_of, scrape_interval, scrape_timeout};
+use crate::values::{boolean, scheme, scrape_interval, scrape_timeout};
 
 /// Where the exporters of a device come from. The first source that has some provides all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,11 +89,6 @@ pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: 
         ));
     }
     Scraping { is_off, exporters, origin, ignores_exporters }
-}
-
-/// `http` or `https`.
-pub fn scheme(text: &str) -> Result<&'static str, BadValue> {
-    one_of(text, [("http", "http"), ("https", "https")])
 }
 
 /// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in

@@ -5,10 +5,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use baletheus::balena::client::Actor;
 use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
-use baletheus::balena::{Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
+use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::target::Rules;

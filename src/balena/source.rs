@@ -1,0 +1,58 @@
+//! What answers requests, and what its answers are.
+
+use std::time::Duration;
+
+use super::failure::Failure;
+use super::query::Request;
+
+/// What the API answers to a conditional request.
+#[derive(Debug)]
+pub enum Fetched {
+    /// The content still has the `ETag` of the request.
+    Unchanged,
+    /// 200.
+    Body {
+        /// The `ETag` for the next request.
+        etag: Option<String>,
+        /// `{"d": [ … ]}`, as far as the API keeps to its form.
+        body: Vec<u8>,
+        /// How many times this body would fit into the largest answer.
+        room: usize,
+    },
+    /// The body is larger than an answer may be.
+    TooLarge {
+        /// The `ETag` for the next request.
+        etag: Option<String>,
+    },
+}
+
+/// Answers requests: the API, or what takes its place in a test.
+pub trait Source {
+    /// Its name in messages.
+    fn name(&self) -> &str;
+
+    /// Asks, unless the answer still has this `ETag`.
+    ///
+    /// # Errors
+    /// There is no usable answer.
+    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure>;
+
+    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
+    ///
+    /// # Errors
+    /// There is no usable answer in what is left.
+    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
+}
+
+/// Whose key it is, by `GET /actor/v1/whoami`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A user's, as a named API key is.
+    User,
+    /// A device's own: it shows that device only, or nothing.
+    Device,
+    /// A provisioning key, which cannot read devices.
+    Application,
+    /// Anything else.
+    Unknown,
+}
