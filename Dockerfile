@@ -73,6 +73,8 @@ ENTRYPOINT ["/baletheus"]
 FROM build AS demo-build
 COPY examples/demo examples/demo
 COPY tests/support tests/support
+# The demo starts a Prometheus with it, outside of containers.
+COPY prometheus.yml ./
 RUN cargo build --locked --example demo
 FROM rust:1.95.0-slim-bookworm AS demo
 COPY --from=demo-build /build/target/debug/examples/demo /demo
