@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap_complete::Shell;
@@ -136,23 +135,26 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
 fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
-    if !config.dry_run
-        && let Err(error) = lock(&mut file)
-        // Other errors may pass. Each refresh reports them.
-        && matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::AlreadyExists)
-    {
-        log::error!("{}", file.failure(&error));
-        return Ok(ExitCode::from(2));
-    }
-    log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
     let interval = config.refresh;
+    let mut clock = Wakeups::start(interval.is_none())?;
+    log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
+    if !config.dry_run {
+        match lock(&mut file, &mut clock) {
+            Ok(false) => return Ok(if interval.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::AlreadyExists) => {
+                log::error!("{}", file.failure(&error));
+                return Ok(ExitCode::from(2));
+            }
+            // Other errors may pass. Each refresh reports them.
+            Ok(true) | Err(_) => {}
+        }
+    }
     let query = Query::new(config.rules.fields(), &config.selection);
     let client = Client::new(config.api, query)?;
     let has_status = interval.is_some() && !config.status.listen.is_empty();
     let stored = has_status.then(|| file.stored()).flatten();
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
     let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose()?;
-    let mut clock = Wakeups::start(interval.is_none())?;
     let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
     let observer = Notifier::start(observer)?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
@@ -163,15 +165,17 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Locks the target file. The process before this one may need a moment to end.
-fn lock(file: &mut TargetFile) -> io::Result<()> {
+/// Locks the target file. The process before this one may need a moment to end. False if a signal ends the wait.
+fn lock(file: &mut TargetFile, clock: &mut Wakeups) -> io::Result<bool> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match file.lock() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(100));
+                if !clock.wait(Instant::now() + Duration::from_millis(100)) {
+                    return Ok(false);
+                }
             }
-            result => return result,
+            result => return result.map(|()| true),
         }
     }
 }

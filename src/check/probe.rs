@@ -27,6 +27,8 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_REDIRECTS: usize = 10;
 /// The largest answer, unpacked, in bytes. A `node_exporter` answers with 60 KB.
 const MAX_ANSWER: usize = 16 << 20;
+/// The longest line of an answer, in bytes: each target that is tried keeps one.
+const MAX_LINE: usize = 64 << 10;
 /// The `Accept` header of Prometheus 2.42.
 const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
@@ -216,6 +218,9 @@ impl Write for Metrics {
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(part);
+            if self.line.len() > MAX_LINE {
+                return Err(io::Error::other(format!("not metrics: a line of more than {} KiB", MAX_LINE >> 10)));
+            }
             if part.ends_with(b"\n") {
                 self.end_line()?;
             }

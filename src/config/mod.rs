@@ -25,8 +25,8 @@ pub use command::{command, completed, mistake};
 pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
-    address, api_url, base_uri, certificates, check_exporters, domain, exporters, file_path, guard, key, lan,
-    listen_addresses, log_filter, mode, plain_labels, session_token, unencrypted,
+    address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, listen_addresses,
+    log_filter, mode, plain_labels, sd_file, session_token, unencrypted,
 };
 use sources::Sources;
 pub use sources::misspelt;
@@ -125,7 +125,7 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
             roots: from.list("ca-file", certificates),
             warnings,
             url,
-            sd_file: from.one("sd-file", file_path),
+            sd_file: sd_file(from),
             listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
             guard: guard(from, "TUNNEL_LISTEN_ADDRESS"),
             log: log(from),
@@ -168,7 +168,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
     };
-    let sd_file = from.one("sd-file", file_path);
+    let sd_file = sd_file(from);
     warnings.extend(unread(&sd_file));
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);

@@ -233,11 +233,18 @@ pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, BadValue> {
     }
 }
 
-/// The path of a file, which need not exist.
-pub(super) fn file_path(text: &str) -> Result<PathBuf, BadValue> {
-    let path = PathBuf::from(text);
-    let is_file = !text.ends_with('/') && path.file_name().is_some() && !path.is_dir();
-    is_file.then_some(path).ok_or("it is a directory".into())
+/// The path of the target file, which need not exist. Docker makes a directory where a bind mount names a file that does not.
+pub(super) fn sd_file(from: &mut Sources) -> PathBuf {
+    let path = from.one("sd-file", |text| match Path::new(text).file_name() {
+        Some(_) if !text.ends_with('/') => Ok(PathBuf::from(text)),
+        _ => Err("it is a directory".into()),
+    });
+    if path.is_dir() {
+        let (source, _) =
+            from.given("sd-file").unwrap_or_else(|| ("the default of --sd-file (SD_FILE_PATH)".into(), Vec::new()));
+        from.report_value("sd-file", &source, &path.to_string_lossy(), "it is a directory".into());
+    }
+    path
 }
 
 pub(super) fn mode(text: &str) -> Result<u32, BadValue> {

@@ -82,7 +82,8 @@ impl Sources<'_> {
         }
     }
 
-    fn report_value(&mut self, name: &str, source: &str, text: &str, why: BadValue) {
+    /// Adds the mistake of a value.
+    pub fn report_value(&mut self, name: &str, source: &str, text: &str, why: BadValue) {
         // A URL may contain a password or a key.
         let is_secret = text.contains("://") && text.contains(['@', '?']);
         let value = if is_secret { "not shown".into() } else { format!("{text:?}") };

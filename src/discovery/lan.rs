@@ -95,14 +95,24 @@ impl Display for Refusal {
 }
 
 impl Lan {
-    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed.
+    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts adds
+    /// link-local ones, which are refused in any case.
     pub fn renew_own(&mut self) -> bool {
         if !self.follows_own {
             return false;
         }
-        let read = interfaces::addresses().map_err(|error| log::warn!("cannot read this machine's addresses: {error}"));
-        let new = read.ok().filter(|own| *own != self.own);
-        new.map(|own| self.own = own).is_some()
+        let mut read = match interfaces::addresses() {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                log::warn!("cannot read this machine's addresses: {error}");
+                return false;
+            }
+        };
+        read.retain(|own| !NEVER.iter().any(|network| network.contains(own)));
+        read.sort_unstable();
+        let has_changed = read != self.own;
+        self.own = read;
+        has_changed
     }
 
     /// The address of a device's targets: its first IPv4 address that is taken, else its first IPv6 address.

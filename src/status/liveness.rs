@@ -17,7 +17,7 @@ use crate::text::{causes, printable};
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 /// How long a loop that was frozen may take to run again.
-const THAW: Duration = Duration::from_secs(1);
+pub const THAW: Duration = Duration::from_secs(1);
 /// The limit for a whole answer to a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that the message shows.

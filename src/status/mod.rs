@@ -157,15 +157,23 @@ impl Observer for Status {
 
     fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         self.metrics.refreshed(took, outcome);
-        let published = match outcome {
-            Ok(published) => *published,
+        let trouble = match outcome {
+            Ok(Published::HeldBack) => {
+                let (what, why) = ("The new list is held back", HELD_BACK.into());
+                Some(Trouble { what, why, is_limited: false })
+            }
+            Ok(_) => None,
             Err(failure) => {
                 let is_limited = failure.reason == Reason::RateLimited;
                 let (what, why) = ("The last refresh failed", failure.message.clone());
-                self.shown().trouble = Some(Trouble { what, why, is_limited });
-                return;
+                Some(Trouble { what, why, is_limited })
             }
         };
+        // A list that no disk takes is right all the same for those who read it here.
+        if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
+            self.shown().trouble = trouble;
+            return;
+        }
         let known = self.shown().list.as_ref().map(|known| known.version);
         let list = (known != Some(list.version())).then(|| {
             let pages: Vec<_> = list.pages().cloned().collect();
@@ -174,16 +182,18 @@ impl Observer for Status {
         });
         let mut shown = self.shown();
         shown.refreshed = Some(SystemTime::now());
-        if published == Published::HeldBack {
-            let (what, why) = ("The new list is held back", HELD_BACK.into());
-            shown.trouble = Some(Trouble { what, why, is_limited: false });
+        shown.trouble = trouble;
+        if matches!(outcome, Ok(Published::HeldBack)) {
             return;
         }
-        shown.trouble = None;
         shown.confirmed = shown.refreshed;
         if let Some(list) = list {
-            self.metrics.published(list.pages.iter().map(|page| page.targets).sum());
             (shown.list, shown.stored) = (Some(Arc::new(list)), None);
+        }
+        if outcome.is_ok()
+            && let Some(list) = &shown.list
+        {
+            self.metrics.published(list.pages.iter().map(|page| page.targets).sum());
         }
     }
 }

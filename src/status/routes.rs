@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::liveness::THAW;
 use super::series::{Series, Targets, Text};
 use super::stream::{self, Content, whole};
 use super::{Shown, Status, page};
@@ -35,9 +36,15 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Inf
         single: Some(ANSWER_TIMEOUT),
     };
     let handler = move |request: Request<_>| {
-        let mut answer = status.answer(&request);
-        guard::protect(&mut answer);
-        async { answer }
+        let status = status.clone();
+        async move {
+            if request.uri().path() == "/-/healthy" && status.liveness.late().is_some() {
+                tokio::time::sleep(THAW).await;
+            }
+            let mut answer = status.answer(&request);
+            guard::protect(&mut answer);
+            answer
+        }
     };
     server::serve(listener, limits, handler, |_| ()).await
 }
@@ -61,7 +68,7 @@ impl Status {
                 let list = shown.list.unwrap_or_default();
                 stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.known))
             }
-            "/-/healthy" => match self.liveness.overdue() {
+            "/-/healthy" => match self.liveness.late() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
                 Some(late) => {
                     let text =

@@ -5,7 +5,7 @@ use std::{fs, thread};
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
 use crate::support::fleet::many;
-use crate::support::sidecar::finish;
+use crate::support::sidecar::{Running, finish};
 
 #[test]
 fn the_second_on_a_file_says_so_and_ends() {
@@ -51,6 +51,24 @@ fn the_second_starts_when_the_first_ends_within_a_moment() {
     first.signal("TERM");
     second.wait_for("balena.json is up to date: 20 targets");
     assert!(cloud.requests().len() > before);
+}
+
+#[test]
+fn a_signal_ends_the_second_while_it_waits() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let first = sidecar.start();
+    first.wait_for("updated balena.json: 20 targets");
+    for (words, code) in [(&[][..], 0), (&["--oneshot"], 1)] {
+        let mut second = sidecar.command();
+        second.args(words);
+        let second = Running::spawn(second);
+        second.wait_for("to balena.json");
+        second.signal("TERM");
+        let (status, log) = second.wait();
+        assert_eq!(status.code(), Some(code), "{words:?}: {log:#?}");
+        assert!(!log.iter().any(|line| line.contains("another baletheus")), "{words:?}: {log:#?}");
+    }
 }
 
 #[test]

@@ -522,6 +522,32 @@ fn a_restart_while_the_api_is_down_serves_the_list_of_the_file_and_its_age() {
 }
 
 #[test]
+fn a_disk_that_takes_no_file_keeps_no_list_from_who_reads_it_over_http() {
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud);
+    let status = Status::start(&sidecar);
+    status.running.wait_for("updated balena.json");
+    let path = sidecar.path("balena.json");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir_all(path.join("folder")).unwrap();
+    cloud.change(|devices| drop(devices.remove(0)));
+    status.running.signal("HUP");
+    status.running.wait_for("refresh failed: cannot write balena.json");
+    let mut dry = sidecar.command();
+    dry.args(["--dry-run", "--sd-file", "other.json"]);
+    let due = String::from_utf8(finish(dry).stdout).unwrap();
+    status.wait_until("the list", |metrics| metrics["baletheus_devices"] == 24.0);
+    assert_eq!(status.text("/targets"), due);
+    assert!(status.text("/-/ready").contains("cannot write balena.json"));
+    // What is published is what Prometheus finds in the file.
+    assert_eq!(status.metrics()["baletheus_targets"], 25.0);
+    fs::remove_dir_all(&path).unwrap();
+    status.running.signal("HUP");
+    status.wait_until("a file", |metrics| metrics["baletheus_targets"] == 24.0);
+    assert_eq!((status.text("/-/ready"), sidecar.list()), ("ready\n".into(), due));
+}
+
+#[test]
 fn it_answers_while_a_refresh_hangs_and_bad_requests_disturb_nothing() {
     let cloud = Cloud::start(demo_fleet());
     let sidecar = sidecar(&cloud);

@@ -125,6 +125,19 @@ fn a_mistake_is_named_as_it_was_given_with_what_it_got_and_what_it_takes() {
     assert_eq!(tested, TABLE.iter().flat_map(|row| row.1).copied().collect());
 }
 
+/// Docker makes a directory where a bind mount names a file that does not exist.
+#[test]
+fn a_directory_in_the_place_of_the_default_target_file_is_a_mistake() {
+    let cloud = cloud();
+    for words in [&[][..], &["--dry-run"], &["check"], &["tunnel"]] {
+        let sidecar = sidecar(&cloud).args(words.iter().copied());
+        std::fs::create_dir(sidecar.path("balena.json")).unwrap();
+        let run = finish(sidecar.command());
+        let says = "  the default of --sd-file (SD_FILE_PATH) is \"balena.json\": it is a directory; it takes: the path of a file\n";
+        assert!(run.code == Some(2) && run.err.contains(says), "{words:?}: {}", run.err);
+    }
+}
+
 /// Values without content. A shell script with an unset variable makes them, and `FLEET=" "` would select every device.
 const NOTHING: &[&str] = &[" ", ",", "\r", " ,\t, ", "\u{a0}"];
 
