@@ -6,8 +6,9 @@
 //! 2. [`discovery`] keeps the pages, maps each device to target groups, replaces the target file when the list changes, and
 //!    waits for the next refresh.
 //!
-//! Three programs surround it: `status` is the HTTP endpoint for metrics and people, `tunnel` is Prometheus' proxy to devices
-//! in balena's VPN, and `check` tries each target and reports why one does not answer. [`net`] has the connections that they share.
+//! `state` asks what the API knows of devices beside the list, and `status` serves it over HTTP, with the list and the program's own
+//! metrics. Two more commands: `tunnel` is Prometheus' proxy to devices in balena's VPN, and `check` tries each target and reports why
+//! one does not answer. [`net`] has the connections that they share.
 //!
 //! [`cli`] is the front door: [`config`] reads the options of each command, and the command runs.
 

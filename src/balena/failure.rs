@@ -59,7 +59,7 @@ impl Reason {
             501..=599 => (Reason::ServerError, "the API is in trouble"),
             _ => (
                 Reason::ServerError,
-                "balena's API has no such answer: is --api-url (API_URL) right, or does a proxy answer?",
+                "balena's API does not send this status: is --api-url (API_URL) right, or does a proxy answer?",
             ),
         }
     }

@@ -9,7 +9,7 @@ const NO_EXPORTER: &str = "declare it with the label prometheus.io.port of a ser
     set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
 const OWN_LOG: &str = "the exporter's own log may tell more";
 /// What to do about a device that is offline.
-pub const OFFLINE: &str = "it is offline, which is no failure here: is it switched on, and on the net?";
+pub const OFFLINE: &str = "offline devices do not count as failures; check its power and network";
 
 /// What to do about an old `node_exporter`.
 pub const OUTDATED: &str =
@@ -20,7 +20,8 @@ pub fn left_out(reason: LeftOutReason) -> &'static str {
     match reason {
         LeftOutReason::NotTagged => "change its tag, or --tag (DEVICE_TAG)",
         LeftOutReason::SwitchedOff => "remove the tag, or set it to true",
-        LeftOutReason::Offline | LeftOutReason::LanAddressTaken => OFFLINE,
+        LeftOutReason::Offline => OFFLINE,
+        LeftOutReason::LanAddressTaken => "check its power and network; --address vpn needs no address",
         LeftOutReason::NoPublicUrl => {
             "switch on its public device URL in balenaCloud's dashboard, or use --address vpn"
         }

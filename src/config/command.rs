@@ -51,10 +51,11 @@ Example:
     baletheus tunnel --api-key-file balena.key --sd-file balena.json
 ";
 
-const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 a single refresh failed, or what is missing may come by itself, 2 it cannot start.";
+const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 a single refresh failed, or a later start may succeed (a \
+    port in use, a file not mounted yet), 2 it cannot start.";
 const CHECK_CODES: &str =
     "Exit codes: 0 every target that should answer does, 1 one does not or the API fails, 2 it cannot start.";
-const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 what is missing may come by itself, 2 it cannot start.";
+const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted yet), 2 it cannot start.";
 
 /// The command line.
 pub fn command() -> Command {

@@ -1,4 +1,4 @@
-//! Every label, declared once: its name, its text for the README, its value, the API's field that it needs, and whether it is
+//! Every label, declared once: its name, its text for docs/metrics.md, its value, the API's field that it needs, and whether it is
 //! part of `balena_device_info`.
 
 use std::borrow::Cow;

@@ -44,7 +44,7 @@ impl LeftOutReason {
             LeftOutReason::Offline => "balenaCloud sees it offline",
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
-            LeftOutReason::LanAddressRefused => "no address that it reports is scraped",
+            LeftOutReason::LanAddressRefused => "none of its addresses may be scraped",
             LeftOutReason::LanAddressTaken => "it is offline, and a device that is online has its address now",
             LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }

@@ -57,7 +57,7 @@ impl Metrics {
             duration: registry.histogram("baletheus_refresh_duration_seconds", "How long a refresh took.", &BUCKETS)?,
             last: registry.gauge("baletheus_last_refresh_timestamp_seconds", "When the last successful refresh ended.")?,
             last_state: registry.gauge("baletheus_last_device_refresh_timestamp_seconds", "When the state of the devices was last known; 0 before the first time.")?,
-            last_services: registry.gauge("baletheus_last_services_refresh_timestamp_seconds", "When it was last known what runs on the devices; 0 before the first time.")?,
+            last_services: registry.gauge("baletheus_last_services_refresh_timestamp_seconds", "Time of the last successful read of the devices' services; 0 before the first time.")?,
             writes: registry.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
             write_failures: registry.counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
             devices: registry.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,

@@ -42,13 +42,13 @@ impl Metrics {
             // from 0, so that `increase()` sees the first one
             scrapes.with_label_values(&[outcome.as_str()]);
         }
-        let bytes = registry.counters("baletheus_tunnel_bytes_total", "Bytes to and from the tunnel host, those of TLS among them.", "direction")?;
+        let bytes = registry.counters("baletheus_tunnel_bytes_total", "Bytes to and from the tunnel host, including TLS.", "direction")?;
         let [sent, received] = ["sent", "received"].map(|direction| bytes.with_label_values(&[direction]));
         let open = registry.gauge("baletheus_tunnel_open", "Connections to the tunnel host that are open.")?;
         Ok(Metrics {
             scrapes,
             duration: registry.histogram("baletheus_tunnel_duration_seconds", "How long a scrape through the tunnel took, without those of https targets.", &BUCKETS)?,
-            handshakes: registry.counter("baletheus_tunnel_handshakes_total", "Tunnels asked for. The other scrapes used a kept one, or were answered from memory.")?,
+            handshakes: registry.counter("baletheus_tunnel_handshakes_total", "CONNECT requests to the tunnel host. The other scrapes used a kept one, or were answered from memory.")?,
             remembered: registry.counter("baletheus_tunnel_remembered_total", "Scrapes of devices that are not connected, answered without asking for a tunnel again.")?,
             traffic: Traffic { open, sent, received },
             targets: registry.gauge("baletheus_tunnel_targets", "Targets that the tunnel may go to.")?,

@@ -180,7 +180,7 @@ fn the_program_knows_its_own_networks() {
     let run = finish(command);
     let [table, log] = [run.stdout, run.stderr].map(|bytes| String::from_utf8(bytes).expect("UTF-8"));
     assert!(
-        table.contains(&format!("left out: no address that it reports is scraped: {own} (this machine itself")),
+        table.contains(&format!("left out: none of its addresses may be scraped: {own} (this machine itself")),
         "{table}{log}"
     );
     assert!(table.contains("name it with --lan-network (LAN_NETWORKS), or use --address vpn"), "{table}");
@@ -240,7 +240,7 @@ fn the_own_addresses_are_read_at_each_refresh() {
     running.wait_for("updated balena.json: 2 targets of 2 devices");
     ip("address add 10.7.0.5/24 dev lo");
     running.wait_for(
-        "left out gw-1 (0000000): no address that it reports is scraped: 10.7.0.9 (in 10.7.0.0/24, a network of this",
+        "left out gw-1 (0000000): none of its addresses may be scraped: 10.7.0.9 (in 10.7.0.0/24, a network of this",
     );
     ip("address del 10.7.0.5/24 dev lo");
     running.wait_for_lines("updated balena.json: 2 targets of 2 devices", 1);

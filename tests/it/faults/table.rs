@@ -211,7 +211,7 @@ pub fn faults() -> Vec<Fault> {
         status("502-html", 502, HTML, "<html>down</html>", Fails(&["502 Bad Gateway: the API is in trouble"], BacksOff)),
         status("503", 503, &[], "", Fails(&["503 Service Unavailable", "the API is in trouble"], BacksOff)),
         status("503-retry-after", 503, &[("Retry-After", "2")], "", Fails(&["503 Service Unavailable"], After(2))),
-        status("204", 204, &[], "", Fails(&["204 No Content: balena's API has no such answer: is --api-url (API_URL) right"], BacksOff)),
+        status("204", 204, &[], "", Fails(&["204 No Content: balena's API does not send this status: is --api-url (API_URL) right"], BacksOff)),
         status("206", 206, &[("Content-Range", "bytes 0-9/99")], "{\"d\":[]}", Fails(&["206 Partial Content"], BacksOff)),
         status("101", 101, &[("Upgrade", "x"), ("Connection", "upgrade")], "", Fails(&["101 Switching Protocols"], BacksOff)).env("API_TIMEOUT", "1s"),
         answers("301-elsewhere", Fails(&["301 Moved Permanently, to http://127.0.0.1:", "set --api-url (API_URL)"], BacksOff), {
@@ -227,7 +227,7 @@ pub fn faults() -> Vec<Fault> {
         status("307-same-host", 307, &[("Location", "/v8/device")], "", Fails(&["307 Temporary Redirect, to /v8/device"], BacksOff)),
         Fault {
             before: Some(Box::new(|_, due| plain(due).map(|body| Reply::status(200, &[], &body)))),
-            ..status("304-unasked", 304, &[], "", Fails(&["304 Not Modified: balena's API has no such answer"], BacksOff))
+            ..status("304-unasked", 304, &[], "", Fails(&["304 Not Modified: balena's API does not send this status"], BacksOff))
         },
         answers("304-other-etag", Quiet, |_, _| Some(Reply::status(304, &[("ETag", ETAG_OF_NOTHING)], b""))),
         status("coding", 200, &[("Content-Encoding", "br")], "x", Fails(&["answers in the coding \"br\", which was not asked for"], BacksOff)),
