@@ -22,8 +22,8 @@ use flate2::read::GzDecoder;
 use serde_json::json;
 
 use support::binary::sidecar;
-use support::cloud::Cloud;
-use support::fleet::many;
+use support::cloud::{Cloud, Reply};
+use support::fleet::{many, running_release, set_target};
 use support::status::Status;
 
 /// The limit of the service `baletheus` in docker-compose.yml, in MiB.
@@ -32,6 +32,9 @@ const LIMIT: u64 = 64;
 const DEVICES: u64 = 20_000;
 /// Scrapes of each of two scrapers.
 const SCRAPES: usize = 3;
+
+/// Services of each device in an update.
+const SERVICES: u64 = 7;
 
 /// One test at a time: each keeps both cores busy.
 static TURN: Mutex<()> = Mutex::new(());
@@ -84,28 +87,88 @@ fn the_limit_of_the_compose_file_holds_with_two_scrapers_and_a_list_that_changes
     let comment = format!("# Holds for {},000 devices", DEVICES / 1000);
     assert!(service.contains(&format!("mem_limit: {LIMIT}m")) && service.contains(&comment), "{service}");
 
+    let cloud = Cloud::start(many(DEVICES));
+    limit_holds(&cloud, [("balena_device_memory_used_bytes{", DEVICES), ("balena_device_services_running{", DEVICES)]);
+}
+
+#[test]
+#[ignore = "takes minutes: scripts/full memory"]
+fn the_limit_of_the_compose_file_holds_while_the_whole_fleet_downloads_a_release() {
+    let cloud = Cloud::start(many(DEVICES));
+    update(&cloud);
+    let all = SERVICES * DEVICES;
+    limit_holds(
+        &cloud,
+        [("balena_device_memory_used_bytes{", DEVICES), ("balena_device_service_download_ratio{", all)],
+    );
+}
+
+/// Each service of each device runs, and its image of the next release is downloaded. The simulation takes too long for so many
+/// installs, so their pages are made here.
+fn update(cloud: &Cloud) {
+    let [running, target] = cloud.change(|devices| {
+        for device in devices.iter_mut() {
+            set_target(device, "2.0.0");
+            device["image_install"] = json!([]);
+        }
+        [running_release(&devices[0]), devices[0]["should_be_running__release"][0]["id"].as_u64().expect("a release")]
+    });
+    let row = move |id: u64| {
+        let (device, service) = ((id - 1) / SERVICES + 1, (id - 1) % SERVICES);
+        json!({
+            "id": id, "device": { "__id": device }, "status": "Downloading", "download_progress": id % 100,
+            "is_provided_by__release": [{ "id": target }],
+            "installs__image": [{ "id": 100 + service,
+                "is_a_build_of__service": [{ "service_name": format!("service-{service}") }] }],
+        })
+    };
+    let runs = move |id: u64| {
+        let install = |service| json!({ "installs__image": { "__id": 1 + service }, "is_provided_by__release": { "__id": running } });
+        json!({ "id": id, "image_install": (0..SERVICES).map(install).collect::<Vec<_>>() })
+    };
+    cloud.intercept(move |seen, _| {
+        let is_list = seen.target.starts_with("/v7/image_install?");
+        if !is_list && !seen.target.contains("$expand=image_install") {
+            return None;
+        }
+        let number = |before: &str| {
+            let (_, rest) = seen.target.split_once(before).expect("a page");
+            rest.split(|c: char| !c.is_ascii_digit()).next().expect("a part").parse::<u64>().expect("a number")
+        };
+        let (after, top) = (number("(id%20gt%20"), number("$top="));
+        let ids = |count: u64| after + 1..=count.min(after + top);
+        let rows: Vec<_> =
+            if is_list { ids(SERVICES * DEVICES).map(row).collect() } else { ids(DEVICES).map(runs).collect() };
+        let body = json!({ "d": rows }).to_string();
+        Some(Reply::status(200, &[("Content-Type", "application/json; charset=utf-8")], body.as_bytes()))
+    });
+}
+
+/// Two scrapers, who find so many of these samples, while the list and the state of the devices change.
+fn limit_holds(cloud: &Cloud, expected: [(&str, u64); 2]) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let group = Cgroup::new("limit", LIMIT);
-    let cloud = Cloud::start(many(DEVICES));
-    let sidecar = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_METRICS", "true");
+    let sidecar = sidecar(cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_METRICS", "true");
     let sidecar = sidecar.env("REFRESH_RATE", "1h").env("DEVICE_REFRESH_RATE", "20s").env("SERVICE_LABELS", "true");
     let mut status = Status::of(group.as_ref().map_or_else(|| sidecar.start(), |group| sidecar.start_in(&group.0)));
-    let samples = |text: &str, name: &str| text.lines().filter(|line| line.starts_with(name)).count() as u64;
     status.wait_until("all devices", |metrics| {
-        let state = |name: &String| name.starts_with("balena_device_memory_used_bytes{");
-        metrics.keys().filter(|name| state(name)).count() as u64 == DEVICES
+        expected.iter().all(|(name, count)| metrics.keys().filter(|key| key.starts_with(name)).count() as u64 == *count)
     });
     let (status_of, address) = (&status, status.address);
+    let expected = [("balena_device_info{", DEVICES)].into_iter().chain(expected).collect::<Vec<_>>();
     thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(move || {
+            scope.spawn(|| {
                 for _ in 0..SCRAPES {
                     let (code, _, body) =
                         status_of.send("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
                     let mut text = String::new();
                     GzDecoder::new(&*body).read_to_string(&mut text).expect("a whole answer");
-                    assert_eq!((code, samples(&text, "balena_device_info{")), (200, DEVICES), "{address}");
-                    assert_eq!(samples(&text, "balena_device_services_running{"), DEVICES, "{address}");
+                    assert_eq!(code, 200, "{address}");
+                    for (name, count) in &expected {
+                        let samples = text.lines().filter(|line| line.starts_with(name)).count() as u64;
+                        assert_eq!(samples, *count, "{name} of {address}");
+                    }
                 }
             });
         }

@@ -725,7 +725,8 @@ fn all_installs(devices: &[&Value], denied: Option<&str>) -> Vec<Value> {
             row
         })
     };
-    devices.iter().flat_map(|device| of_device(device)).collect()
+    let have_some = devices.iter().filter(|device| device["image_install"].get(0).is_some());
+    have_some.flat_map(|device| of_device(device)).collect()
 }
 
 /// The releases that the devices run, by rising id. Of the devices that run a release, one of each fleet represents all.
