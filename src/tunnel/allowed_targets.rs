@@ -125,8 +125,8 @@ impl AllowedTargets {
         if let Ok(targets) = read {
             let level = if state.targets.is_empty() { Level::Info } else { Level::Debug };
             log::log!(level, "{} in {path}", count(targets.len(), "target"));
-            self.metrics.listed(&targets);
             state.targets = Arc::new(targets);
+            self.metrics.listed(&state.targets);
         }
         if let Some(why) = failure.as_ref().filter(|_| is_new) {
             let until = match state.targets.len() {

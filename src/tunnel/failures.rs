@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::GaugeVec;
 
@@ -13,46 +12,55 @@ use crate::tunnel::target_list::{Exporter, TargetList};
 
 /// The failures of the last scrapes, as a metric with a series for each.
 pub struct Failures {
-    failed: Mutex<BTreeMap<Arc<Exporter>, ScrapeReason>>,
-    /// The number of exporters in the target file.
-    listed: AtomicUsize,
+    known: Mutex<Known>,
     series: GaugeVec,
+}
+
+/// What is known of the exporters in the target file.
+#[derive(Default)]
+struct Known {
+    failed: BTreeMap<Arc<Exporter>, ScrapeReason>,
+    list: Arc<TargetList>,
+    exporters: usize,
 }
 
 impl Failures {
     /// No failure so far.
     pub fn new(series: GaugeVec) -> Self {
-        Failures { failed: Mutex::default(), listed: AtomicUsize::new(0), series }
+        Failures { known: Mutex::default(), series }
     }
 
-    /// A scrape of this exporter ends: with a failure, or without.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A scrape of this exporter ends: with a failure, or without. The exporter may have left the list meanwhile.
     pub fn ended(&self, exporter: &Arc<Exporter>, failure: Option<ScrapeReason>) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match failure {
-            Some(reason) => drop(failed.insert(exporter.clone(), reason)),
-            None => drop(failed.remove(exporter)),
+        let mut known = self.known();
+        match failure.filter(|_| is_in(&known.list, exporter)) {
+            Some(reason) => drop(known.failed.insert(exporter.clone(), reason)),
+            None => drop(known.failed.remove(exporter)),
         }
     }
 
     /// Forgets exporters that the list does not have, or not with these labels.
-    pub fn retain(&self, list: &TargetList) {
-        self.listed.store(list.values().map(|target| target.exporters.len()).sum(), Ordering::Relaxed);
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.retain(|exporter, _| {
-            list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
-        });
+    pub fn retain(&self, list: &Arc<TargetList>) {
+        let mut known = self.known();
+        known.exporters = list.values().map(|target| target.exporters.len()).sum();
+        known.failed.retain(|exporter, _| is_in(list, exporter));
+        known.list = list.clone();
     }
 
     /// Whether the last scrape of every exporter failed.
     pub fn are_of_all(&self) -> bool {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.len() == self.listed.load(Ordering::Relaxed)
+        let known = self.known();
+        known.failed.len() == known.exporters
     }
 
     /// The same for people: a line for each exporter whose last scrape failed.
     pub fn text(&self) -> String {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = count(self.listed.load(Ordering::Relaxed), "exporter");
+        let Known { failed, exporters, .. } = &*self.known();
+        let all = count(*exporters, "exporter");
         let mut text = format!("{all} in the target file; the last scrape of {} failed\n", failed.len());
         for (Exporter { job, instance, .. }, reason) in failed.iter().map(|(exporter, reason)| (&**exporter, reason)) {
             let _ = writeln!(text, "{reason}: {job} {instance}"); // into memory: cannot fail
@@ -62,10 +70,10 @@ impl Failures {
 
     /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.
     pub fn publish(&self) {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known();
         self.series.reset();
         let mut last = None;
-        for (exporter, reason) in &*failed {
+        for (exporter, reason) in &known.failed {
             let labels = [&*exporter.uuid, &*exporter.job, &*exporter.instance];
             if last != Some(labels) {
                 let [uuid, job, instance] = labels;
@@ -74,4 +82,8 @@ impl Failures {
             last = Some(labels);
         }
     }
+}
+
+fn is_in(list: &TargetList, exporter: &Arc<Exporter>) -> bool {
+    list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
 }

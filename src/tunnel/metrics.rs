@@ -64,7 +64,7 @@ impl Metrics {
     }
 
     /// The target file has been read.
-    pub fn listed(&self, list: &TargetList) {
+    pub fn listed(&self, list: &Arc<TargetList>) {
         #[allow(clippy::cast_precision_loss)] // there are not so many
         self.targets.set(list.len() as f64);
         self.failures.retain(list);

@@ -111,7 +111,7 @@ impl Proxy {
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let (method, url) = (request.method().clone(), request.uri().clone());
-        if method == Method::GET && url.authority().is_none() {
+        if matches!(method, Method::GET | Method::HEAD) && url.authority().is_none() {
             return self.own_page(&request).await.map(Either::Left);
         }
         // The time runs from here, since the target file may be slow to read.

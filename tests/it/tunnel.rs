@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -572,6 +572,25 @@ fn each_target_that_fails_has_a_series() {
     replace(&setup.sidecar, &json!(all[4..]).to_string());
     scrape_all();
     assert_eq!(failures(), [].into());
+    // A target that leaves the list during its scrape has none either.
+    let (asked, was_asked) = mpsc::channel();
+    let (left, has_left) = mpsc::channel();
+    let (asked, has_left) = (Mutex::new(asked), Mutex::new(has_left));
+    let slow = Exporter::start(move |_, _| {
+        asked.lock().unwrap().send(()).unwrap();
+        has_left.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        false
+    });
+    setup.device('d', slow.addr);
+    replace(&setup.sidecar, &json!([&all[4], group('d', &[])]).to_string());
+    thread::scope(|scope| {
+        scope.spawn(|| get('d', "/metrics"));
+        was_asked.recv_timeout(PATIENCE).unwrap();
+        replace(&setup.sidecar, &json!(all[4..5]).to_string());
+        assert_eq!(failures(), [].into());
+        left.send(()).unwrap();
+    });
+    assert_eq!(failures(), [].into());
 }
 
 #[test]
@@ -853,6 +872,8 @@ fn it_ends_when_it_is_told_to() {
         let setup = Setup::start(Vpn::start(KEY, None));
         let answer = setup.send("GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhealthy\n"), "{answer}");
+        let head = setup.send("HEAD /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
         let answer = setup.send("GET /targets HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
         let mut command = setup.sidecar.command();
