@@ -4,37 +4,32 @@
 //! waits. Lines that do not fit are dropped, counted and reported once lines pass again. `O_NONBLOCK` is no alternative: it would
 //! change standard error for every process that shares it.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The most bytes that wait.
-const CAPACITY: usize = 1 << 20;
-/// While the queue is full, lines wait for room until a single write has taken this long; then they are dropped. A writer that is
-/// merely slow loses nothing.
+/// The most lines that wait.
+const CAPACITY: usize = 2048;
+/// While the queue is full, a line waits for room for this long. If none comes, it is dropped, and further lines at once until the
+/// writer has written one. A writer that is merely slow loses nothing.
 const STUCK_TIMEOUT: Duration = Duration::from_millis(100);
+/// The wait between two looks for room.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The queue. Its clones share it.
-#[derive(Clone)]
-pub struct Queue(Arc<Shared>);
-
-struct Shared {
-    state: Mutex<State>,
-    /// Notified when a line comes.
-    filled: Condvar,
-    /// Notified when lines are written.
-    drained: Condvar,
+/// The queue.
+pub struct Queue {
+    sender: SyncSender<Message>,
+    /// Lines that were dropped and are not reported yet.
+    dropped: Arc<AtomicUsize>,
 }
 
-#[derive(Default)]
-struct State {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
-    dropped: usize,
-    /// When the current write began; none while there is nothing to write.
-    writing: Option<Instant>,
+enum Message {
+    Line(Vec<u8>),
+    /// All lines before this are written when its channel closes.
+    Flush(#[allow(dead_code)] SyncSender<()>),
 }
 
 impl Queue {
@@ -43,74 +38,59 @@ impl Queue {
     /// # Errors
     /// The system refuses the thread.
     pub fn start(
-        out: impl Write + Send + 'static, note: impl Fn(usize) -> Vec<u8> + Send + 'static,
+        mut out: impl Write + Send + 'static, note: impl Fn(usize) -> Vec<u8> + Send + 'static,
     ) -> io::Result<Self> {
-        let queue =
-            Queue(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), drained: Condvar::new() }));
-        let writer = queue.clone();
-        thread::Builder::new().name("log".into()).spawn(move || writer.write_all(out, &note))?;
+        let (sender, receiver): (_, Receiver<Message>) = sync_channel(CAPACITY);
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let queue = Queue { sender, dropped: dropped.clone() };
+        let write = move || {
+            for message in receiver {
+                let Message::Line(line) = message else { continue };
+                // There is no place to report a failure: standard error may be closed or full.
+                let _ = out.write_all(&line);
+                let dropped = dropped.swap(0, Ordering::Relaxed);
+                if dropped > 0 {
+                    let _ = out.write_all(&note(dropped));
+                }
+            }
+        };
+        thread::Builder::new().name("log".into()).spawn(write)?;
         Ok(queue)
     }
 
     /// Waits until every line is written, but no longer than this.
     pub fn flush(&self, within: Duration) {
         let end = Instant::now() + within;
-        let mut state = self.state();
-        while state.writing.is_some() || !state.lines.is_empty() {
-            let Some(left) = end.checked_duration_since(Instant::now()) else { return };
-            state = self.0.drained.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        let (sender, written) = sync_channel(0);
+        if self.send(Message::Flush(sender), within) {
+            let _ = written.recv_timeout(end.saturating_duration_since(Instant::now())); // it closes, or it is late
         }
     }
 
     /// Adds a line, or drops it where the reader has stopped reading.
     pub fn push(&self, line: Vec<u8>) {
-        let mut state = self.state();
-        while state.bytes + line.len() > CAPACITY && !state.lines.is_empty() {
-            let stuck = state.writing.map_or(Duration::ZERO, |since| since.elapsed());
-            let Some(left) = STUCK_TIMEOUT.checked_sub(stuck).filter(|left| !left.is_zero()) else {
-                state.dropped += 1;
-                return;
-            };
-            state = self.0.drained.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        let is_stuck = self.dropped.load(Ordering::Relaxed) > 0;
+        if !self.send(Message::Line(line), if is_stuck { Duration::ZERO } else { STUCK_TIMEOUT }) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        state.bytes += line.len();
-        state.lines.push_back(line);
-        self.0.filled.notify_one();
     }
 
-    fn write_all(&self, mut out: impl Write, note: &impl Fn(usize) -> Vec<u8>) {
+    /// Returns whether there was room within this time.
+    fn send(&self, mut message: Message, within: Duration) -> bool {
+        let end = Instant::now() + within;
         loop {
-            let mut state = self.state();
-            while state.lines.is_empty() {
-                state = self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            let lines = std::mem::take(&mut state.lines);
-            let dropped = std::mem::take(&mut state.dropped);
-            (state.bytes, state.writing) = (0, Some(Instant::now()));
-            drop(state);
-            self.0.drained.notify_all(); // there is room again
-            for line in lines {
-                // There is no place to report this: standard error may be closed or full.
-                let _ = out.write_all(&line);
-                self.state().writing = Some(Instant::now());
-            }
-            if dropped > 0 {
-                let _ = out.write_all(&note(dropped));
-            }
-            self.state().writing = None;
-            self.0.drained.notify_all();
+            message = match self.sender.try_send(message) {
+                Err(TrySendError::Full(message)) if Instant::now() < end => message,
+                outcome => return outcome.is_ok(),
+            };
+            thread::sleep(RETRY_INTERVAL);
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     /// Each write waits until the test takes its bytes.
     struct Slow(SyncSender<Vec<u8>>);
@@ -134,22 +114,27 @@ mod tests {
 
     #[test]
     fn a_reader_that_stops_costs_lines_and_no_time_and_the_loss_is_reported() {
+        const LINES: usize = CAPACITY + 50;
         let (queue, reader) = queue();
-        let line = vec![b'x'; CAPACITY / 4];
         let start = Instant::now();
-        for _ in 0..50 {
-            queue.push(line.clone());
+        for _ in 0..LINES {
+            queue.push(b"line".to_vec());
         }
         assert!(start.elapsed() < STUCK_TIMEOUT * 20, "{:?}", start.elapsed());
         queue.flush(Duration::from_millis(10));
-        let mut read = Vec::new();
-        while read.last().is_none_or(|last: &Vec<u8>| !last.ends_with(b" dropped")) {
-            read.push(reader.recv().unwrap());
+        let mut whole = 0;
+        let note = loop {
+            let line = reader.recv().unwrap();
+            if line != b"line" {
+                break String::from_utf8(line).unwrap();
+            }
+            whole += 1;
+        };
+        let dropped: usize = note.strip_suffix(" dropped").unwrap().parse().unwrap();
+        assert!((1..=50).contains(&dropped), "{dropped}");
+        for _ in whole..LINES - dropped {
+            assert_eq!(reader.recv().unwrap(), b"line");
         }
-        let whole = read.iter().filter(|read| **read == line).count();
-        let note = String::from_utf8(read.pop().unwrap()).unwrap();
-        assert_eq!(note, format!("{} dropped", 50 - whole));
-        assert!((4..=9).contains(&whole), "{whole}");
         queue.push(b"after".to_vec());
         assert_eq!(reader.recv().unwrap(), b"after");
     }
@@ -157,10 +142,22 @@ mod tests {
     #[test]
     fn a_slow_reader_loses_nothing() {
         let (queue, reader) = queue();
-        let reader = thread::spawn(move || reader.iter().take(400).map(|line| line.len()).sum::<usize>());
-        for _ in 0..400 {
-            queue.push(vec![b'x'; 20_000]);
+        let reader = thread::spawn(move || reader.iter().take(3 * CAPACITY).map(|line| line.len()).sum::<usize>());
+        for _ in 0..3 * CAPACITY {
+            queue.push(b"line".to_vec());
         }
-        assert_eq!(reader.join().unwrap(), 400 * 20_000);
+        assert_eq!(reader.join().unwrap(), 3 * CAPACITY * 4);
+    }
+
+    #[test]
+    fn a_flush_ends_when_all_is_written() {
+        let (queue, reader) = queue();
+        let reader = thread::spawn(move || reader.iter().count());
+        for _ in 0..100 {
+            queue.push(b"line".to_vec());
+        }
+        queue.flush(Duration::from_secs(60));
+        drop(queue);
+        assert_eq!(reader.join().unwrap(), 100);
     }
 }
