@@ -117,7 +117,7 @@ pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
         log::error!("no device has {name} in its name or at the start of its uuid; the API lists {devices}");
         return Ok(false);
     }
-    for warning in changes::warnings(&list, fleets.iter().map(|fleet| (fleet, None))) {
+    for warning in changes::warnings(&list, &fleets) {
         log::warn!("{warning}");
     }
     probe_all(&mut rows, prober)?;

@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::iter;
-use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::Published;
-use super::announced::{Announced, Before, key};
-use super::entry::{Entry, Fleet};
+use super::announced::{Announced, key};
+use super::entry::Entry;
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::scraping::Origin;
@@ -31,10 +30,8 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 pub struct Changes {
     /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
-    /// The fleet that each of them named when it last had devices.
-    known: Vec<Option<Fleet>>,
     /// The devices of the list that is published, as they were announced, in order.
-    devices: Option<Announced>,
+    devices: Option<Vec<Announced>>,
     /// The version of the list that was announced last.
     version: Option<u64>,
     warnings: BTreeSet<String>,
@@ -45,32 +42,15 @@ pub struct Changes {
 impl Changes {
     /// Nothing was announced yet.
     pub fn new(fleets: Vec<FleetRef>) -> Self {
-        let known = vec![None; fleets.len()];
-        Changes { fleets, known, devices: None, version: None, warnings: BTreeSet::new(), held_back: None }
+        Changes { fleets, devices: None, version: None, warnings: BTreeSet::new(), held_back: None }
     }
 
     /// The first time, takes the devices of the published list as announced.
     pub fn begin(&mut self, published: impl FnOnce() -> Vec<StoredDevice>) {
         if self.devices.is_none() {
             let mut published = published();
-            self.learn_fleets(published.iter().map(|device| &*device.fleet));
             published.sort_by(|one, other| one.key().cmp(&other.key()));
-            self.devices = Some(Announced::Stored(published));
-        }
-    }
-
-    fn learn_fleets<'e>(&mut self, fleets: impl Iterator<Item = &'e Fleet>) {
-        let mut last = None;
-        for fleet in fleets {
-            if last.is_some_and(|last| ptr::eq(last, fleet)) {
-                continue;
-            }
-            last = Some(fleet);
-            for (wanted, known) in self.fleets.iter().zip(&mut self.known) {
-                if wanted.names(fleet.id, &fleet.name, &fleet.slug) && known.as_ref() != Some(fleet) {
-                    *known = Some(fleet.clone());
-                }
-            }
+            self.devices = Some(published.into_iter().map(|device| Announced::Stored(device.into())).collect());
         }
     }
 
@@ -92,7 +72,7 @@ impl Changes {
         let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
         let mut lines = Vec::new();
         let mut number = 0;
-        let [added, removed, changed] = changes(before.as_ref(), &listed, |change| {
+        let [added, removed, changed] = changes(before.as_deref().unwrap_or_default(), &listed, |change| {
             number += 1;
             if lines.len() < most {
                 lines.push(change);
@@ -113,7 +93,7 @@ impl Changes {
             _ => log::debug!("{name} is up to date: {summary}"),
         }
         write_lines(Level::Info, &lines, number);
-        self.devices = Some(Announced::Listed(listed));
+        self.devices = Some(listed.into_iter().map(Announced::Listed).collect());
         self.warn(list);
     }
 
@@ -123,7 +103,7 @@ impl Changes {
             log::warn!(
                 "{name} keeps its targets, since there would be none left: {}; if that is right, set --write-empty \
                  (WRITE_EMPTY=true)",
-                why_empty(list)
+                why_empty(list, &self.fleets)
             );
             self.held_back = Some(now);
         }
@@ -134,9 +114,7 @@ impl Changes {
 
     /// Writes the warnings that were not there before.
     fn warn(&mut self, list: &Inventory) {
-        self.learn_fleets(list.entries().filter_map(|entry| entry.common.fleet.as_ref()));
-        let fleets = self.fleets.iter().zip(&self.known).map(|(fleet, known)| (fleet, known.as_ref()));
-        let warnings = warnings(list, fleets);
+        let warnings = warnings(list, &self.fleets);
         let new: Vec<_> = warnings.difference(&self.warnings).collect();
         write_lines(Level::Warn, &new, new.len());
         self.warnings = warnings;
@@ -145,13 +123,14 @@ impl Changes {
 }
 
 /// Why a list has no targets.
-fn why_empty(list: &Inventory) -> String {
+fn why_empty(list: &Inventory, fleets: &[FleetRef]) -> String {
     let mut reasons: BTreeMap<LeftOutReason, usize> = BTreeMap::new();
     for left_out in list.entries().filter_map(|entry| entry.left_out.as_ref()) {
         *reasons.entry(left_out.reason).or_default() += 1;
     }
     if reasons.is_empty() {
-        return "the API lists no device".into();
+        let renamed = if fleets.is_empty() { "" } else { " (was a fleet renamed? Its id survives that)" };
+        return format!("the API lists no device{renamed}");
     }
     let shown: Vec<_> = reasons.iter().map(|(reason, number)| format!("{reason}: {number}")).collect();
     format!("{} left out ({})", count(reasons.values().sum(), "device"), shown.join(", "))
@@ -162,7 +141,7 @@ enum Change<'a> {
     Added(&'a Entry),
     Changed(&'a Entry),
     LeftOut(&'a Entry, &'a LeftOut),
-    Removed(Before<'a>),
+    Removed(&'a Announced),
 }
 
 impl Display for Change<'_> {
@@ -182,10 +161,10 @@ impl Display for Change<'_> {
 }
 
 /// How many devices were added, removed and changed. `note` gets each change.
-fn changes<'a>(before: Option<&'a Announced>, now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
+fn changes<'a>(before: &'a [Announced], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
     let [mut added, mut removed, mut changed] = [0; 3];
     let mut gone = Vec::new();
-    let mut before = before.into_iter().flat_map(Announced::iter).peekable();
+    let mut before = before.iter().peekable();
     for entry in now {
         let key = key(entry);
         gone.extend(iter::from_fn(|| before.next_if(|old| old.key() < key)));
@@ -193,7 +172,7 @@ fn changes<'a>(before: Option<&'a Announced>, now: &'a [Arc<Entry>], mut note: i
         if old.is_some_and(|old| old.equals(entry)) {
             continue;
         }
-        let was_listed = old.is_some_and(Before::was_listed);
+        let was_listed = old.is_some_and(Announced::was_listed);
         note(if let Some(left_out) = &entry.left_out {
             removed += usize::from(was_listed);
             Change::LeftOut(entry, left_out)
@@ -212,17 +191,13 @@ fn changes<'a>(before: Option<&'a Announced>, now: &'a [Arc<Entry>], mut note: i
     [added, removed, changed]
 }
 
-/// Problems with listed devices, and with the fleets that were asked for. Each of these comes with the fleet that it named when it
-/// last had devices.
-pub fn warnings<'a>(
-    list: &Inventory, fleets: impl IntoIterator<Item = (&'a FleetRef, Option<&'a Fleet>)>,
-) -> BTreeSet<String> {
+/// Problems with listed devices, and with the fleets that were asked for.
+pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     // A list without any device has a warning of its own, with what the key sees.
     let is_empty = list.entries().next().is_none();
-    let fleets = fleets.into_iter().filter_map(|(fleet, known)| {
+    let fleets = fleets.iter().filter_map(|fleet| {
         let named: Vec<_> = list.fleets_named(fleet).into_iter().collect();
         match (fleet, &*named) {
-            (_, []) if known.is_some() => Some(vanished(fleet, known.and_then(|known| known.id))),
             (_, []) if !is_empty => Some(format!(
                 "fleet {fleet} was asked for, but the key sees no device in it: is the fleet spelled right, was it \
                  renamed (an id survives that), and may the key see it?"
@@ -238,20 +213,6 @@ pub fn warnings<'a>(
         |entry: &Arc<Entry>| entry.left_out.as_ref().is_some_and(|why| why.reason == LeftOutReason::NoExporter);
     let no_exporter = list.entries().any(has_none).then(|| NO_EXPORTER.to_owned());
     list.warnings().map(str::to_owned).chain(fleets).chain(no_exporter).collect()
-}
-
-/// The warning about a fleet that had devices.
-fn vanished(fleet: &FleetRef, id: Option<u64>) -> String {
-    let why = match (fleet, id) {
-        (FleetRef::Slug(_) | FleetRef::Name(_), Some(id)) => {
-            format!("was it renamed? Its id survives that: --fleet {id} (FLEET={id})")
-        }
-        (FleetRef::Slug(_) | FleetRef::Name(_), None) => "was it renamed? An id survives that".into(),
-        (FleetRef::Id(_), _) => {
-            "were the devices moved, was the fleet deleted, or may the key no longer see it?".into()
-        }
-    };
-    format!("fleet {fleet} had devices, and the key sees none in it now: {why}")
 }
 
 /// Writes the first lines at this level and the rest at debug. `number` also counts lines that were not kept.

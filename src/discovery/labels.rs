@@ -49,8 +49,8 @@ pub const LABELS: &[Label] = &[
     Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", kind: Plain, field: Some("os_variant"), info: Some("os_variant"), value: |d| text(&d.os_variant) },
     Label { name: "supervisor_version", about: "version of its supervisor", kind: Plain, field: Some("supervisor_version"), info: Some("supervisor_version"), value: |d| text(&d.supervisor_version) },
     Label { name: DEVICE_ID, about: "id of the device in balena's database", kind: Meta, field: None, info: None, value: |d| number(d.id) },
-    Label { name: FLEET_NAME, about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.app_name) },
-    Label { name: FLEET_ID, about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(d.fleet.as_ref()?.id) },
+    Label { name: "__meta_balena_fleet_name", about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.app_name) },
+    Label { name: "__meta_balena_fleet_id", about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(d.fleet.as_ref()?.id) },
     Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.organization.as_ref()?.handle) },
     Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", kind: Meta, field: None, info: Some("release"), value: |d| text(&d.release.as_ref()?.raw_version) },
 ];
@@ -85,12 +85,8 @@ const OWN: [&str; 3] = [DEVICE_NAME, UUID, DEVICE_ID];
 pub const UUID: &str = "uuid";
 /// The label by which the target file is read again after a restart.
 pub const DEVICE_ID: &str = "__meta_balena_device_id";
-/// The label with the name of the fleet.
-pub const FLEET_NAME: &str = "__meta_balena_fleet_name";
-/// The label with the id of the fleet, by which a renamed fleet is known again.
-pub const FLEET_ID: &str = "__meta_balena_fleet_id";
 /// The beginning of the names of labels for relabelling.
-pub const META_PREFIX: &str = "__meta_balena_";
+const META_PREFIX: &str = "__meta_balena_";
 /// The label with the name of the exporter.
 pub const JOB: &str = "job";
 /// The label with the name of the exporter, for relabelling.

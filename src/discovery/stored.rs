@@ -4,13 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::entry::{Fleet, fingerprint};
-use super::labels::{DEVICE_ID, DEVICE_NAME, FLEET_ID, FLEET_NAME, META_DEVICE_NAME, META_PREFIX, UUID};
-use super::quiet::QuietTimes;
+use super::entry::fingerprint;
+use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, UUID};
 use crate::balena::device::display_name;
 
 /// How devices are ordered: by id, and those without one by name.
@@ -23,8 +21,6 @@ pub struct StoredDevice {
     pub id: Option<u64>,
     /// How it is shown to people.
     pub name: Box<str>,
-    /// Its fleet, as far as the labels tell it.
-    pub fleet: Arc<Fleet>,
     /// Fingerprint of its target groups.
     pub groups: u64,
 }
@@ -69,16 +65,7 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
         group.clone_into(&mut text);
         let name = label(DEVICE_NAME).or_else(|| label(META_DEVICE_NAME));
         let name = display_name(name, label(UUID), id).into();
-        let slug = label("fleet").or_else(|| label(&format!("{META_PREFIX}fleet")));
-        let fleet = Fleet {
-            id: label(FLEET_ID).and_then(|id| id.parse().ok()),
-            name: label(FLEET_NAME).unwrap_or_default().to_owned(),
-            slug: slug.unwrap_or_default().to_owned(),
-            quiet: QuietTimes::default(),
-        };
-        let known = devices.last().map(|last| last.fleet.clone()).filter(|known| **known == fleet);
-        let fleet = known.unwrap_or_else(|| fleet.into());
-        devices.push(StoredDevice { id, name, fleet, groups: fingerprint(text.as_bytes()) });
+        devices.push(StoredDevice { id, name, groups: fingerprint(text.as_bytes()) });
     }
     Ok(devices)
 }
