@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,14 @@ use crate::discovery::inventory::Inventory;
 use crate::discovery::stored::StoredDevice;
 use crate::discovery::target_file::TargetFile;
 use crate::discovery::target_groups;
-use crate::discovery::{Clock, Discovery, ObservedApi, Observer, Published, Sink};
+use crate::discovery::{Clock, Discovery, Published, Sink};
+use crate::liveness::Liveness;
 use crate::logging;
 use crate::net::cannot_start::CannotStart;
 use crate::signals::{self, Event};
 use crate::status::Status;
-use crate::status::liveness::{self, Unhealthy};
-use crate::systemd::{self, Notifier};
+use crate::status::health::{self, Unhealthy};
+use crate::systemd;
 use crate::{check, config, tunnel};
 
 /// How long another process may hold the target file at the start.
@@ -113,7 +115,7 @@ fn completions(shell: Option<&String>) -> ExitCode {
 }
 
 fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
-    let Err(error) = liveness::ask(url, listen) else { return ExitCode::SUCCESS };
+    let Err(error) = health::ask(url, listen) else { return ExitCode::SUCCESS };
     print(&error.to_string());
     match error {
         Unhealthy::NoUrl | Unhealthy::BadUrl => ExitCode::from(2),
@@ -134,7 +136,7 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
 
 fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
-    let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
+    let mut file = TargetFile::new(config.sd_file.clone(), config.write_empty);
     let interval = config.refresh;
     let mut clock = Wakeups::start(interval.is_none())?;
     log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
@@ -150,18 +152,26 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
         }
     }
     let query = Query::new(config.rules.fields(), &config.selection);
-    let client = Client::new(config.api, query)?;
+    let mut client = Client::new(config.api, query)?;
     let has_status = interval.is_some() && !config.status.listen.is_empty();
     let stored = has_status.then(|| file.stored()).flatten();
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
-    let status = has_status.then(|| Status::start(&config.status, &client, stored)).transpose()?;
-    let observer: &dyn Observer = status.as_ref().map_or(&(), |status| &**status);
-    let observer = Notifier::start(observer)?;
+    let liveness = Arc::new(Liveness::start());
+    let status =
+        has_status.then(|| Status::start(&config.status, &mut client, liveness.clone(), stored)).transpose()?;
+    systemd::watch(liveness.clone())?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
-    let mut source = ObservedApi { client, observer: &observer };
+    client.announce(liveness.clone());
+    let report = |took: Duration, outcome: &Result<Published, Failure>, list: &Inventory| {
+        systemd::refreshed(outcome);
+        if let Some(status) = &status {
+            status.refreshed(took, outcome, list);
+        }
+    };
     let inventory = Inventory::new(config.service_labels);
-    let discovery = Discovery::new(&mut source, sink, &observer, config.rules, inventory, config.selection.fleets);
+    let discovery =
+        Discovery::new(&mut client, sink, &report, &liveness, config.rules, inventory, config.selection.fleets);
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

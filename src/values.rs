@@ -42,12 +42,11 @@ pub fn boolean(text: &str) -> Result<bool, BadValue> {
     }
 }
 
-/// One of a few words.
-pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Result<T, BadValue> {
-    let found = known.iter().find(|(name, _)| *name == text.trim());
-    found
-        .map(|(_, value)| *value)
-        .ok_or_else(|| format!("not one of {}", known.map(|(name, _)| name).join(", ")).into())
+/// One of a few values, each by its word.
+pub fn one_of<T: Copy>(text: &str, known: &[T], word: impl Fn(T) -> &'static str) -> Result<T, BadValue> {
+    let found = known.iter().find(|value| word(**value) == text.trim());
+    let words = || known.iter().map(|value| word(*value)).collect::<Vec<_>>().join(", ");
+    found.copied().ok_or_else(|| format!("not one of {}", words()).into())
 }
 
 /// `http` or `https`.
@@ -55,7 +54,7 @@ pub fn one_of<T: Copy, const N: usize>(text: &str, known: [(&str, T); N]) -> Res
 /// # Errors
 /// It is neither.
 pub fn scheme(text: &str) -> Result<&'static str, BadValue> {
-    one_of(text, [("http", "http"), ("https", "https")])
+    one_of(text, &["http", "https"], |scheme| scheme)
 }
 
 /// A duration with its unit, from one second up to `longest` seconds.

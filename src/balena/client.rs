@@ -1,32 +1,29 @@
 //! The client of the API: what it is asked with, and the counts of its requests.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounterVec;
 use reqwest::Certificate;
 use reqwest::blocking::{Client as Http, ClientBuilder as Builder};
 use reqwest::redirect::Policy;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
+use super::answer;
 use super::failure::{Failure, Reason};
 use super::query::{Query, Request};
 use super::source::{Actor, Fetched, Source};
 use crate::key::KeySource;
-use crate::memory;
+use crate::liveness::Liveness;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::no_client;
 use crate::net::proxy::{Proxies, Proxy};
 use crate::net::threads::Resolver;
 use crate::net::{CONNECT_SHARE, USER_AGENT};
 
-/// The largest answer, unpacked, in bytes, where memory sets no lower bound. 5,030 devices came in 4.9 MB from a real server.
-const MAX_ANSWER_SIZE: u64 = 64 << 20;
-/// The lowest bound of an answer, in bytes.
-const MIN_ANSWER_SIZE: u64 = 1 << 20;
-/// An answer may take this part of the memory limit: two can be there at once, each beside what is made from it.
-const ANSWERS_IN_MEMORY: u64 = 8;
+/// The status of a request without an answer, as it is counted.
+pub const NO_ANSWER: &str = "none";
 /// The most time for the question whose key it is, which must not hold up a refresh for long.
 const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,25 +49,6 @@ impl Api {
     }
 }
 
-/// The number of requests by the status of their answer, with none for those without an answer. Clones share the counts.
-#[derive(Clone, Debug, Default)]
-pub struct Requests(Arc<Mutex<BTreeMap<Option<u16>, u64>>>);
-
-impl Requests {
-    /// The counts so far.
-    pub fn counts(&self) -> BTreeMap<Option<u16>, u64> {
-        self.lock().clone()
-    }
-
-    fn count(&self, status: Option<u16>) {
-        *self.lock().entry(status).or_default() += 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Option<u16>, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A client of the balena API, version 7. Clones share the connection, the key and the counts.
 #[derive(Clone)]
 pub struct Client {
@@ -79,7 +57,8 @@ pub struct Client {
     /// The largest answer, unpacked, in bytes.
     pub(super) max_answer: u64,
     query: Query,
-    requests: Requests,
+    requests: Option<IntCounterVec>,
+    liveness: Option<Arc<Liveness>>,
     /// Whether a cache that answers in the API's place was reported.
     pub(super) warned_of_age: Arc<Once>,
 }
@@ -115,9 +94,15 @@ impl Client {
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| no_client(&error))?;
-        let max_answer = memory::limit()
-            .map_or(MAX_ANSWER_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_ANSWER_SIZE, MAX_ANSWER_SIZE));
-        Ok(Client { http, api, query, requests: Requests::default(), max_answer, warned_of_age: Arc::new(Once::new()) })
+        Ok(Client {
+            http,
+            api,
+            query,
+            requests: None,
+            liveness: None,
+            max_answer: answer::max_size(),
+            warned_of_age: Arc::new(Once::new()),
+        })
     }
 
     /// The API's base URL.
@@ -130,14 +115,22 @@ impl Client {
         self.api.timeout
     }
 
-    /// The counts of its requests.
-    pub fn requests(&self) -> Requests {
-        self.requests.clone()
+    /// Counts its requests from now on, by the status of their answer; [`NO_ANSWER`] is that of those without one.
+    pub fn count_requests(&mut self, counter: IntCounterVec) {
+        self.requests = Some(counter);
+    }
+
+    /// Announces the end of each request from now on. Clones that were made before do not.
+    pub fn announce(&mut self, liveness: Arc<Liveness>) {
+        self.liveness = Some(liveness);
     }
 
     /// Asks for a path, with one key and then with the next if the first is refused. The limit bounds both tries.
     fn get_within(&self, path: &str, etag: Option<&str>, limit: Duration) -> Result<Fetched, Failure> {
         let end = Instant::now() + limit;
+        if let Some(liveness) = &self.liveness {
+            liveness.expect(end);
+        }
         let key = self.api.key.current();
         let answer = self.counted(|| self.exchange(&key, path, etag, limit));
         match answer {
@@ -163,7 +156,9 @@ impl Client {
             Ok(Fetched::Body { .. } | Fetched::TooLarge { .. }) => Some(200),
             Err(failure) => failure.status,
         };
-        self.requests.count(status);
+        if let Some(requests) = &self.requests {
+            requests.with_label_values(&[&status.map_or(NO_ANSWER.into(), |status| status.to_string())]).inc();
+        }
         answer
     }
 }
@@ -176,6 +171,7 @@ impl Source for Client {
     fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
         self.get_within(&self.query.path(request), etag, self.timeout())
     }
+
     fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
         #[derive(Deserialize)]
         struct Whoami {

@@ -2,11 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Deref;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -17,28 +14,11 @@ pub struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-        impl<'de> Visitor<'de> for Bytes {
-            type Value = Cow<'de, str>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_bytes<E>(self, text: &'de [u8]) -> Result<Cow<'de, str>, E> {
-                Ok(str::from_utf8(text).unwrap_or_default().into())
-            }
-
-            fn visit_bytes<E>(self, text: &[u8]) -> Result<Cow<'de, str>, E> {
-                Ok(str::from_utf8(text).unwrap_or_default().to_owned().into())
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Cow<'de, str>, E> {
-                Ok(text.to_owned().into())
-            }
-        }
         // serde_json refuses half a character in a string, but not in bytes.
-        deserializer.deserialize_bytes(Bytes).map(Text)
+        Ok(Text(match serde_bytes::deserialize(deserializer)? {
+            Cow::Borrowed(text) => str::from_utf8(text).unwrap_or_default().into(),
+            Cow::Owned(text) => String::from_utf8(text).unwrap_or_default().into(),
+        }))
     }
 }
 
@@ -62,25 +42,8 @@ const MAX_UUID_LENGTH: usize = 62;
 /// Reads an expanded reference, which is an array of none or one, or null. A field that is read so may be missing as well, by
 /// `serde(default)`.
 pub fn one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    struct One<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for One<T> {
-        type Value = Option<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("a sequence")
-        }
-
-        fn visit_unit<E>(self) -> Result<Option<T>, E> {
-            Ok(None)
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Option<T>, A::Error> {
-            let first = items.next_element()?;
-            while items.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(first)
-        }
-    }
-    deserializer.deserialize_any(One(PhantomData))
+    let items = Option::<Vec<T>>::deserialize(deserializer)?;
+    Ok(items.and_then(|items| items.into_iter().next()))
 }
 
 /// A device. Each field may be null or missing, whatever the API's model says.

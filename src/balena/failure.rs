@@ -4,9 +4,9 @@ use std::error::Error;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use crate::reasons::reasons;
+use crate::words::words;
 
-reasons! {
+words! {
     /// The kind of a failed refresh.
     Reason {
     /// No connection.

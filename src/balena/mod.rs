@@ -2,17 +2,17 @@
 //!
 //! The facts about the API were recorded from an open-balena-api 49.0.12 (`tests/recordings`).
 
+mod answer;
 pub mod client;
 pub mod device;
 pub mod failure;
 pub mod pages;
 pub mod query;
 pub mod release;
-mod request;
 pub mod selection;
 mod source;
 
-pub use client::{Api, Client, Requests};
+pub use client::{Api, Client, NO_ANSWER};
 pub use failure::{Failure, Reason};
 pub use query::{Listing, Request};
 pub use source::{Actor, Fetched, Source};

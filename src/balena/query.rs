@@ -3,8 +3,6 @@
 //! The API's `OData` parser takes `, ( ) / : = ; _` only unencoded. Nothing here is form-encoded: spaces and the text
 //! within quotes are percent-encoded, nothing else.
 
-use std::fmt;
-
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::selection::{FleetRef, Selection, TagFilter};
@@ -44,11 +42,11 @@ pub enum Listing<'a> {
     Releases,
 }
 
-/// Fields of the state of a device that older servers do not know, or that a key may not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateFields(u8);
+/// Which of the [`STATE_FIELDS`] are asked for.
+pub type StateFields = [bool; STATE_FIELDS.len()];
 
-/// A part of the `$select` and a part of the `$expand` each.
+/// Fields of the state of a device that older servers do not know, or that a key may not read: a part of the `$select` and a part of the
+/// `$expand` each.
 const STATE_FIELDS: [[&str; 2]; 4] = [
     ["update_status,last_update_status_event", ""],
     ["created_at", ""],
@@ -56,41 +54,15 @@ const STATE_FIELDS: [[&str; 2]; 4] = [
     ["supervisor_version", "should_be_managed_by__release($select=raw_version)"],
 ];
 
-impl StateFields {
-    /// All of them.
-    pub const ALL: Self = StateFields((1 << STATE_FIELDS.len()) - 1);
-
-    /// Each alone.
-    pub fn each(self) -> impl Iterator<Item = Self> {
-        (0..STATE_FIELDS.len()).map(|bit| StateFields(1 << bit)).filter(move |field| field.0 & self.0 > 0)
-    }
-
-    /// These without others.
-    #[must_use]
-    pub fn without(self, others: Self) -> Self {
-        StateFields(self.0 & !others.0)
-    }
-
-    /// These and others.
-    #[must_use]
-    pub fn and(self, others: Self) -> Self {
-        StateFields(self.0 | others.0)
-    }
-
-    /// None of them.
-    pub const NONE: Self = StateFields(0);
-
-    fn parts(self, part: usize) -> impl Iterator<Item = &'static str> {
-        let chosen = (0..).zip(STATE_FIELDS).filter(move |(bit, _)| self.0 & (1 << bit) > 0);
-        chosen.map(move |(_, parts)| parts[part]).filter(|text| !text.is_empty())
-    }
+/// These fields, as a message names them.
+pub fn names(fields: StateFields) -> String {
+    let expands = parts(fields, 1).filter_map(|text| text.split('(').next());
+    parts(fields, 0).chain(expands).collect::<Vec<_>>().join(", ")
 }
 
-impl fmt::Display for StateFields {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let expands = self.parts(1).filter_map(|text| text.split('(').next());
-        f.write_str(&self.parts(0).chain(expands).collect::<Vec<_>>().join(", "))
-    }
+fn parts(fields: StateFields, part: usize) -> impl Iterator<Item = &'static str> {
+    let chosen = STATE_FIELDS.into_iter().zip(fields).filter(|(_, is_chosen)| *is_chosen);
+    chosen.map(move |(parts, _)| parts[part]).filter(|text| !text.is_empty())
 }
 
 /// The text of each [`Request`] for the devices that the user selects.
@@ -167,7 +139,7 @@ impl Query {
             Listing::Devices => format!("$select={}&$expand={EXPAND}", self.fields),
             Listing::DevicesWith(what) => what.to_owned(),
             Listing::State(more) => {
-                let part = |part| more.parts(part).fold(STATE[part].to_owned(), |text, more| text + "," + more);
+                let part = |part| parts(more, part).fold(STATE[part].to_owned(), |text, more| text + "," + more);
                 part(0) + &part(1)
             }
             Listing::NotRunning => NOT_RUNNING.to_owned(),

@@ -9,6 +9,7 @@ use crate::check::probe::Scrape;
 use crate::discovery::left_out::LeftOut;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::text::{count, printable, printable_json};
+use crate::words::words;
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;
@@ -54,26 +55,20 @@ pub struct Stopped {
     pub status: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
+words! {
+    /// What became of a target, or of a device without one.
+    #[derive(Default, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    Outcome {
+    /// The device has no target.
     #[default]
-    LeftOut,
-    Answers,
+    LeftOut = "left_out",
+    /// It answers.
+    Answers = "answers",
     /// The target does not answer and balenaCloud sees the device offline, which is no failure.
-    Offline,
-    Fails,
-}
-
-impl Outcome {
-    /// Its word in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::LeftOut => "left_out",
-            Outcome::Answers => "answers",
-            Outcome::Offline => "offline",
-            Outcome::Fails => "fails",
-        }
+    Offline = "offline",
+    /// It should answer and does not.
+    Fails = "fails",
     }
 }
 

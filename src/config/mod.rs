@@ -26,7 +26,7 @@ pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
     address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, listen_addresses,
-    log_filter, mode, plain_labels, sd_file, session_token, unencrypted,
+    log_filter, plain_labels, sd_file, session_token, unencrypted,
 };
 use sources::Sources;
 pub use sources::misspelt;
@@ -50,8 +50,6 @@ pub struct Discovery {
     pub service_labels: bool,
     /// Path of the target file.
     pub sd_file: PathBuf,
-    /// Its permissions.
-    pub sd_file_mode: u32,
     /// Whether a list without targets may replace one that has some.
     pub write_empty: bool,
     /// From the start of one refresh to the start of the next; none means a single refresh.
@@ -159,9 +157,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     let rules = Rules {
         address,
         exporters,
-        own_tags: from.one("own-tags", |text| {
-            one_of(text, [OwnTags::Narrow, OwnTags::All, OwnTags::Off].map(|mode| (mode.as_str(), mode)))
-        }),
+        own_tags: from.one("own-tags", |text| one_of(text, OwnTags::ALL, OwnTags::as_str)),
         public_domain: from.one("public-domain", domain),
         lan: lan(from, address),
         labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
@@ -184,7 +180,6 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         rules,
         service_labels: from.one("service-labels", boolean),
         sd_file,
-        sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,
@@ -220,6 +215,6 @@ fn log(from: &mut Sources) -> logging::Settings {
     logging::Settings {
         level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
         filter: from.all("RUST_LOG", log_filter).pop(),
-        json: from.one("log-format", |text| one_of(text, [("text", false), ("json", true)])),
+        json: from.one("log-format", |text| one_of(text, &[false, true], |json| if json { "json" } else { "text" })),
     }
 }

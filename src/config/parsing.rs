@@ -94,9 +94,8 @@ fn secret_file(given: String, path: &str, why: BadSecret, what: &'static str) ->
 }
 
 pub(super) fn address(from: &mut Sources) -> Address {
-    let modes = [Address::Vpn, Address::Public, Address::Lan].map(|address| (address.as_str(), address));
     let chosen = from.given("address");
-    let address = from.one("address", |text| one_of(text, modes));
+    let address = from.one("address", |text| one_of(text, Address::ALL, Address::as_str));
     if !from.one("USE_PUBLIC_URLS", boolean) {
         return address;
     }
@@ -245,9 +244,4 @@ pub(super) fn sd_file(from: &mut Sources) -> PathBuf {
         from.report_value("sd-file", &source, &path.to_string_lossy(), "it is a directory".into());
     }
     path
-}
-
-pub(super) fn mode(text: &str) -> Result<u32, BadValue> {
-    let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).map_err(|_| "not an octal number")?;
-    (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
 }

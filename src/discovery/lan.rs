@@ -1,11 +1,12 @@
 //! Which of the addresses that a device reports is scraped in the LAN. A device can report any address, the stack's own and a
 //! stranger's among them, so only addresses in networks of devices are taken.
 
-use std::fmt::{self, Display, Formatter};
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::left_out::{LeftOut, LeftOutReason};
 use crate::balena::device::Device;
 use crate::net::interfaces;
 use crate::values::{BadValue, items};
@@ -34,6 +35,8 @@ const NEVER: [IpNet; 16] = [
     v6([0xff00, 0], 8),
 ];
 
+/// Why an address is refused that no device has. An explanation does not show it.
+const NO_DEVICE: &str = "no address of a device";
 /// Addresses that an explanation shows.
 const MAX_SHOWN: usize = 3;
 
@@ -64,36 +67,6 @@ impl Default for Lan {
     }
 }
 
-/// Why no address of a device is taken.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Unreachable {
-    /// It reports none that a device in a LAN can have.
-    NoAddress,
-    /// Those that it reports are refused; the text says which, and why.
-    Refused(String),
-}
-
-/// Why an address is refused.
-enum Refusal {
-    Never,
-    Outside,
-    Own(IpNet),
-    Itself,
-}
-
-impl Display for Refusal {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        match self {
-            Refusal::Never => f.write_str("no address of a device"),
-            Refusal::Outside => f.write_str("outside of --lan-network"),
-            Refusal::Own(network) => {
-                write!(f, "in {network}, a network of this machine that --lan-network does not name")
-            }
-            Refusal::Itself => f.write_str("this machine itself, which --lan-network does not name alone"),
-        }
-    }
-}
-
 impl Lan {
     /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts adds
     /// link-local ones, which are refused in any case.
@@ -119,44 +92,46 @@ impl Lan {
     ///
     /// # Errors
     /// No address is taken.
-    pub fn address(&self, device: &Device) -> Result<IpAddr, Unreachable> {
+    pub fn address(&self, device: &Device) -> Result<IpAddr, LeftOut> {
         let text = device.ip_address.as_deref().unwrap_or_default();
         let (mut v6, mut refused, mut more) = (None, Vec::new(), 0);
         for address in text.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok()) {
-            match (self.refusal(address), address) {
+            match (self.refusal(address).as_deref(), address) {
                 (None, IpAddr::V4(_)) => return Ok(address),
                 (None, IpAddr::V6(_)) => v6 = v6.or(Some(address)),
-                (Some(Refusal::Never), _) => {}
+                (Some(NO_DEVICE), _) => {}
                 (Some(_), _) if refused.len() == MAX_SHOWN => more += 1,
-                (Some(refusal), _) => refused.push(format!("{address} ({refusal})")),
+                (Some(why), _) => refused.push(format!("{address} ({why})")),
             }
         }
         if let Some(address) = v6 {
             return Ok(address);
         }
         if refused.is_empty() {
-            return Err(Unreachable::NoAddress);
+            return Err(LeftOutReason::NoLanAddress.into());
         }
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        Err(Unreachable::Refused(refused.join(", ") + &more))
+        let detail = (refused.join(", ") + &more).into();
+        Err(LeftOut { reason: LeftOutReason::LanAddressRefused, detail })
     }
 
-    fn refusal(&self, address: IpAddr) -> Option<Refusal> {
+    /// Why an address is refused, if it is.
+    fn refusal(&self, address: IpAddr) -> Option<Cow<'static, str>> {
         let mut known = self.networks.iter().copied().chain(self.own.iter().map(IpNet::trunc));
         if NEVER.iter().any(|network| network.contains(&address)) || known.any(|network| is_end(&network, address)) {
-            return Some(Refusal::Never);
+            return Some(NO_DEVICE.into());
         }
         let mut holding = self.networks.iter().filter(|network| network.contains(&address)).peekable();
         if holding.peek().is_none() {
-            return Some(Refusal::Outside);
+            return Some("outside of --lan-network".into());
         }
         if self.own.iter().any(|own| own.addr() == address) {
             let is_named = holding.any(|network| network.prefix_len() == network.max_prefix_len());
-            return (!is_named).then_some(Refusal::Itself);
+            return (!is_named).then(|| "this machine itself, which --lan-network does not name alone".into());
         }
         let own = self.own.iter().map(IpNet::trunc).find(|own| own.contains(&address))?;
         let is_named = holding.any(|network| own.contains(network));
-        (!is_named).then_some(Refusal::Own(own))
+        (!is_named).then(|| format!("in {own}, a network of this machine that --lan-network does not name").into())
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::reasons::reasons;
+use crate::words::words;
 
-reasons! {
+words! {
     /// Why a device is not among the targets.
     LeftOutReason {
     /// The API's record of it cannot be used.

@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::balena::selection::FleetRef;
-use crate::balena::{Actor, Client, Failure, Fetched, Request, Source};
+use crate::balena::{Failure, Source};
+use crate::liveness::Liveness;
 use crate::text::count;
 use changes::Changes;
 use inventory::Inventory;
@@ -67,19 +68,8 @@ pub enum Published {
     HeldBack,
 }
 
-/// What watches the loop.
-pub trait Observer {
-    /// The loop waits, for an answer or for its next refresh, until this moment at the latest.
-    fn waits(&self, until: Instant);
-    /// A refresh has ended after so long.
-    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory);
-}
-
-/// Nothing watches.
-impl Observer for () {
-    fn waits(&self, _: Instant) {}
-    fn refreshed(&self, _: Duration, _: &Result<Published, Failure>, _: &Inventory) {}
-}
+/// What a refresh is reported to: how long it took, what became of its list, and what the API lists.
+pub type Report<'a> = &'a dyn Fn(Duration, &Result<Published, Failure>, &Inventory);
 
 /// The passing of time.
 pub trait Clock {
@@ -89,35 +79,12 @@ pub trait Clock {
     fn wait(&mut self, until: Instant) -> bool;
 }
 
-/// The API as a source. Each request announces how long it may take.
-pub struct ObservedApi<'a> {
-    /// The API.
-    pub client: Client,
-    /// What watches it.
-    pub observer: &'a dyn Observer,
-}
-
-impl Source for ObservedApi<'_> {
-    fn name(&self) -> &str {
-        self.client.url()
-    }
-
-    fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
-        self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.get(request, etag)
-    }
-
-    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
-        self.observer.waits(Instant::now() + self.client.timeout());
-        self.client.owner(spent)
-    }
-}
-
 /// Keeps a sink up to date with a source.
 pub struct Discovery<'a> {
     source: &'a mut dyn Source,
     sink: &'a mut dyn Sink,
-    observer: &'a dyn Observer,
+    report: Report<'a>,
+    liveness: &'a Liveness,
     rules: Rules,
     inventory: Inventory,
     key_owner: KeyOwner,
@@ -127,11 +94,11 @@ pub struct Discovery<'a> {
 impl<'a> Discovery<'a> {
     /// Fetches nothing yet. `inventory` has to be empty; `fleets` are those that were asked for.
     pub fn new(
-        source: &'a mut dyn Source, sink: &'a mut dyn Sink, observer: &'a dyn Observer, rules: Rules,
+        source: &'a mut dyn Source, sink: &'a mut dyn Sink, report: Report<'a>, liveness: &'a Liveness, rules: Rules,
         inventory: Inventory, fleets: Vec<FleetRef>,
     ) -> Self {
         let (key_owner, changes) = (KeyOwner::default(), Changes::new(fleets));
-        Discovery { source, sink, observer, rules, inventory, key_owner, changes }
+        Discovery { source, sink, report, liveness, rules, inventory, key_owner, changes }
     }
 
     /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns whether
@@ -141,7 +108,7 @@ impl<'a> Discovery<'a> {
             return match self.refresh(clock) {
                 Ok(published) => published != Published::HeldBack,
                 Err(failure) => {
-                    self.report(&failure, "");
+                    self.log(&failure, "");
                     false
                 }
             };
@@ -162,11 +129,11 @@ impl<'a> Discovery<'a> {
                     let wait = backoff.failed(failure.retry_after);
                     // Less than a second is shown as one: "0s" would read as a mistake.
                     let shown = humantime::format_duration(Duration::from_secs(wait.as_secs().max(1)));
-                    self.report(&failure, &format!(", next try in {shown}"));
+                    self.log(&failure, &format!(", next try in {shown}"));
                     clock.now() + wait
                 }
             };
-            self.observer.waits(next);
+            self.liveness.expect(next);
             if !clock.wait(next) {
                 return true;
             }
@@ -177,7 +144,7 @@ impl<'a> Discovery<'a> {
     fn refresh(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
         let start = clock.now();
         let outcome = self.fetch_and_publish(clock);
-        self.observer.refreshed(clock.now() - start, &outcome, &self.inventory);
+        (self.report)(clock.now() - start, &outcome, &self.inventory);
         outcome
     }
 
@@ -197,7 +164,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// One line for people, and the causes at debug.
-    fn report(&self, failure: &Failure, next_try: &str) {
+    fn log(&self, failure: &Failure, next_try: &str) {
         log::warn!("refresh failed: {failure}{}{next_try}", self.sink.stays());
         if !failure.causes.is_empty() {
             log::debug!("all causes: {}", failure.causes);

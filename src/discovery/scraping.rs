@@ -11,30 +11,21 @@ use super::exporter::Exporter;
 use super::spelling::PREFIX;
 use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::values::{boolean, scheme, scrape_interval, scrape_timeout};
+use crate::words::words;
 
-/// Where the exporters of a device come from. The first source that has some provides all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Origin {
+words! {
+    /// Where the exporters of a device come from. The first source that has some provides all of them.
+    #[derive(Default)]
+    Origin {
     /// A tag of the device.
-    DeviceTag,
+    DeviceTag = "device tag",
     /// A tag of its fleet.
-    FleetTag,
+    FleetTag = "fleet tag",
     /// Labels of the services that it runs.
-    ServiceLabel,
+    ServiceLabel = "service label",
     /// The option.
     #[default]
-    Option,
-}
-
-impl Origin {
-    /// As it is shown to people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Origin::DeviceTag => "device tag",
-            Origin::FleetTag => "fleet tag",
-            Origin::ServiceLabel => "service label",
-            Origin::Option => "option",
-        }
+    Option = "option",
     }
 }
 

@@ -4,6 +4,7 @@ use super::exporter::{self, Exporter};
 use super::spelling::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::{Device, Tag, up_to};
 use crate::values::{BadValue, boolean};
+use crate::words::words;
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "scrape";
@@ -37,26 +38,17 @@ pub const DEFAULT_TIMEOUT: Millis<'static> = ("10s", 10_000);
 /// A duration as it is written, and in milliseconds.
 pub type Millis<'a> = (&'a str, u64);
 
-/// What a device's own tags may change. A device can write them, so it is not trusted with everything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OwnTags {
+words! {
+    /// What a device's own tags may change. A device can write them, so it is not trusted with everything.
+    #[derive(Default)]
+    OwnTags {
     /// Fewer exporters, longer intervals and shorter time-outs than its fleet has.
     #[default]
-    Narrow,
+    Narrow = "narrow",
     /// Everything that a tag of its fleet may.
-    All,
+    All = "all",
     /// Nothing.
-    Off,
-}
-
-impl OwnTags {
-    /// The option's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            OwnTags::Narrow => "narrow",
-            OwnTags::All => "all",
-            OwnTags::Off => "off",
-        }
+    Off = "off",
     }
 }
 
@@ -65,32 +57,24 @@ pub type Narrows<T> = fn(T, Option<T>) -> Result<(), &'static str>;
 
 /// `false` narrows everything; `true` does not replace the `false` of a fleet.
 pub fn is_narrower_scrape(own: bool, fleet: Option<bool>) -> Result<(), &'static str> {
-    if own && fleet == Some(false) { Err("its fleet is switched off") } else { Ok(()) }
+    (!own || fleet != Some(false)).then_some(()).ok_or("its fleet is switched off")
 }
 
 /// Only the scheme of the fleet is allowed.
 pub fn is_same_scheme(own: &str, fleet: Option<&str>) -> Result<(), &'static str> {
-    if own == fleet.unwrap_or("http") { Ok(()) } else { Err("its fleet has the other scheme") }
+    (own == fleet.unwrap_or("http")).then_some(()).ok_or("its fleet has the other scheme")
 }
 
 /// An interval that is not shorter.
 pub fn is_longer_interval(own: Millis, fleet: Option<Millis>) -> Result<(), &'static str> {
     let least = fleet.map_or(DEFAULT_INTERVAL, |(_, millis)| millis);
-    if own.1 >= least {
-        Ok(())
-    } else {
-        Err("it is shorter than its fleet's interval, or than 1m where the fleet has none")
-    }
+    (own.1 >= least).then_some(()).ok_or("it is shorter than its fleet's interval, or than 1m where the fleet has none")
 }
 
 /// A time-out that is not longer.
 pub fn is_shorter_timeout(own: Millis, fleet: Option<Millis>) -> Result<(), &'static str> {
     let most = fleet.unwrap_or(DEFAULT_TIMEOUT).1;
-    if own.1 <= most {
-        Ok(())
-    } else {
-        Err("it is longer than its fleet's time-out, or than 10s where the fleet has none")
-    }
+    (own.1 <= most).then_some(()).ok_or("it is longer than its fleet's time-out, or than 10s where the fleet has none")
 }
 
 /// Whether an item of a device's own list means this exporter of its fleet. What the item leaves out may be anything.

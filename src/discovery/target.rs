@@ -7,35 +7,28 @@ use super::declared::Declared;
 use super::entry::{Common, Commons, Entry, Fleet, Target};
 use super::exporter::Exporter;
 use super::labels::{self, LabelSet};
-use super::lan::{Lan, Unreachable};
+use super::lan::Lan;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::scraping::{self, Origin, Scrape, Scraping};
 use super::spelling::PREFIX;
 use super::tags::{EXPORTERS, OwnTags, Tags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
+use crate::words::words;
 
-/// How Prometheus reaches a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Address {
+words! {
+    /// How Prometheus reaches a device.
+    Address {
     /// `<uuid>.balena:<port>`, the name that balena's VPN proxy takes.
-    Vpn,
+    Vpn = "vpn",
     /// `<uuid>.<domain>:443`, the public device URL, which leads to port 80 of the device.
-    Public,
+    Public = "public",
     /// The first address that the supervisor reports and that is in a network of devices.
-    Lan,
+    Lan = "lan",
+    }
 }
 
 impl Address {
-    /// The option's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Address::Vpn => "vpn",
-            Address::Public => "public",
-            Address::Lan => "lan",
-        }
-    }
-
     /// The field of a device that it needs.
     fn field(self) -> Option<&'static str> {
         match self {
@@ -207,9 +200,6 @@ fn address(device: &Device, rules: &Rules) -> Result<Option<IpAddr>, LeftOut> {
         Address::Vpn => Ok(None),
         Address::Public if device.is_web_accessible == Some(true) => Ok(None),
         Address::Public => Err(LeftOutReason::NoPublicUrl.into()),
-        Address::Lan => rules.lan.address(device).map(Some).map_err(|unreachable| match unreachable {
-            Unreachable::NoAddress => LeftOutReason::NoLanAddress.into(),
-            Unreachable::Refused(detail) => LeftOut { reason: LeftOutReason::LanAddressRefused, detail: detail.into() },
-        }),
+        Address::Lan => rules.lan.address(device).map(Some),
     }
 }

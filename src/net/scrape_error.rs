@@ -3,9 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::reasons::reasons;
+use crate::words::words;
 
-reasons! {
+words! {
     /// The kind of a failed scrape.
     ScrapeReason {
     /// No answer in time.

@@ -44,12 +44,7 @@ pub struct Records<T> {
 impl<T: Record> Records<T> {
     /// Nothing has been asked for.
     pub fn new(client: &Client) -> Self {
-        Records {
-            client: client.clone(),
-            more: StateFields::ALL,
-            pages: pages::Pages::default(),
-            walks: Walks::default(),
-        }
+        Records { client: client.clone(), more: [true; _], pages: pages::Pages::default(), walks: Walks::default() }
     }
 
     /// Asks for all pages. Returns whether one has changed.

@@ -12,7 +12,7 @@ use super::installs::{NotRunning, Running};
 use super::records::{Pages, Records};
 use super::reported::{Report, State};
 use crate::backoff::Backoff;
-use crate::balena::query::StateFields;
+use crate::balena::query::{self, StateFields};
 use crate::balena::{Client, Failure};
 use crate::net::threads::{self, NoThread};
 
@@ -160,24 +160,24 @@ struct States {
 
 impl States {
     fn new(client: &Client) -> Self {
-        States { records: Records::new(client), tried_all: Instant::now(), told: StateFields::NONE }
+        States { records: Records::new(client), tried_all: Instant::now(), told: StateFields::default() }
     }
 
     /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
     fn refresh(&mut self) -> Result<(), Failure> {
         if self.tried_all.elapsed() > UNKNOWN_INTERVAL {
-            (self.records.more, self.tried_all) = (StateFields::ALL, Instant::now());
+            (self.records.more, self.tried_all) = ([true; _], Instant::now());
         }
         match self.records.refresh() {
-            Err(failure) if failure.is_of_this_request() && self.records.more != StateFields::NONE => {
-                let unknown = self.unknown(&failure)?;
-                self.records.more = self.records.more.without(unknown);
+            Err(failure) if failure.is_of_this_request() && self.records.more != StateFields::default() => {
+                let unknown = self.forget_unknown(failure.clone())?;
                 self.records.refresh()?;
                 if self.told != unknown {
                     self.told = unknown;
                     log::warn!(
-                        "the API refuses {unknown} of devices, so the metrics of it are absent: is the server too old for it, or may \
-                         the key not read it? {failure}"
+                        "the API refuses {} of devices, so the metrics of it are absent: is the server too old for it, or may the key \
+                         not read it? {failure}",
+                        query::names(unknown)
                     );
                 }
                 Ok(())
@@ -186,18 +186,22 @@ impl States {
         }
     }
 
-    /// Which fields are refused. If it is none of them, or all requests are, the failure stays.
-    fn unknown(&mut self, failure: &Failure) -> Result<StateFields, Failure> {
-        self.records.probe(StateFields::NONE)?;
-        let mut unknown = StateFields::NONE;
-        for field in self.records.more.each() {
+    /// Stops asking for the fields that are refused, and returns them. If it is none of them, or all requests are, the failure stays.
+    fn forget_unknown(&mut self, failure: Failure) -> Result<StateFields, Failure> {
+        self.records.probe(StateFields::default())?;
+        let mut unknown = StateFields::default();
+        for index in 0..unknown.len() {
+            let mut field = StateFields::default();
+            field[index] = self.records.more[index];
             match self.records.probe(field) {
-                Err(refused) if refused.is_of_this_request() => unknown = unknown.and(field),
-                Err(failure) => return Err(failure),
-                Ok(()) => {}
+                Err(refused) if refused.is_of_this_request() => unknown[index] = true,
+                outcome => outcome?,
             }
         }
-        if unknown == StateFields::NONE { Err(failure.clone()) } else { Ok(unknown) }
+        for (more, unknown) in self.records.more.iter_mut().zip(unknown) {
+            *more &= !unknown;
+        }
+        if unknown == StateFields::default() { Err(failure) } else { Ok(unknown) }
     }
 }
 

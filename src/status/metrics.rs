@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, Result};
 
-use crate::balena::{Failure, Reason, Requests};
+use crate::balena::{Failure, NO_ANSWER, Reason};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
@@ -15,8 +15,6 @@ use crate::registry::Registry;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
-/// The `code` of a request without an answer.
-const NO_ANSWER: &str = "none";
 
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -35,9 +33,9 @@ pub struct Metrics {
     devices: Gauge,
     targets: Gauge,
     held_back: Gauge,
-    held_back_since: Gauge,
     left_out: GaugeVec,
-    requests: IntCounterVec,
+    /// Requests to the API.
+    pub requests: IntCounterVec,
     quiet: GaugeVec,
     /// The fleets by their slugs, with the times at which they are switched off.
     fleets: Mutex<BTreeMap<String, QuietTimes>>,
@@ -63,7 +61,6 @@ impl Metrics {
             devices: registry.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
             targets: registry.gauge("baletheus_targets", "Targets in the list that is published.")?,
             held_back: registry.gauge("baletheus_list_held_back", "1 while a list without targets is held back and the one before stays, else 0.")?,
-            held_back_since: registry.gauge("baletheus_list_held_back_since_timestamp_seconds", "Since when a list is held back; 0 while none is.")?,
             left_out: registry.gauges("baletheus_devices_left_out", "Devices without a target, by reason.", &["reason"])?,
             quiet: registry.gauges("balena_fleet_quiet", "Whether the fleet is switched off on purpose now, by its tag prometheus.io/quiet.", &["fleet"])?,
             requests: registry.counters("baletheus_api_requests_total", "Requests to the API, by status; none: without an answer.", "code")?,
@@ -87,7 +84,7 @@ impl Metrics {
         match outcome {
             Ok(published) => {
                 self.last.set(now());
-                self.hold_back(*published == Published::HeldBack);
+                self.held_back.set(f64::from(u8::from(*published == Published::HeldBack)));
                 self.writes.inc_by(u64::from(*published == Published::Written));
             }
             Err(failure) => {
@@ -95,12 +92,6 @@ impl Metrics {
                 self.write_failures.inc_by(u64::from(failure.reason == Reason::Write));
             }
         }
-    }
-
-    fn hold_back(&self, is_held_back: bool) {
-        let since = if is_held_back && self.held_back_since.get() == 0.0 { now() } else { self.held_back_since.get() };
-        self.held_back_since.set(if is_held_back { since } else { 0.0 });
-        self.held_back.set(if is_held_back { 1.0 } else { 0.0 });
     }
 
     /// The state of the devices is known as of now.
@@ -132,12 +123,7 @@ impl Metrics {
     }
 
     /// All of them in the text format 0.0.4.
-    pub fn text(&self, requests: &Requests) -> String {
-        for (status, count) in requests.counts() {
-            let status = status.map_or(NO_ANSWER.into(), |status| status.to_string());
-            let counter = self.requests.with_label_values(&[&status]);
-            counter.inc_by(count.saturating_sub(counter.get()));
-        }
+    pub fn text(&self) -> String {
         self.quiet.reset();
         for (fleet, quiet) in &*self.fleets.lock().unwrap_or_else(PoisonError::into_inner) {
             self.quiet.with_label_values(&[fleet]).set(f64::from(u8::from(quiet.has(SystemTime::now()))));

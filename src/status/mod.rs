@@ -2,32 +2,31 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
-pub mod liveness;
+mod gzip_stream;
+pub mod health;
 mod metrics;
 mod page;
 mod routes;
 mod series;
-pub mod stream;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
-use hyper::body::Bytes;
 
-use crate::balena::{Client, Failure, Reason, Requests};
+use crate::balena::{Client, Failure, Reason};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::Stored;
-use crate::discovery::{HELD_BACK, Observer, Published};
+use crate::discovery::{HELD_BACK, Published};
+use crate::liveness::Liveness;
 use crate::net::cannot_start::CannotStart;
 use crate::net::guard::Guard;
 use crate::net::{server, threads};
 use crate::state::devices::{Known, List};
 use crate::state::watching::{self, News};
-use liveness::Liveness;
+use gzip_stream::Packing;
 use metrics::Metrics;
-use stream::Packing;
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -44,9 +43,8 @@ pub struct Settings {
 
 /// What the endpoint shows.
 pub struct Status {
-    liveness: Liveness,
+    liveness: Arc<Liveness>,
     metrics: Metrics,
-    requests: Requests,
     guard: Guard,
     started: SystemTime,
     /// From one request for the state of the devices to the next.
@@ -61,7 +59,7 @@ struct Shown {
     /// The last good list.
     list: Option<Arc<List>>,
     /// Until there is one: the list that the target file had at the start.
-    stored: Option<StoredList>,
+    stored: Option<Stored>,
     /// What is known of the devices.
     known: Known,
     /// When the state of the devices was known last.
@@ -83,24 +81,18 @@ struct Trouble {
     is_limited: bool,
 }
 
-/// The text of a list, and when it was written.
-#[derive(Clone)]
-struct StoredList {
-    text: Bytes,
-    changed: SystemTime,
-}
-
 impl Status {
     /// Starts the endpoint, and the requests for the state of the devices. Nothing is known yet but the list that the target file
     /// has.
     ///
     /// # Errors
     /// The address cannot be used, or a thread cannot be started.
-    pub fn start(settings: &Settings, client: &Client, stored: Option<Stored>) -> Result<Arc<Self>, CannotStart> {
+    pub fn start(
+        settings: &Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<Stored>,
+    ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
-            liveness: Liveness::start(),
+            liveness,
             metrics: Metrics::new()?,
-            requests: client.requests(),
             guard: settings.guard.clone(),
             started: SystemTime::now(),
             device_refresh: settings.watch.interval,
@@ -108,10 +100,9 @@ impl Status {
             packing: Packing::default(),
             shown: Mutex::default(),
         });
-        if let Some(Stored { text, changed, targets }) = stored {
-            status.metrics.published(targets);
-            status.shown().stored = Some(StoredList { text: text.into(), changed });
-        }
+        client.count_requests(status.metrics.requests.clone());
+        status.metrics.published(stored.as_ref().map_or(0, |stored| stored.targets));
+        status.shown().stored = stored;
         let listener = server::listen(&settings.listen, "LISTEN_ADDRESS")?;
         log::info!("status on http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -148,14 +139,9 @@ impl Status {
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Observer for Status {
-    fn waits(&self, until: Instant) {
-        self.liveness.expect(until);
-    }
-
-    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
+    /// Shows a refresh that has ended after so long.
+    pub fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         self.metrics.refreshed(took, outcome);
         let trouble = match outcome {
             Ok(Published::HeldBack) => {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::liveness::THAW;
+use super::gzip_stream::{self, Content, whole};
 use super::series::{Series, Targets, Text};
-use super::stream::{self, Content, whole};
 use super::{Shown, Status, page};
+use crate::liveness::THAW;
 use crate::net::guard;
 use crate::net::server::{self, Limits, TEXT, WhenFull};
 use crate::registry;
@@ -64,9 +64,9 @@ impl Status {
         let headers = request.headers();
         match request.uri().path() {
             "/metrics" => {
-                let own = self.metrics.text(&self.requests);
+                let own = self.metrics.text();
                 let list = shown.list.unwrap_or_default();
-                stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.known))
+                gzip_stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.known))
             }
             "/-/healthy" => match self.liveness.late() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
@@ -83,7 +83,7 @@ impl Status {
             "/targets" => self.targets(headers, shown),
             "/" => {
                 let page = Text(self.page(&shown).into());
-                stream::answer(headers, &self.packing, "text/html; charset=utf-8", page)
+                gzip_stream::answer(headers, &self.packing, "text/html; charset=utf-8", page)
             }
             "/style.css" => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
             _ => whole(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /-/healthy, /-/ready, /targets and /\n"),
@@ -94,8 +94,8 @@ impl Status {
         const KIND: &str = "application/json";
         let (status, why) = shown.readiness();
         match (shown.list, shown.stored) {
-            (Some(list), _) => stream::answer(headers, &self.packing, KIND, Targets::new(list)),
-            (None, Some(stored)) => stream::answer(headers, &self.packing, KIND, Text(stored.text)),
+            (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, Targets::new(list)),
+            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, Text(stored.text)),
             (None, None) => whole(status, TEXT, why),
         }
     }

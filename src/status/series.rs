@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 
 use super::device_metrics::{METRICS, Metric, Value};
-use super::stream::Source;
+use super::gzip_stream::Source;
 use crate::discovery::labels::{ALERT, escape, own_info};
 use crate::discovery::target_groups;
 use crate::state::devices::{Cursor, Device, Devices, Known, List};

@@ -9,13 +9,14 @@ use crate::support::fleet::gateways;
 use crate::support::sidecar::finish;
 use crate::support::tools::installed;
 use baletheus::balena::device;
-use baletheus::discovery::lan::{Lan, Unreachable, networks};
+use baletheus::discovery::lan::{Lan, networks};
+use baletheus::discovery::left_out::{LeftOut, LeftOutReason};
 use serde_json::json;
 
 /// A container in the stack's network, a machine in a LAN, and one with IPv6.
 const OWN: [&str; 3] = ["172.18.0.3/16", "192.168.1.5/24", "fd00::2/64"];
 
-fn host(lan: &Lan, addresses: &str) -> Result<String, Unreachable> {
+fn host(lan: &Lan, addresses: &str) -> Result<String, LeftOut> {
     let body = json!({ "d": [{ "id": 1, "ip_address": addresses }] }).to_string();
     let address = lan.address(&device::parse_page(body.as_bytes()).expect("a page")[0])?;
     Ok(if address.is_ipv6() { format!("[{address}]") } else { address.to_string() })
@@ -61,9 +62,11 @@ fn strangers_and_the_stack_itself_are_refused_with_the_reason() {
         ("192.168.1.77", "in 192.168.1.0/24, a network of this machine that --lan-network does not name"),
         ("fd00::3", "in fd00::/64, a network of this machine that --lan-network does not name"),
     ] {
-        assert_eq!(host(&default(), address), Err(Unreachable::Refused(format!("{address} ({why})"))));
+        let detail = format!("{address} ({why})").into();
+        let expected = LeftOut { reason: LeftOutReason::LanAddressRefused, detail };
+        assert_eq!(host(&default(), address), Err(expected));
     }
-    let Err(Unreachable::Refused(many)) = host(&default(), &"8.8.8.8 ".repeat(200)) else { panic!("it is taken") };
+    let many = host(&default(), &"8.8.8.8 ".repeat(200)).expect_err("all are refused").detail;
     assert!(many.ends_with(" and 197 more") && many.len() < 200, "{many}");
 }
 
@@ -99,7 +102,7 @@ fn some_addresses_are_never_taken() {
         "168.63.129.16",
         "192.0.0.192",
     ] {
-        assert_eq!(host(&all, address), Err(Unreachable::NoAddress), "{address}");
+        assert_eq!(host(&all, address), Err(LeftOutReason::NoLanAddress.into()), "{address}");
     }
     assert_eq!(host(&all, "203.0.113.7"), Ok("203.0.113.7".into()));
     assert_eq!(host(&all, "2001:db8::7"), Ok("[2001:db8::7]".into()));
@@ -109,7 +112,7 @@ fn some_addresses_are_never_taken() {
 #[test]
 fn network_and_broadcast_addresses_are_refused() {
     for address in ["10.0.0.0", "10.255.255.255", "192.168.1.0", "192.168.1.255", "172.18.255.255", "fc00::"] {
-        assert_eq!(host(&default(), address), Err(Unreachable::NoAddress), "{address}");
+        assert_eq!(host(&default(), address), Err(LeftOutReason::NoLanAddress.into()), "{address}");
     }
     let named = lan("192.168.7.0/24,192.168.8.0/31,192.168.9.9/32");
     for (address, is_taken) in [

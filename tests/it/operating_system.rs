@@ -44,6 +44,15 @@ fn failing(sidecar: &Sidecar, inject: &[&str], args: &[&str]) -> Command {
     within(&outer, sidecar, args)
 }
 
+/// The same command, whose files are for nobody else unless it says so.
+fn strict(command: &Command) -> Command {
+    let mut strict = Command::new("/bin/sh");
+    strict.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    strict.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    strict.current_dir(command.get_current_dir().expect("a directory"));
+    strict
+}
+
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
@@ -174,16 +183,16 @@ fn a_list_is_written_where_directories_do_not_sync_and_permissions_do_not_stay()
     let cloud = Cloud::start(gateways(3));
     // vfat, exFAT and CIFS refuse the permissions; network and FUSE file systems sync files, but no directories.
     let inject = ["inject=fchmod:error=EPERM", "inject=fsync:error=EINVAL:when=2+2"];
-    let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug").env("SD_FILE_MODE", "0666");
-    let running = Running::spawn(failing(&sidecar, &inject, &[]));
+    let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug");
+    let running = Running::spawn(strict(&failing(&sidecar, &inject, &[])));
     running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +3 -0 ~0)");
     let line = running.wait_for("cannot sync the directory of balena.json: Invalid argument");
     assert!(line.contains("DEBUG"), "{line}");
-    let line = running.wait_for("cannot set the permissions of balena.json to 0666: Operation not permitted");
+    let line = running.wait_for("cannot set the permissions of balena.json to 0644: Operation not permitted");
     assert!(line.contains("DEBUG"), "{line}");
     assert!(sidecar.list().contains("gw-3"));
-    // The file has what it was made with, so that Prometheus can read it.
-    assert_eq!(fs::metadata(sidecar.path("balena.json")).unwrap().permissions().mode() & 0o777, 0o644);
+    // The file has what it was made with.
+    assert_eq!(fs::metadata(sidecar.path("balena.json")).unwrap().permissions().mode() & 0o777, 0o600);
     // The permissions that do not stay are no reason to write again.
     running.wait_for_lines("balena.json is unchanged", 2);
     assert_eq!(running.log().iter().filter(|line| line.contains("updated")).count(), 1);

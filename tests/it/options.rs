@@ -46,7 +46,6 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("lan-network", &["LAN_NETWORKS"], "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"),
     ("labels", &["LABELS"], "all"),
     ("sd-file", &["SD_FILE_PATH"], "balena.json"),
-    ("sd-file-mode", &["SD_FILE_MODE"], "0644"),
     ("refresh", &["REFRESH_RATE"], "30s"),
     ("timeout", &["API_TIMEOUT"], "60s"),
     ("write-empty", &["WRITE_EMPTY"], "false"),

@@ -11,8 +11,9 @@ use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Reason, R
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::target::Rules;
-use baletheus::discovery::{Clock, Discovery, Observer, Published, Sink, exporter, target_groups};
+use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
 use baletheus::key::{self, KeySource};
+use baletheus::liveness::Liveness;
 use baletheus::net::proxy::Proxies;
 use serde_json::{Value, json};
 
@@ -233,8 +234,11 @@ impl Loop {
     /// Runs until the plan is at its end, where the clock says to stop. Gives what the loop did and what it returned.
     pub fn run(self, interval: Option<Duration>) -> (Vec<Did>, bool) {
         let (mut source, mut sink, mut clock) = (LoopSource(&self), LoopSink(&self), LoopClock(&self));
-        let observer = LoopObserver(&self);
-        let discovery = Discovery::new(&mut source, &mut sink, &observer, rules(), Inventory::default(), Vec::new());
+        let report = |took, outcome: &Result<Published, Failure>, _: &Inventory| {
+            self.did.borrow_mut().push(Did::Observed(took, outcome.is_ok()));
+        };
+        let (liveness, inventory) = (Liveness::start(), Inventory::default());
+        let discovery = Discovery::new(&mut source, &mut sink, &report, &liveness, rules(), inventory, Vec::new());
         let returned = discovery.run(interval, &mut clock);
         (self.did.into_inner(), returned)
     }
@@ -296,16 +300,6 @@ impl Sink for LoopSink<'_> {
             Refresh::Refused => Ok(Published::HeldBack),
             Refresh::NotWritten | Refresh::Fails(_) => Err(Failure::new(Reason::Write, "cannot be written")),
         }
-    }
-}
-
-struct LoopObserver<'a>(&'a Loop);
-
-impl Observer for LoopObserver<'_> {
-    fn waits(&self, _: Instant) {}
-
-    fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, _: &Inventory) {
-        self.0.did.borrow_mut().push(Did::Observed(took, outcome.is_ok()));
     }
 }
 

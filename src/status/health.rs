@@ -1,9 +1,7 @@
-//! Loop liveness: each wait announces a deadline, and `/-/healthy` fails 60 s past it. `baletheus health` asks for it.
+//! `baletheus health`: asks a running sidecar whether it is healthy.
 
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
@@ -14,44 +12,10 @@ use crate::net::cannot_start::CannotStart;
 use crate::net::connector::no_client;
 use crate::text::{causes, printable};
 
-/// Past its deadline by more than this, the loop hangs.
-const MAX_DELAY: Duration = Duration::from_secs(60);
-/// How long a loop that was frozen may take to run again.
-pub const THAW: Duration = Duration::from_secs(1);
 /// The limit for a whole answer to a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that the message shows.
 const EXCERPT_SIZE: u64 = 200;
-
-/// The deadline that the loop has announced.
-pub struct Liveness(Mutex<Instant>);
-
-impl Liveness {
-    /// The deadline is now.
-    pub fn start() -> Self {
-        Liveness(Mutex::new(Instant::now()))
-    }
-
-    /// Announces the next deadline.
-    pub fn expect(&self, next: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
-    }
-
-    /// How long the loop is past its deadline, if it hangs. A process that was frozen (`docker pause`) is past it until its loop runs
-    /// again, so a loop that is late has another second.
-    pub fn overdue(&self) -> Option<Duration> {
-        self.late()?;
-        thread::sleep(THAW);
-        self.late()
-    }
-
-    /// How long the loop is past its deadline by now.
-    pub fn late(&self) -> Option<Duration> {
-        let next = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = Instant::now().saturating_duration_since(next);
-        (late > MAX_DELAY).then_some(late)
-    }
-}
 
 /// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For a
 /// container's HEALTHCHECK, where there is no curl.

@@ -1,7 +1,7 @@
-//! Reasons as types: each one is declared once, with its documentation, its name and its word.
+//! Reasons and modes as types: each one is declared once, with its documentation, its name and its word.
 
-/// Declares an enum of reasons. `ALL` lists them, and `as_str` is the word for metrics and JSON.
-macro_rules! reasons {
+/// Declares an enum, each of whose values has a word. `ALL` lists them, and `as_str` is the word for options, metrics and JSON.
+macro_rules! words {
     ($(#[$about:meta])* $enum:ident { $($(#[$doc:meta])* $name:ident = $word:literal,)* }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,10 +10,11 @@ macro_rules! reasons {
         }
 
         impl $enum {
-            /// Every reason.
+            /// Every value.
+            #[allow(dead_code)] // not every set of words is listed
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The word for it in metrics and JSON.
+            /// Its word.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $word,)*
@@ -29,4 +30,4 @@ macro_rules! reasons {
     };
 }
 
-pub(crate) use reasons;
+pub(crate) use words;
