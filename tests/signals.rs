@@ -28,9 +28,9 @@ use support::sidecar::{PATIENCE, Running, Sidecar};
 fn ends(mut reach: impl FnMut() -> (Sidecar, Running)) {
     for signal in ["TERM", "INT"] {
         let mut took = Vec::new();
-        // What is busy may be this machine: once in time shows that nothing holds it up.
+        // What is busy may be this machine: once in time shows that nothing holds it up. The many tries are for that machine.
         while took.last().is_none_or(|took| *took >= Duration::from_secs(1)) {
-            assert!(took.len() < 3, "SIG{signal}: {took:?}");
+            assert!(took.len() < 10, "SIG{signal}: {took:?}");
             let (sidecar, running) = reach();
             let list = fs::read(sidecar.path("balena.json")).ok();
             let start = Instant::now();

@@ -569,11 +569,9 @@ fn every_service_stops_in_time() {
     let stack = stack_alone();
     stack.wait_until_healthy(&SERVICES);
     for service in SERVICES {
-        let start = Instant::now();
         stack.compose(&["stop", service]);
-        let (took, state) = (start.elapsed(), stack.inspect(service)["State"].take());
-        assert!(took < Duration::from_secs(10), "{service} took {took:?}");
-        // 137 would be SIGKILL.
+        let state = stack.inspect(service)["State"].take();
+        // 137 would be SIGKILL, which Docker sends after ten seconds.
         assert!([0, 143].contains(&state["ExitCode"].as_i64().unwrap()), "{service}: {state}");
     }
     stack.compose(&["start"]);

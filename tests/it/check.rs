@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Output;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::binary::sidecar;
@@ -392,7 +393,7 @@ fn a_tunnel_host_that_is_none() {
     let untrusted = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
     let wrong_key = Vpn::start("another", None);
     let cloud = Cloud::start(devices(&[("well", "")]));
-    for (url, reason, said) in [
+    let cases = [
         ("http://127.0.0.1:1".to_owned(), "no_tunnel", "tunnel host not reachable: connection refused"),
         (format!("http://{}", silent.local_addr().unwrap()), "timeout", "no answer in 9 s"),
         (
@@ -403,11 +404,18 @@ fn a_tunnel_host_that_is_none() {
         (format!("https://{}", untrusted.addr), "no_tunnel", "tunnel host not reachable: TLS: …certificate"),
         (format!("http://{}", wrong_key.addr), "no_access", "(407)"),
         (other.url(), "bad_tunnel", "the tunnel host is no VPN proxy of balena's (404)"),
-    ] {
-        let output = check(&sidecar(&cloud).env("TUNNEL_URL", url), &["--json"]);
-        assert_eq!(output.status.code(), Some(1));
-        compare(&output, &[("well", "fails", reason, said)]);
-    }
+    ];
+    // All at once, since two of them wait.
+    thread::scope(|scope| {
+        for (url, reason, said) in cases {
+            let cloud = &cloud;
+            scope.spawn(move || {
+                let output = check(&sidecar(cloud).env("TUNNEL_URL", url), &["--json"]);
+                assert_eq!(output.status.code(), Some(1));
+                compare(&output, &[("well", "fails", reason, said)]);
+            });
+        }
+    });
 }
 
 #[test]

@@ -159,34 +159,44 @@ impl Swallowing {
     }
 }
 
+/// All at once, since each waits.
 #[test]
 fn each_address_of_a_name_has_its_share_of_the_time() {
-    for addresses in [2, 4] {
-        let cloud = Cloud::start(demo_fleet());
-        let cloud_addr: SocketAddr = cloud.url().strip_prefix("http://").unwrap().parse().unwrap();
-        let swallowing = Swallowing::before(cloud_addr, addresses);
-        let sidecar = Sidecar::of(binary::path(), &cloud)
-            .env("BALENA_API_URL", format!("http://several.test:{}", cloud_addr.port()))
-            .env("API_TIMEOUT", "12s");
-        let output = finish(swallowing.wrap(&sidecar, &["--oneshot"]));
-        assert!(output.status.success(), "{addresses} addresses: {}", String::from_utf8_lossy(&output.stderr));
-
-        let addr = exporter(|_, stream| stream.write_all(OK.as_bytes()).is_ok());
-        let vpn = Vpn::start_with(KEY, move |_| Some(Device { ports: [(9100, addr)].into(), ..Device::default() }));
-        let swallowing = Swallowing::before(vpn.addr, addresses);
-        let sidecar = Sidecar::new(binary::path())
-            .env("API_KEY", KEY)
-            .env("TUNNEL_URL", format!("http://several.test:{}", vpn.addr.port()))
-            .env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
-        write(&sidecar, 2);
-        let running = Running::spawn(swallowing.wrap(&sidecar, &["tunnel"]));
-        let line = running.wait_for("tunnel on http://");
-        let url = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
-        // a short time-out is shared as well
-        for (number, header) in ["", "X-Prometheus-Scrape-Timeout-Seconds: 4\r\n"].into_iter().enumerate() {
-            let answer = scrape(url, &target(number), header);
-            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{addresses} addresses, {header:?}: {answer}");
+    thread::scope(|scope| {
+        for addresses in [2, 4] {
+            scope.spawn(move || a_refresh_has_its_share(addresses));
+            scope.spawn(move || a_scrape_has_its_share(addresses));
         }
+    });
+}
+
+fn a_refresh_has_its_share(addresses: u8) {
+    let cloud = Cloud::start(demo_fleet());
+    let cloud_addr: SocketAddr = cloud.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let swallowing = Swallowing::before(cloud_addr, addresses);
+    let sidecar = Sidecar::of(binary::path(), &cloud)
+        .env("BALENA_API_URL", format!("http://several.test:{}", cloud_addr.port()))
+        .env("API_TIMEOUT", "12s");
+    let output = finish(swallowing.wrap(&sidecar, &["--oneshot"]));
+    assert!(output.status.success(), "{addresses} addresses: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn a_scrape_has_its_share(addresses: u8) {
+    let addr = exporter(|_, stream| stream.write_all(OK.as_bytes()).is_ok());
+    let vpn = Vpn::start_with(KEY, move |_| Some(Device { ports: [(9100, addr)].into(), ..Device::default() }));
+    let swallowing = Swallowing::before(vpn.addr, addresses);
+    let sidecar = Sidecar::new(binary::path())
+        .env("API_KEY", KEY)
+        .env("TUNNEL_URL", format!("http://several.test:{}", vpn.addr.port()))
+        .env("TUNNEL_LISTEN_ADDRESS", "127.0.0.1:0");
+    write(&sidecar, 2);
+    let running = Running::spawn(swallowing.wrap(&sidecar, &["tunnel"]));
+    let line = running.wait_for("tunnel on http://");
+    let url = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
+    // a short time-out is shared as well
+    for (number, header) in ["", "X-Prometheus-Scrape-Timeout-Seconds: 4\r\n"].into_iter().enumerate() {
+        let answer = scrape(url, &target(number), header);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{addresses} addresses, {header:?}: {answer}");
     }
 }
 

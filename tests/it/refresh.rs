@@ -198,10 +198,11 @@ fn no_targets_do_not_replace_some() {
     let running = sidecar.start();
     let line = running.wait_for("WARN  balena.json keeps its targets");
     assert!(line.contains("WRITE_EMPTY=true"), "{line}");
-    // no back-off, and no second warning
+    // no back-off, and no second warning: the machine may be busy, but not each time
     cloud.clear_requests();
-    let seen = cloud.wait_for_requests(3, PATIENCE);
-    assert!(seen[2].at - seen[1].at < Duration::from_secs(4), "{seen:?}");
+    let seen = cloud.wait_for_requests(6, PATIENCE);
+    let apart = seen.windows(2).skip(1).map(|two| two[1].at - two[0].at);
+    assert!(apart.min().unwrap() < Duration::from_secs(4), "{seen:?}");
     assert_eq!(running.log().iter().filter(|line| line.contains("WARN")).count(), 2, "{:#?}", running.log());
     cloud.change(|devices| devices.extend(gateways(2)));
     running.wait_for("updated balena.json: 2 targets of 2 devices");

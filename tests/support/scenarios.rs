@@ -28,10 +28,10 @@ pub struct Scenario {
     #[serde(default)]
     series: BTreeMap<String, String>,
     /// Minute and number of firing alerts by name, which may have matchers: `DiskFull{uuid="gap"}`. A key with a bracket is a query.
-    pub expect: Vec<(u64, BTreeMap<String, f64>)>,
+    expect: Vec<(u64, BTreeMap<String, f64>)>,
     /// Alerts with all of their text.
     #[serde(default)]
-    pub texts: Vec<Text>,
+    texts: Vec<Text>,
 }
 
 #[derive(Deserialize)]
@@ -76,9 +76,9 @@ struct Devices {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Text {
+struct Text {
     at: u64,
-    pub alert: String,
+    alert: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     summary: String,
@@ -159,6 +159,37 @@ fn notation(values: impl Iterator<Item = Option<f64>>) -> String {
 }
 
 impl Scenario {
+    /// How often promtool evaluates all rules: nearly all of its work.
+    pub fn evaluations(&self) -> u64 {
+        let last = self.expect.iter().map(|(at, _)| *at).max();
+        last.max(self.last_text()).unwrap_or(0) / self.interval()
+    }
+
+    fn last_text(&self) -> Option<u64> {
+        self.texts.iter().map(|text| text.at).max()
+    }
+
+    /// Leaves out what is expected after the last text.
+    pub fn end_with_texts(&mut self) {
+        let last = self.last_text().unwrap_or(0);
+        self.expect.retain(|(at, _)| *at <= last);
+    }
+
+    /// The minutes between two evaluations.
+    fn interval(&self) -> u64 {
+        if self.step == 1 { 1 } else { 3 }
+    }
+
+    /// What it says of alerts: that one fires, that one does not, and its text.
+    pub fn claims(&self) -> impl Iterator<Item = (String, &'static str)> {
+        let counts = self.expect.iter().flat_map(|(_, firing)| firing);
+        let counts = counts.filter_map(|(name, count)| {
+            let name = name.split('{').next()?.to_owned();
+            Some((name, if *count > 0.0 { "fires" } else { "does not fire" }))
+        });
+        counts.chain(self.texts.iter().map(|text| (text.alert.clone(), "has a text")))
+    }
+
     /// A file for `promtool test rules`, in JSON.
     pub fn test(&self, rule_files: &[String]) -> Value {
         let mut series = self.stack();
@@ -187,7 +218,7 @@ impl Scenario {
         });
         json!({
             "rule_files": rule_files,
-            "evaluation_interval": if self.step == 1 { "1m" } else { "3m" },
+            "evaluation_interval": format!("{}m", self.interval()),
             "group_eval_order": ["inventory", "fleets", "devices", "versions", "services", "reach", "health", "fleet", "discovery", "tunnel", "monitoring"],
             "tests": [{
                 "name": self.name,
