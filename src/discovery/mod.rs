@@ -137,6 +137,9 @@ impl<'a> Discovery<'a> {
             if !clock.wait(next) {
                 return true;
             }
+            if clock.now() < next {
+                backoff.hurried();
+            }
         }
     }
 

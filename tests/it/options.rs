@@ -248,6 +248,8 @@ fn refused_with(cloud: &Cloud, words: &[&str], edit: impl FnOnce(&mut Command)) 
         fs::write(sidecar.path(name), content).unwrap();
     }
     fs::create_dir(sidecar.path("folder")).unwrap();
+    // Nobody ever writes into it.
+    assert!(Command::new("mkfifo").arg(sidecar.path("pipe")).status().unwrap().success());
     let before = files(&sidecar);
     let mut command = sidecar.command();
     add(&mut command, words);
