@@ -18,7 +18,7 @@ use crate::tunnel::target_list::{BadTargetFile, Target, TargetList, read};
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// For a target that is in the list, the file is checked no more often than this. Each check wakes another thread and waits for it,
 /// which would be a good part of the cost of a scrape.
-const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 

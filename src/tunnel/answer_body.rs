@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -13,8 +13,8 @@ use tokio::time::{Sleep, sleep_until};
 use crate::net::scrape::{Deadline, broken};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
+use crate::tunnel::kept_tunnels::KeptTunnels;
 use crate::tunnel::metrics::{Outcome, Scrape};
-use crate::tunnel::pool::Pool;
 use crate::tunnel::target_list::Target;
 
 /// The largest answer of an exporter, in bytes as they are sent. A `node_exporter` answers with 60 KB.
@@ -26,7 +26,7 @@ pub struct AnswerBody {
     status: StatusCode,
     /// None once the body has passed, or has failed.
     exchange: Option<Exchange>,
-    pool: Arc<Pool>,
+    kept: Arc<KeptTunnels>,
     deadline: Pin<Box<Sleep>>,
     /// Bytes that may still come.
     left: usize,
@@ -40,14 +40,14 @@ pub struct AnswerBody {
 impl AnswerBody {
     /// Passes the body of a target's answer.
     pub fn new(
-        target: Arc<Target>, status: StatusCode, exchange: Exchange, pool: Arc<Pool>, deadline: Deadline,
+        target: Arc<Target>, status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline,
         scrape: Scrape, place: OwnedSemaphorePermit,
     ) -> Self {
         let mut body = AnswerBody {
             target,
             status,
             exchange: Some(exchange),
-            pool,
+            kept,
             deadline: Box::pin(sleep_until(deadline.at)),
             left: MAX_ANSWER,
             scrape,
@@ -68,12 +68,16 @@ impl AnswerBody {
     fn end(&mut self) {
         self.scrape.outcome = Outcome::Passed(self.status);
         if let Some(exchange) = self.exchange.take() {
-            let (pool, target) = (self.pool.clone(), self.target.clone());
-            tokio::spawn(async move {
+            let (kept, target) = (self.kept.clone(), self.target.clone());
+            let mut end = Box::pin(async move {
                 if let Some(tunnel) = exchange.end().await {
-                    pool.keep(target.address.clone(), tunnel);
+                    kept.keep(target.address.clone(), tunnel);
                 }
             });
+            // Nearly always it ends at once, which needs no task.
+            if end.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                tokio::spawn(end);
+            }
         }
     }
 
@@ -96,7 +100,7 @@ impl Body for AnswerBody {
             return Poll::Ready(Some(Err(io::Error::other(failure))));
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
-            self.pool.close_device(self.target.device());
+            self.kept.close_device(self.target.device());
             return self.fail(ScrapeError::new(ScrapeReason::Timeout, "the answer takes too long"), cx);
         }
         let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };

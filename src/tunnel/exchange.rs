@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::net::connector::Stream;
 use crate::net::scrape::{broken, client, send};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::tunnel::pool::Tunnel;
+use crate::tunnel::kept_tunnels::Tunnel;
 
 /// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
 pub struct Exchange {

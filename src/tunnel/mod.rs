@@ -8,15 +8,15 @@ mod allowed_targets;
 mod answer_body;
 mod exchange;
 mod failures;
+mod kept_tunnels;
 mod limits;
 mod metrics;
 mod offline;
 mod outage;
-mod pool;
 mod proxy;
 mod relay;
 mod target_list;
-mod tunnels;
+mod transport;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,12 +39,12 @@ use crate::net::vpn::Vpn;
 use crate::signals;
 use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
+use crate::tunnel::kept_tunnels::KeptTunnels;
 use crate::tunnel::limits::Places;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::offline::Offline;
-use crate::tunnel::pool::Pool;
 use crate::tunnel::proxy::Proxy;
-use crate::tunnel::tunnels::Tunnels;
+use crate::tunnel::transport::Transport;
 
 /// The checked settings of the tunnel.
 pub struct Settings {
@@ -93,14 +93,14 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     );
     log::debug!("{} scrapes at once", places.scrapes);
     let vpn = Vpn::new(connector, settings.url, settings.key);
-    let tunnels = Tunnels::new(
+    let transport = Transport::new(
         vpn,
-        Pool::new(places.tunnels),
+        KeptTunnels::new(places.tunnels),
         Offline::new(metrics.remembered.clone()),
         metrics.handshakes.clone(),
     );
     let allowed = AllowedTargets::new(settings.sd_file, metrics.clone())?;
-    let proxy = Proxy::new(tunnels, allowed, metrics, settings.guard, places.scrapes);
+    let proxy = Proxy::new(transport, allowed, metrics, settings.guard, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

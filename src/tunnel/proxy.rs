@@ -28,12 +28,12 @@ use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
 use crate::registry;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
+use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::outage::Outages;
-use crate::tunnel::pool::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Target;
-use crate::tunnel::tunnels::{Tunnels, busy};
+use crate::tunnel::transport::{Transport, busy};
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
@@ -43,7 +43,7 @@ type Reply = Response<Either<Full<Bytes>, AnswerBody>>;
 
 /// The state of the proxy.
 pub struct Proxy {
-    tunnels: Arc<Tunnels>,
+    transport: Arc<Transport>,
     allowed: AllowedTargets,
     metrics: Arc<Metrics>,
     guard: Guard,
@@ -56,9 +56,11 @@ pub struct Proxy {
 
 impl Proxy {
     /// Puts the parts together.
-    pub fn new(tunnels: Tunnels, allowed: AllowedTargets, metrics: Arc<Metrics>, guard: Guard, scrapes: usize) -> Self {
+    pub fn new(
+        transport: Transport, allowed: AllowedTargets, metrics: Arc<Metrics>, guard: Guard, scrapes: usize,
+    ) -> Self {
         Proxy {
-            tunnels: Arc::new(tunnels),
+            transport: Arc::new(transport),
             allowed,
             outages: Outages::new(),
             metrics,
@@ -71,13 +73,14 @@ impl Proxy {
     /// Answers requests, on up to this many connections at once.
     pub async fn serve(self, listener: TcpListener, connections: usize) -> io::Result<Infallible> {
         self.allowed.find("").await; // reads the target file before the first scrape
-        let tunnels = self.tunnels.clone();
+        let transport = self.transport.clone();
         tokio::spawn(async move {
-            let mut ticks = interval(IDLE_TIMEOUT / 10);
+            // A timer that is due before all others costs a system call. So this one is due before that of a scrape.
+            let mut ticks = interval(DEFAULT_TIMEOUT / 2);
             loop {
                 ticks.tick().await;
-                tunnels.pool.expire();
-                tunnels.offline.expire();
+                transport.kept.expire();
+                transport.offline.expire();
             }
         });
         let limits = Limits {
@@ -183,13 +186,13 @@ impl Proxy {
         let answered = async {
             let place = self.place()?;
             let request = request_to(&target.address, &request)?;
-            let (head, exchange) = self.tunnels.exchange(&target, request, deadline).await?;
+            let (head, exchange) = self.transport.exchange(&target, request, deadline).await?;
             Ok::<_, ScrapeError>((place, head, exchange))
         };
         let (place, head, exchange) =
             answered.await.inspect_err(|error| scrape.outcome = Outcome::Failed(error.reason))?;
-        let pool = self.tunnels.pool.clone();
-        let body = AnswerBody::new(target, head.status, exchange, pool, deadline, scrape, place);
+        let kept = self.transport.kept.clone();
+        let body = AnswerBody::new(target, head.status, exchange, kept, deadline, scrape, place);
         let mut answer = Response::new(Either::Right(body));
         *answer.status_mut() = head.status;
         *answer.headers_mut() = end_to_end(&head.headers);
@@ -206,13 +209,13 @@ impl Proxy {
     async fn connect(
         self: &Arc<Self>, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Reply, ScrapeError> {
-        let opened = async { Ok((self.place()?, self.tunnels.open(&target, deadline).await?)) }.await;
+        let opened = async { Ok((self.place()?, self.transport.open(&target, deadline).await?)) }.await;
         let failed = |error: &ScrapeError| Outcome::Failed(error.reason);
         let outcome = opened.as_ref().map_or_else(failed, |_| Outcome::Passed(StatusCode::OK));
         self.metrics.ended(&target, None, outcome);
         let (scrape, Tunnel { stream, place, .. }) = opened?;
         let relay = Relay::new(
-            self.tunnels.pool.clone(),
+            self.transport.kept.clone(),
             place,
             self.scrapes.clone(),
             scrape,

@@ -17,28 +17,28 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::net::connector::Stream;
-use crate::tunnel::pool::{IDLE_TIMEOUT, Pool};
+use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, KeptTunnels};
 
 /// The most bytes in flight in each direction.
 const BUFFER: usize = 16 << 10;
 
 /// A relay with its places.
 pub struct Relay {
-    pool: Arc<Pool>,
+    kept: Arc<KeptTunnels>,
     scrapes: Arc<Semaphore>,
     /// How long the device has to answer.
     timeout: Duration,
     places: Mutex<Places>,
-    /// The pool gave the place of the idle relay to a tunnel.
+    /// A tunnel has got the place of the idle relay.
     lost: Arc<Notify>,
 }
 
 struct Places {
-    /// Among the tunnels; while the relay idles, the pool has it.
+    /// Among the tunnels; while the relay idles, the kept tunnels have it.
     tunnel: Option<OwnedSemaphorePermit>,
     /// Among the scrapes, while the relay works.
     scrape: Option<OwnedSemaphorePermit>,
-    /// The relay's number in the pool, while it idles.
+    /// The relay's number among those that idle.
     number: u64,
 }
 
@@ -66,11 +66,11 @@ impl From<Elapsed> for End {
 impl Relay {
     /// A relay that works: Prometheus has just asked for it.
     pub fn new(
-        pool: Arc<Pool>, tunnel: OwnedSemaphorePermit, scrapes: Arc<Semaphore>, scrape: OwnedSemaphorePermit,
+        kept: Arc<KeptTunnels>, tunnel: OwnedSemaphorePermit, scrapes: Arc<Semaphore>, scrape: OwnedSemaphorePermit,
         timeout: Duration,
     ) -> Self {
         let places = Mutex::new(Places { tunnel: Some(tunnel), scrape: Some(scrape), number: 0 });
-        Relay { pool, scrapes, timeout, places, lost: Arc::default() }
+        Relay { kept, scrapes, timeout, places, lost: Arc::default() }
     }
 
     /// Relays until either side ends, or until one of them sends nothing for `IDLE_TIMEOUT`. It closes both sides at once: a
@@ -123,7 +123,7 @@ impl Relay {
     fn works(&self) -> Result<(), End> {
         let mut places = self.places();
         if places.scrape.is_none() {
-            places.tunnel = Some(self.pool.relay_works(places.number).ok_or(End::Closed)?);
+            places.tunnel = Some(self.kept.relay_works(places.number).ok_or(End::Closed)?);
             places.scrape = Some(self.scrapes.clone().try_acquire_owned().map_err(|_| End::Busy)?);
         }
         Ok(())
@@ -133,7 +133,7 @@ impl Relay {
         let mut places = self.places();
         places.scrape = None;
         if let Some(tunnel) = places.tunnel.take() {
-            places.number = self.pool.relay_idles(tunnel, self.lost.clone());
+            places.number = self.kept.relay_idles(tunnel, self.lost.clone());
         }
     }
 
@@ -145,7 +145,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         let number = self.places().number;
-        self.pool.relay_works(number);
+        self.kept.relay_works(number);
     }
 }
 

@@ -211,8 +211,8 @@ fn a_target_file_that_hangs_stops_nothing() {
     let mut line = String::new();
     BufReader::new(hang.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "mounted\n", "this test needs /dev/fuse");
-    // The wait for the file is a part of the scrape's time. The last check of the file holds for 100 ms.
-    thread::sleep(Duration::from_millis(100));
+    // The wait for the file is a part of the scrape's time. The last check of the file holds for a second.
+    thread::sleep(Duration::from_secs(1));
     let head = format!("GET http://{}/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", target(0));
     let mut stream = connect(&url);
     stream.write_all(format!("{head}X-Prometheus-Scrape-Timeout-Seconds: 0.5\r\n\r\n").as_bytes()).unwrap();

@@ -40,7 +40,7 @@ impl Tunnel {
 }
 
 /// The tunnels and relays that wait for their next request.
-pub struct Pool {
+pub struct KeptTunnels {
     /// A permit for each tunnel that may be open.
     places: Arc<Semaphore>,
     idle: Mutex<Idle>,
@@ -75,10 +75,10 @@ impl Idle {
     }
 }
 
-impl Pool {
-    /// A pool with places for so many tunnels, idle or in use.
+impl KeptTunnels {
+    /// Places for so many tunnels, idle or in use.
     pub fn new(places: usize) -> Self {
-        Pool { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
+        KeptTunnels { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
     }
 
     /// A kept tunnel to this target, which may turn out to be closed.
@@ -100,7 +100,7 @@ impl Pool {
     }
 
     /// A relay idles: it leaves its place here, and learns by `lost` if the place is given away. Returns a number for
-    /// [`Pool::relay_works`].
+    /// [`KeptTunnels::relay_works`].
     pub fn relay_idles(&self, place: OwnedSemaphorePermit, lost: Arc<Notify>) -> u64 {
         let mut idle = self.idle();
         let number = idle.number();
@@ -158,13 +158,13 @@ mod tests {
 
     #[test]
     fn a_tunnel_is_kept_until_its_greatest_age() {
-        let pool = Pool::new(2);
-        let tunnel = || Tunnel::new(Box::new(tokio::io::empty()), pool.place().expect("a place"));
+        let kept = KeptTunnels::new(2);
+        let tunnel = || Tunnel::new(Box::new(tokio::io::empty()), kept.place().expect("a place"));
         let age = tunnel().until - Instant::now();
         assert!((45 * 60 - 1..=60 * 60).contains(&age.as_secs()), "{age:?}");
-        pool.keep("a".into(), tunnel());
-        assert!(pool.take("a").is_some());
-        pool.keep("a".into(), Tunnel { until: Instant::now(), ..tunnel() });
-        assert!(pool.take("a").is_none());
+        kept.keep("a".into(), tunnel());
+        assert!(kept.take("a").is_some());
+        kept.keep("a".into(), Tunnel { until: Instant::now(), ..tunnel() });
+        assert!(kept.take("a").is_none());
     }
 }

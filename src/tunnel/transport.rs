@@ -1,4 +1,4 @@
-//! Tunnels to targets: kept ones first, new ones otherwise.
+//! One request to a target, as Go's `http.Transport` sends it: in a kept tunnel, or else in a new one.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::Vpn;
 use crate::tunnel::exchange::{Exchange, NoAnswer};
+use crate::tunnel::kept_tunnels::{KeptTunnels, Tunnel};
 use crate::tunnel::offline::Offline;
-use crate::tunnel::pool::{Pool, Tunnel};
 use crate::tunnel::target_list::Target;
 
 /// The failure of a scrape that has no place.
@@ -21,20 +21,20 @@ pub fn busy() -> ScrapeError {
     ScrapeError::new(ScrapeReason::Busy, "too many scrapes at once")
 }
 
-/// Opens tunnels, and finds those that are kept.
-pub struct Tunnels {
+/// Opens tunnels, and uses those that are kept.
+pub struct Transport {
     vpn: Vpn,
     /// The tunnels that are kept.
-    pub pool: Arc<Pool>,
+    pub kept: Arc<KeptTunnels>,
     /// The devices that are not connected.
     pub offline: Offline,
     handshakes: IntCounter,
 }
 
-impl Tunnels {
+impl Transport {
     /// Counts the tunnels that it opens.
-    pub fn new(vpn: Vpn, pool: Pool, offline: Offline, handshakes: IntCounter) -> Self {
-        Tunnels { vpn, pool: Arc::new(pool), offline, handshakes }
+    pub fn new(vpn: Vpn, kept: KeptTunnels, offline: Offline, handshakes: IntCounter) -> Self {
+        Transport { vpn, kept: Arc::new(kept), offline, handshakes }
     }
 
     /// Opens a tunnel to a target.
@@ -42,7 +42,7 @@ impl Tunnels {
         if let Some(error) = self.offline.find(target) {
             return Err(error);
         }
-        let place = self.pool.place().ok_or_else(busy)?;
+        let place = self.kept.place().ok_or_else(busy)?;
         self.handshakes.inc();
         // the key may be read again from a file system that hangs
         let opened = deadline.wait(self.vpn.open(&target.address, deadline)).await.flatten();
@@ -59,9 +59,9 @@ impl Tunnels {
     pub async fn exchange(
         &self, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<(Parts, Exchange), ScrapeError> {
-        if let Some(kept) = self.pool.take(&target.address) {
-            let answered = deadline.wait(Exchange::start(kept, request.clone())).await;
-            match answered.inspect_err(|_| self.pool.close_device(target.device()))? {
+        if let Some(tunnel) = self.kept.take(&target.address) {
+            let answered = deadline.wait(Exchange::start(tunnel, request.clone())).await;
+            match answered.inspect_err(|_| self.kept.close_device(target.device()))? {
                 Err(NoAnswer { is_closed: true, .. }) => {}
                 answered => return answered.map_err(|no_answer| no_answer.error),
             }
