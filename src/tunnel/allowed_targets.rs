@@ -1,7 +1,7 @@
 //! Which targets the tunnel may go to: those in the target file, by host and port.
 
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::Level;
@@ -9,14 +9,14 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::discovery::target_file::{Identity, identity};
-use crate::net::threads::{self, NoThread};
+use crate::net::threads;
 use crate::text::count;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::target_list::{BadTargetFile, Target, TargetList, read};
 
 /// How long a scrape waits for the file. After that the list that was read before decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// For a target that is in the list, the file is checked no more often than this. Each check wakes another thread and waits for it,
+/// For a target that is in the list, the file is checked no more often than this. Each check starts a thread and waits for it,
 /// which would be a good part of the cost of a scrape.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The wait before a file that could not be read is tried again, even if it has not changed.
@@ -25,8 +25,6 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// The targets of the target file, which is read again when it has changed.
 pub struct AllowedTargets {
     path: PathBuf,
-    /// To the thread that checks the file.
-    checks: mpsc::Sender<Check>,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
 }
@@ -43,16 +41,6 @@ struct State {
     checked: Option<Instant>,
 }
 
-/// A check of the file.
-struct Check {
-    /// The metadata when the file was last read.
-    seen: Option<Identity>,
-    /// Whether the file is read even if its metadata are the same.
-    reads_anyway: bool,
-    before: Arc<TargetList>,
-    found: oneshot::Sender<Found>,
-}
-
 /// The file's metadata, and its targets if it was read.
 type Found = (Option<Identity>, Option<Result<TargetList, BadTargetFile>>);
 
@@ -63,18 +51,9 @@ struct Pending {
 }
 
 impl AllowedTargets {
-    /// Starts the thread that checks the file, and reads nothing yet.
-    pub fn new(path: PathBuf, metrics: Arc<Metrics>) -> Result<Self, NoThread> {
-        let (checks, waiting) = mpsc::channel::<Check>();
-        let file = path.clone();
-        threads::spawn("target file", move || {
-            for check in waiting {
-                let identity = identity(&file);
-                let targets = (check.reads_anyway || check.seen != identity).then(|| read(&file, &check.before));
-                let _ = check.found.send((identity, targets)); // the scrape may have ended
-            }
-        })?;
-        Ok(AllowedTargets { path, checks, state: Mutex::default(), metrics })
+    /// Reads nothing yet.
+    pub fn new(path: PathBuf, metrics: Arc<Metrics>) -> Self {
+        AllowedTargets { path, state: Mutex::default(), metrics }
     }
 
     /// The target with this `host:port`. If the file cannot be read or holds no target, the list that was read before decides.
@@ -91,11 +70,7 @@ impl AllowedTargets {
         }
         // A scrape that ended may have left a check behind, which may be older than the file.
         if self.finish(&mut state).await {
-            let reads_anyway =
-                state.read.as_ref().is_none_or(|(failure, when)| failure.is_some() && when.elapsed() >= RETRY_INTERVAL);
-            let (found, receiver) = oneshot::channel();
-            state.pending = Some(Pending { start: Instant::now(), found: receiver });
-            let _ = self.checks.send(Check { seen: state.seen, reads_anyway, before: state.targets.clone(), found }); // the thread never ends
+            state.pending = Some(self.start_check(&state));
             self.finish(&mut state).await;
         }
         state.targets.get(target).cloned()
@@ -104,6 +79,20 @@ impl AllowedTargets {
     /// Reads the file if it has changed.
     pub async fn check(&self) {
         self.find("").await; // no target has this address, so the file decides
+    }
+
+    /// Starts a thread that checks the file. Without one, the list stays.
+    fn start_check(&self, state: &State) -> Pending {
+        let reads_anyway =
+            state.read.as_ref().is_none_or(|(failure, when)| failure.is_some() && when.elapsed() >= RETRY_INTERVAL);
+        let (file, seen, before) = (self.path.clone(), state.seen, state.targets.clone());
+        let (sender, found) = oneshot::channel();
+        let _ = threads::spawn("target file", move || {
+            let identity = identity(&file);
+            let targets = (reads_anyway || seen != identity).then(|| read(&file, &before));
+            let _ = sender.send((identity, targets)); // the scrape may have ended
+        });
+        Pending { start: Instant::now(), found }
     }
 
     /// Waits for the pending check; false if it takes too long.

@@ -1,19 +1,22 @@
-//! Which targets could not be scraped the last time, and why.
+//! Which targets could not be scraped the last time, and why: as a metric, as text, and in the log if that is no matter of one target.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use prometheus::GaugeVec;
 
-use crate::net::scrape_error::ScrapeReason;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::vpn::unreachable_hint;
 use crate::text::count;
 use crate::tunnel::target_list::{Exporter, TargetList};
 
-/// The failures of the last scrapes, as a metric with a series for each.
+/// The failures of the last scrapes.
 pub struct Failures {
     known: Mutex<Known>,
     series: GaugeVec,
+    /// A scrape had no place. The log says this once, since it comes and goes with each round of scrapes.
+    busy: Once,
 }
 
 /// What is known of the exporters in the target file.
@@ -22,12 +25,14 @@ struct Known {
     failed: BTreeMap<Arc<Exporter>, ScrapeReason>,
     list: Arc<TargetList>,
     exporters: usize,
+    /// Why the last scrape of every exporter failed, as the log says; none once one succeeds.
+    all_fail: Option<ScrapeReason>,
 }
 
 impl Failures {
     /// No failure so far.
     pub fn new(series: GaugeVec) -> Self {
-        Failures { known: Mutex::default(), series }
+        Failures { known: Mutex::default(), series, busy: Once::new() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -51,13 +56,31 @@ impl Failures {
         known.list = list.clone();
     }
 
-    /// Whether the last scrape of every exporter failed.
-    pub fn are_of_all(&self) -> bool {
-        let known = self.known();
-        known.failed.len() == known.exporters
+    /// Says that scrapes succeed again, if the log has said that all fail.
+    pub fn log_success(&self) {
+        if let Some(reason) = self.known().all_fail.take() {
+            log::info!("scrapes succeed again (before: {reason})");
+        }
     }
 
-    /// The same for people: a line for each exporter whose last scrape failed.
+    /// Says that a scrape has no place, or that with this one all fail.
+    pub fn log_failure(&self, error: &ScrapeError) {
+        let hint = match error.reason {
+            // These say nothing about the way to a target.
+            ScrapeReason::NotTarget | ScrapeReason::BadRequest => return,
+            ScrapeReason::Busy => return self.busy.call_once(warn_of_busy),
+            ScrapeReason::NoAccess => "; is the API key (API_KEY) valid, and may it reach these devices?",
+            ScrapeReason::NoTunnel => &*format!("; {}", unreachable_hint(error)),
+            _ => "",
+        };
+        let mut known = self.known();
+        if known.all_fail.is_none() && known.failed.len() == known.exporters {
+            known.all_fail = Some(error.reason);
+            log::warn!("every scrape fails: {error}{hint}");
+        }
+    }
+
+    /// For people: a line for each exporter whose last scrape failed.
     pub fn text(&self) -> String {
         let Known { failed, exporters, .. } = &*self.known();
         let all = count(*exporters, "exporter");
@@ -86,4 +109,11 @@ impl Failures {
 
 fn is_in(list: &TargetList, exporter: &Arc<Exporter>) -> bool {
     list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
+}
+
+fn warn_of_busy() {
+    log::warn!(
+        "too many scrapes at once: some are refused with 503; raise the memory limit or the limit for open files \
+         (baletheus_tunnel_scrapes_total{{result=\"busy\"}} counts them, and no further one is logged)"
+    );
 }

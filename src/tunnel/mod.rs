@@ -12,7 +12,6 @@ mod kept_tunnels;
 mod limits;
 mod metrics;
 mod offline;
-mod outage;
 mod proxy;
 mod relay;
 mod target_list;
@@ -99,7 +98,7 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
         Offline::new(metrics.remembered.clone()),
         metrics.handshakes.clone(),
     );
-    let allowed = AllowedTargets::new(settings.sd_file, metrics.clone())?;
+    let allowed = AllowedTargets::new(settings.sd_file, metrics.clone());
     let proxy = Proxy::new(transport, allowed, metrics, settings.guard, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;

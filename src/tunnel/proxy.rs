@@ -30,7 +30,6 @@ use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
 use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
-use crate::tunnel::outage::Outages;
 use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Target;
 use crate::tunnel::transport::{Transport, busy};
@@ -47,7 +46,6 @@ pub struct Proxy {
     allowed: AllowedTargets,
     metrics: Arc<Metrics>,
     guard: Guard,
-    outages: Outages,
     /// A permit for each scrape at once.
     scrapes: Arc<Semaphore>,
     /// Whether a request that cannot be read has been logged at warn.
@@ -62,7 +60,6 @@ impl Proxy {
         Proxy {
             transport: Arc::new(transport),
             allowed,
-            outages: Outages::new(),
             metrics,
             guard,
             scrapes: Arc::new(Semaphore::new(scrapes)),
@@ -128,8 +125,8 @@ impl Proxy {
             }
         };
         match &answer {
-            Ok(_) => self.outages.succeeded(),
-            Err(error) => self.outages.failed(error, self.metrics.failures.are_of_all()),
+            Ok(_) => self.metrics.failures.log_success(),
+            Err(error) => self.metrics.failures.log_failure(error),
         }
         answer.unwrap_or_else(|error| {
             log::debug!("{method} {url}: {error}");
@@ -226,7 +223,7 @@ impl Proxy {
             let Ok(prometheus) = hyper::upgrade::on(request).await else { return };
             if relay.run(TokioIo::new(prometheus), stream).await == End::Busy {
                 proxy.metrics.ended(&target, None, Outcome::Failed(ScrapeReason::Busy));
-                proxy.outages.failed(&busy(), false);
+                proxy.metrics.failures.log_failure(&busy());
             }
         });
         Ok(Response::new(Either::Left(Full::default())))
