@@ -170,7 +170,7 @@ impl Setup {
 }
 
 /// How long a target may still be scraped after it is gone from the target file.
-const CHECK_HOLDS: Duration = Duration::from_millis(100);
+const CHECK_HOLDS: Duration = Duration::from_secs(1);
 
 /// Replaces the target file.
 fn write(sidecar: &Sidecar, targets: &[String]) {

@@ -492,7 +492,7 @@ fn a_target_file_that_does_not_fit_into_the_memory_is_not_read() {
     let sparse = fs::File::create(sidecar.path("large")).unwrap();
     sparse.set_len(500 << 20).unwrap();
     fs::rename(sidecar.path("large"), sidecar.path("balena.json")).unwrap();
-    thread::sleep(Duration::from_millis(100)); // for so long the last look holds
+    thread::sleep(Duration::from_secs(1)); // for so long the last look holds
     assert!(scrape(&url, 0).starts_with("HTTP/1.1 200 OK\r\n"));
     let line = running.wait_for("balena.json is too large: the bound is 8 MiB");
     assert!(line.contains("The list that was read before stays, with "), "{line}");
