@@ -32,11 +32,6 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// The next try comes early, since somebody asks for it: if it fails as well, the wait does not grow.
-    pub fn hurried(&mut self) {
-        self.failures = self.failures.saturating_sub(1);
-    }
-
     /// Counts a failure and gives the wait until the next try: at least the doubled wait, and at least the server's `Retry-After`. Up
     /// to a quarter of the doubled wait is added at random, so that many sidecars do not return at the same moment.
     pub fn failed(&mut self, retry_after: Option<Duration>) -> Duration {

@@ -28,6 +28,8 @@ use crate::{check, config, tunnel};
 
 /// How long another process may hold the target file at the start.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// A shorter value of `API_KEY` is no key, and may be a part of other words.
+const MIN_KEY_SIZE: usize = 8;
 /// How long a refresh may go on after a signal to stop.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -41,7 +43,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let matches = match config::command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(message) => {
-            let _ = message.print(); // standard output may be closed
+            let plain = message.to_string();
+            if without_key(&plain) == plain {
+                let _ = message.print(); // standard output may be closed
+            } else {
+                let _ = write!(io::stderr(), "{}", without_key(&plain));
+            }
             return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
         }
     };
@@ -100,7 +107,14 @@ fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[Stri
 
 /// Prints a line to standard error, before the log has started. A standard error that is closed is no error.
 fn print(text: &str) {
-    let _ = writeln!(io::stderr(), "baletheus: {text}");
+    let _ = writeln!(io::stderr(), "baletheus: {}", without_key(text));
+}
+
+/// A text without the key, which may be typed in a wrong place.
+fn without_key(text: &str) -> String {
+    let key = std::env::var("API_KEY").unwrap_or_default();
+    let key = key.trim();
+    if key.len() < MIN_KEY_SIZE { text.to_owned() } else { text.replace(key, "(the API key)") }
 }
 
 /// Prints the completions of a shell.
@@ -136,7 +150,7 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
 
 fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
-    let mut file = TargetFile::new(config.sd_file.clone(), config.write_empty);
+    let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     let interval = config.refresh;
     let mut clock = Wakeups::start(interval.is_none())?;
     log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
@@ -178,9 +192,15 @@ fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
 /// Locks the target file. The process before this one may need a moment to end. False if a signal ends the wait.
 fn lock(file: &mut TargetFile, clock: &mut Wakeups) -> io::Result<bool> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
+    let mut is_waiting = false;
     loop {
         match file.lock() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                if !is_waiting {
+                    let timeout = humantime::format_duration(LOCK_TIMEOUT);
+                    log::info!("another baletheus writes {}: waiting {timeout} at most for its end", file.name());
+                    is_waiting = true;
+                }
                 if !clock.wait(Instant::now() + Duration::from_millis(100)) {
                     return Ok(false);
                 }

@@ -81,6 +81,8 @@ impl KeySource {
     pub fn renew(&self, refused: &Secret) -> bool {
         if self.current() == *refused
             && let Some(file) = &self.file
+            // Reading a pipe would block until somebody writes into it.
+            && fs::metadata(file).is_ok_and(|file| file.is_file())
             && let Ok(key) = read(file)
         {
             *self.lock() = key;
@@ -91,7 +93,10 @@ impl KeySource {
     /// Why the key's file holds no key now, for a message about a key that is refused.
     pub fn trouble(&self) -> Option<String> {
         let file = self.file.as_ref()?;
-        let why = read(file).err()?;
+        let why = match fs::metadata(file) {
+            Ok(found) if !found.is_file() => "is no file".to_owned(),
+            _ => read(file).err()?.to_string(),
+        };
         Some(format!("the key file {} {why}, so the old key stays", file.display()))
     }
 

@@ -1,6 +1,7 @@
 //! Notifications to systemd (`Type=notify`, `WatchdogSec=`): the program is ready, it reloads, it is alive. Elsewhere there is no
 //! `NOTIFY_SOCKET`, and nothing is sent.
 
+use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -68,7 +69,26 @@ pub fn refreshed(outcome: &Result<Published, Failure>) {
 
 /// The service manager decides what a missing notification means, so a failure is no more than a line in the log.
 fn notify(states: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(states) {
+    if let Err(error) = send(states) {
         log::debug!("cannot notify systemd: {error}");
     }
+}
+
+#[cfg(target_os = "linux")]
+fn send(states: &[NotifyState]) -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let path = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    // sd-notify takes this for the name of a file. It is a name in the abstract namespace.
+    let Some(name) = path.as_bytes().strip_prefix(b"@") else { return sd_notify::notify(states) };
+    let message = states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let address = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address).map(|_| ())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send(states: &[NotifyState]) -> io::Result<()> {
+    sd_notify::notify(states)
 }

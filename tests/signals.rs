@@ -12,7 +12,8 @@ pub mod support {
 }
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -278,6 +279,20 @@ fn pending(id: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
     line.trim().bytes().any(|digit| digit != b'0')
+}
+
+/// In some containers the socket of the service manager is no file, but a name.
+#[test]
+fn the_socket_of_the_service_manager_may_be_in_the_abstract_namespace() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud);
+    let name = sidecar.path("notify").to_str().unwrap().to_owned();
+    let socket = UnixDatagram::bind_addr(&UnixAddress::from_abstract_name(&name).unwrap()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _running = sidecar.env("NOTIFY_SOCKET", format!("@{name}")).start();
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).expect("a notification");
+    assert_eq!(&buffer[..length], b"READY=1");
 }
 
 /// systemd takes a reload as failed if this time is before that of the signal.

@@ -10,7 +10,7 @@ use baletheus::discovery::target_file::TargetFile;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let path = std::env::temp_dir().join(format!("baletheus-fuzz-{}.json", process::id()));
     fs::write(&path, bytes).expect("a temporary file");
-    let file = TargetFile::new(path, false);
+    let file = TargetFile::new(path, 0o644, false);
     if let Some(stored) = file.stored() {
         assert_eq!(stored.text, bytes);
     }

@@ -26,7 +26,7 @@ pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
     address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, listen_addresses,
-    log_filter, plain_labels, sd_file, session_token, unencrypted,
+    log_filter, mode, plain_labels, sd_file, session_token, unencrypted,
 };
 use sources::Sources;
 pub use sources::misspelt;
@@ -50,6 +50,8 @@ pub struct Discovery {
     pub service_labels: bool,
     /// Path of the target file.
     pub sd_file: PathBuf,
+    /// Its permissions.
+    pub sd_file_mode: u32,
     /// Whether a list without targets may replace one that has some.
     pub write_empty: bool,
     /// From the start of one refresh to the start of the next; none means a single refresh.
@@ -180,6 +182,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
         rules,
         service_labels: from.one("service-labels", boolean),
         sd_file,
+        sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,

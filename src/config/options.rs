@@ -114,6 +114,8 @@ pub const OPTIONS: &[Opt] = &[
         ["labels that the scraped series get; uuid is always one", "all, none, or a comma-separated list of labels", ""]),
     opt("sd-file", &["SD_FILE_PATH"], "PATH", "balena.json", FILE, ALL,
         ["path of the target file", PATH, ""]),
+    opt("sd-file-mode", &["SD_FILE_MODE"], "OCTAL", "0644", FILE, LIST,
+        ["permissions of the target file", "an octal number, 0400 to 0777", "Prometheus often runs as another user, and has to read the file."]),
     opt("write-empty", &["WRITE_EMPTY"], "", "false", FILE, LIST,
         ["let a list without targets replace one that has some", BOOL, ""]),
     opt("refresh", &["REFRESH_RATE"], "DURATION", "30s", RUN, LIST,

@@ -245,3 +245,8 @@ pub(super) fn sd_file(from: &mut Sources) -> PathBuf {
     }
     path
 }
+
+pub(super) fn mode(text: &str) -> Result<u32, BadValue> {
+    let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).map_err(|_| "not an octal number")?;
+    (0o400..=0o777).contains(&mode).then_some(mode).ok_or("out of range".into())
+}

@@ -137,9 +137,6 @@ impl<'a> Discovery<'a> {
             if !clock.wait(next) {
                 return true;
             }
-            if clock.now() < next {
-                backoff.hurried();
-            }
         }
     }
 

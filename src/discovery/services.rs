@@ -59,8 +59,11 @@ impl Services {
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
             // A wrong key or a stopped database is not about labels: no device can be read either.
             Err(failure) if failure.is_of_this_request() => {
-                let devices = source.get(Request::Page { list: Listing::Devices, after: 0, limit: 1 }, None);
-                return Err(devices.err().unwrap_or_else(|| explained(failure)));
+                let page = Request::Page { list: Listing::Devices, after: 0, limit: 1 };
+                return Err(match source.get(page, None)? {
+                    Fetched::Body { body, .. } if records(&body).is_err() => failure,
+                    _ => explained(failure),
+                });
             }
             Err(failure) => return Err(failure),
         }

@@ -19,8 +19,6 @@ use crate::balena::{Failure, Reason};
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
 const MAX_STORED_SIZE: u64 = 256 << 20;
-/// The permissions of the file: Prometheus often runs as another user, and has to read it.
-const MODE: u32 = 0o644;
 /// The beginning of the names of unfinished files.
 const PREFIX: &str = "new-";
 /// How many random letters and digits follow it.
@@ -33,6 +31,7 @@ const RANDOM_LENGTH: usize = 6;
 pub struct TargetFile {
     path: PathBuf,
     scratch: PathBuf,
+    mode: u32,
     write_empty: bool,
     /// Whether the file system keeps the permissions that a file is given, as far as is known.
     keeps_mode: bool,
@@ -65,10 +64,10 @@ pub fn identity(path: &Path) -> Option<Identity> {
 
 impl TargetFile {
     /// Touches nothing yet.
-    pub fn new(path: PathBuf, write_empty: bool) -> Self {
+    pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let scratch = directory(&path).join(format!(".{name}.tmp"));
-        TargetFile { path, scratch, write_empty, keeps_mode: true, lock: None, seen: None }
+        TargetFile { path, scratch, mode, write_empty, keeps_mode: true, lock: None, seen: None }
     }
 
     /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left there.
@@ -175,7 +174,7 @@ impl TargetFile {
 
     fn holds(&self, list: &Inventory) -> io::Result<bool> {
         let file = self.open()?;
-        if self.keeps_mode && file.metadata()?.mode() & 0o777 != MODE {
+        if self.keeps_mode && file.metadata()?.mode() & 0o777 != self.mode {
             return Ok(false);
         }
         target_groups::are_in(list.entries().map(|entry| &**entry), BufReader::new(file))
@@ -184,7 +183,7 @@ impl TargetFile {
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
         self.lock()?;
         // Where the permissions cannot be set afterwards, these hold, less the umask.
-        let permissions = Permissions::from_mode(MODE);
+        let permissions = Permissions::from_mode(self.mode);
         let mut builder = tempfile::Builder::new();
         let file =
             builder.prefix(PREFIX).rand_bytes(RANDOM_LENGTH).permissions(permissions).tempfile_in(&self.scratch)?;
@@ -207,15 +206,15 @@ impl TargetFile {
 
     /// Sets the permissions. vfat, exFAT and CIFS refuse or ignore them: the list matters more.
     fn set_mode(&mut self, file: &File) {
-        let set = file.set_permissions(Permissions::from_mode(MODE)).and_then(|()| file.metadata());
+        let set = file.set_permissions(Permissions::from_mode(self.mode)).and_then(|()| file.metadata());
         let failed = match set {
-            Ok(file) if file.mode() & 0o777 == MODE => None,
+            Ok(file) if file.mode() & 0o777 == self.mode => None,
             Ok(file) => Some(format!("they stay {:04o}", file.mode() & 0o777)),
             Err(error) => Some(error.to_string()),
         };
         self.keeps_mode = failed.is_none();
         if let Some(why) = failed {
-            log::debug!("cannot set the permissions of {} to {:04o}: {why}", self.path.display(), MODE);
+            log::debug!("cannot set the permissions of {} to {:04o}: {why}", self.path.display(), self.mode);
         }
     }
 }

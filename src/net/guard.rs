@@ -1,7 +1,7 @@
 //! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set. And the headers that keep a browser from
 //! using an answer for anything else.
 
-use std::mem;
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,14 +45,7 @@ pub struct Guard {
 #[derive(Clone, Debug)]
 pub struct Token {
     file: PathBuf,
-    last: Arc<Mutex<Last>>,
-}
-
-/// The last token, and whether the log says why it is not replaced.
-#[derive(Debug)]
-struct Last {
-    token: Secret,
-    is_warned: bool,
+    last: Arc<Mutex<Secret>>,
 }
 
 impl Token {
@@ -61,22 +54,20 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or it holds none.
     pub fn read(file: PathBuf) -> Result<Self, BadSecret> {
-        let last = Last { token: read_token(&file)?, is_warned: false };
-        Ok(Token { file, last: Arc::new(Mutex::new(last)) })
+        let last = Arc::new(Mutex::new(read_token(&file)?));
+        Ok(Token { file, last })
     }
 
     /// The token of now: that of the file, or the last one while the file holds none.
     fn current(&self) -> Secret {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match read_token(&self.file) {
-            Ok(token) => *last = Last { token, is_warned: false },
-            Err(error) => {
-                if !mem::replace(&mut last.is_warned, true) {
-                    log::warn!("the token file {} {error}, so the old token stays", self.file.display());
-                }
-            }
+        // Reading a pipe would block until somebody writes into it.
+        if fs::metadata(&self.file).is_ok_and(|file| file.is_file())
+            && let Ok(token) = read_token(&self.file)
+        {
+            *last = token;
         }
-        last.token.clone()
+        last.clone()
     }
 }
 

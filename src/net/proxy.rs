@@ -99,7 +99,8 @@ fn check(text: &str) -> Result<(), &'static str> {
         Some(uri) if !matches!(uri.scheme_str(), Some("http" | "https")) => {
             Err("only http:// and https:// proxies are supported")
         }
-        Some(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(()),
+        // A Uri takes a port above 65535.
+        Some(uri) if reqwest::Url::parse(&uri.to_string()).is_ok_and(|url| url.has_host()) => Ok(()),
         _ => Err("it is no URL of a proxy"),
     }
 }

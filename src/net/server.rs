@@ -43,6 +43,9 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
         let all = ["[::]", "0.0.0.0"].map(|host| format!("{host}:{port}").parse());
         return all.into_iter().collect::<Result<_, _>>().map_err(|_| BAD_FORM.into());
     }
+    if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._:[]%".contains(c)) {
+        return Err(BAD_FORM.into()); // such as a URL
+    }
     let found = text.to_socket_addrs().map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => BAD_FORM.into(),
         _ => BadValue { may_pass: true, ..format!("the host's name cannot be resolved: {error}").into() },

@@ -46,6 +46,7 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("lan-network", &["LAN_NETWORKS"], "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"),
     ("labels", &["LABELS"], "all"),
     ("sd-file", &["SD_FILE_PATH"], "balena.json"),
+    ("sd-file-mode", &["SD_FILE_MODE"], "0644"),
     ("refresh", &["REFRESH_RATE"], "30s"),
     ("timeout", &["API_TIMEOUT"], "60s"),
     ("write-empty", &["WRITE_EMPTY"], "false"),
@@ -248,8 +249,6 @@ fn refused_with(cloud: &Cloud, words: &[&str], edit: impl FnOnce(&mut Command)) 
         fs::write(sidecar.path(name), content).unwrap();
     }
     fs::create_dir(sidecar.path("folder")).unwrap();
-    // Nobody ever writes into it.
-    assert!(Command::new("mkfifo").arg(sidecar.path("pipe")).status().unwrap().success());
     let before = files(&sidecar);
     let mut command = sidecar.command();
     add(&mut command, words);

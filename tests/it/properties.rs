@@ -474,7 +474,7 @@ fn promtool_takes_the_most_hostile_lists() {
             lan: anywhere(),
             ..fakes::rules()
         };
-        let mut file = TargetFile::new(dir.path().join(format!("{name}.json")), false);
+        let mut file = TargetFile::new(dir.path().join(format!("{name}.json")), 0o644, false);
         assert_eq!(file.publish(&inventory(&rows, &rules, usize::MAX)), Ok(Published::Written));
         let text = std::fs::read_to_string(dir.path().join(format!("{name}.json"))).unwrap();
         let groups = check(&text, &rows, &rules).unwrap();

@@ -133,6 +133,11 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
         let output = finish(command);
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
+    // The key may be typed in a wrong place.
+    for args in [&[KEY][..], &["--api-url", KEY], &["--exporter", KEY], &["check", "--fleet", "a/b", KEY, KEY]] {
+        let (code, said) = run(KEY, args);
+        assert!(code == Some(2) && said.contains("(the API key)") && !said.contains(&KEY[..8]), "{args:?}: {said}");
+    }
     let (code, help) = run(KEY, &["--help"]);
     assert!(code == Some(0) && help.contains("API_KEY") && !help.contains(&KEY[..8]), "{help}");
     for bad in

@@ -23,6 +23,8 @@ const ROWS: &[Row] = &[
     ("labels", "LABELS", "none", "os_version", DRY, |run, _| run.plain_labels() == "uuid"),
     ("sd-file", "SD_FILE_PATH", "here.json", "there.json", &["--oneshot"],
         |run, sidecar| files(sidecar).contains("here.json") && run.err.contains("updated here.json")),
+    ("sd-file-mode", "SD_FILE_MODE", "0640", "0600", &["--oneshot"],
+        |_, sidecar| mode_of(sidecar, "balena.json") == 0o640),
     ("dry-run", "DRY_RUN", "true", "false", &["--oneshot"],
         |run, sidecar| run.out.starts_with('[') && !files(sidecar).contains("balena.json")),
     ("log-level", "LOG_LEVEL", "error", "debug", DRY, |run, _| run.err.is_empty()),
@@ -210,18 +212,30 @@ fn labels_that_are_not_chosen_are_there_for_relabelling() {
 #[test]
 fn the_target_file_has_its_folder_made_and_its_mode_whatever_the_umask() {
     let cloud = cloud();
-    for umask in ["077", "000"] {
+    for (umask, words, expected) in [
+        ("077", &[][..], 0o644),
+        ("000", &[], 0o644),
+        ("077", &["SD_FILE_MODE=0666"], 0o666),
+        ("022", &["--sd-file-mode", "640"], 0o640),
+        ("000", &["--sd-file-mode=0o600"], 0o600),
+    ] {
         let sidecar = sidecar(&cloud);
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "umask \"$0\"; exec \"$@\"", umask]).arg(binary::path());
         command.args(["--oneshot", "--sd-file=a/b/list.json"]);
         command.env_clear().envs(sidecar.command().get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.current_dir(&sidecar.dir);
+        add(command.current_dir(&sidecar.dir), words);
         let run = finish(command);
         assert_eq!(run.code, Some(0), "{}", run.err);
-        assert_eq!(mode_of(&sidecar, "a/b/list.json"), 0o644, "umask {umask}");
+        assert_eq!(mode_of(&sidecar, "a/b/list.json"), expected, "umask {umask} {words:?}");
         // a folder that Prometheus may not enter would be no better than a file that it may not read
         assert!(umask != "000" || mode_of(&sidecar, "a/b") & 0o555 == 0o555);
+    }
+    // A mode that is changed later reaches a file whose list is the same.
+    let sidecar = sidecar(&cloud);
+    for mode in ["0600", "0644"] {
+        run(&sidecar, &["--oneshot", "--sd-file-mode", mode]);
+        assert_eq!(format!("{:04o}", mode_of(&sidecar, "balena.json")), mode);
     }
 }
 
