@@ -42,7 +42,7 @@ pub enum Listing<'a> {
     Releases,
 }
 
-/// Which of the [`STATE_FIELDS`] are asked for.
+/// Which of the `STATE_FIELDS` are asked for.
 pub type StateFields = [bool; STATE_FIELDS.len()];
 
 /// Fields of the state of a device that older servers do not know, or that a key may not read: a part of the `$select` and a part of the
