@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::net::scrape::SSH_PORT;
 use crate::values::{BadValue, items};
 
 /// Jobs of the stack's own services. A device that took one of these names could silence alerts about the stack.
@@ -76,9 +75,6 @@ fn parse(text: &str) -> Result<Exporter, BadValue> {
     // from_str would take "+80" as well
     let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok());
     let port = port.filter(|port| *port > 0).ok_or_else(|| format!("{text:?} has no port from 1 to 65535"))?;
-    if port == SSH_PORT {
-        return Err(format!("port {SSH_PORT} in {text:?} is the SSH of the host OS, which is never scraped").into());
-    }
     name.map_or(Ok(()), check_name)
         .map_err(|error| format!("the name in {text:?} {error}; give the exporter another name"))?;
     // Prometheus escapes `?`, `#` and `%`: they would not reach the device.

@@ -33,7 +33,7 @@ const MAX_INFORMATIONAL: usize = 5;
 /// The longest `Content-Type` of an answer, in bytes. Prometheus logs one that it does not know at each scrape, whole.
 const MAX_CONTENT_TYPE: usize = 256;
 /// SSH of the host OS, which the API key opens as well.
-pub const SSH_PORT: u16 = 22222;
+const SSH_PORT: u64 = 22222;
 
 /// Decides whether a scrape may connect to `host:port`: it has to be a target, and never SSH of the host OS.
 pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, ScrapeError> {

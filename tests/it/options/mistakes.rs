@@ -43,7 +43,6 @@ const MISTAKES: &[Mistake] = &[
     ("exporter", "EXPORTERS", "80/metrics?x=y", &["has a query", "job its params", "__meta_balena_exporter"]),
     ("exporter", "EXPORTERS", "app:80?x=y", &["1 to 65535"]),
     ("exporter", "EXPORTERS", "80/metrics#x", &["not a plain path"]),
-    ("exporter", "EXPORTERS", "host:22222", &["SSH of the host OS", "never scraped"]),
     ("exporter", "EXPORTERS", ",", &["no value"]),
     ("exporter", "EXPORTERS", "node:9100,Grafana:80", &["reserved", "another name"]),
     ("exporter", "EXPORTERS", "none,80", &["\"none\"", "1 to 65535"]),
