@@ -1,7 +1,7 @@
 # One stage for each service of docker-compose.yml. Stages without a compiler come first: builders without BuildKit, such as
 # balena's, run every stage up to the requested one.
 
-FROM prom/prometheus:v3.13.2 AS prometheus
+FROM prom/prometheus:v3.13.4 AS prometheus
 USER root
 # A new volume gets its owner from here, so that only the sidecar may write targets. /tmp is a tmpfs and gets its mode from here.
 RUN mkdir -p /targets /tmp && chown 65532:65532 /targets && chmod 1777 /tmp
@@ -12,7 +12,7 @@ USER 65534:65534
 ENTRYPOINT ["/bin/sh", "/entrypoints/prometheus"]
 CMD []
 
-FROM prom/alertmanager:v0.34.0 AS alertmanager
+FROM prom/alertmanager:v0.34.1 AS alertmanager
 USER root
 RUN mkdir -p /tmp && chmod 1777 /tmp
 COPY packaging/entrypoints/common packaging/entrypoints/alertmanager /entrypoints/
@@ -22,7 +22,7 @@ ENTRYPOINT ["/bin/sh", "/entrypoints/alertmanager"]
 CMD []
 
 # 12.x, because since 13.2 the Prometheus data source is a plugin that updates itself at the start.
-FROM grafana/grafana:12.4.11 AS grafana
+FROM grafana/grafana:12.4.12 AS grafana
 USER root
 # The database is on a tmpfs, which gets its mode from here. A new volume gets its owner from here, so that only Grafana can read
 # the password.

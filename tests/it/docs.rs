@@ -274,3 +274,39 @@ fn the_version_is_the_one_of_cargo_everywhere() {
         assert!(found.contains(&text), "{path} lacks {text:?}");
     }
 }
+
+/// Dependabot raises some of these. The others have to follow.
+#[test]
+fn each_image_has_one_version_everywhere() {
+    let dockerfile = fs::read_to_string(Path::new(ROOT).join("Dockerfile")).unwrap();
+    let version = |image: &str| {
+        let (_, rest) = dockerfile.split_once(&format!("FROM {image}:")).expect(image);
+        rest.split(['-', ' ']).next().unwrap().to_owned()
+    };
+    let prometheus = version("prom/prometheus");
+    let rust = format!("rust:{}-", version("rust"));
+    let node_exporter = Regex::new(r"prom/node-exporter:\S+").unwrap();
+    let compose = fs::read_to_string(Path::new(ROOT).join("docker-compose.yml")).unwrap();
+    let node_exporter = node_exporter.find(&compose).unwrap().as_str().to_owned();
+    for (path, text) in [
+        ("examples/often-offline/Dockerfile", format!("prom/prometheus:{prometheus}")),
+        ("examples/kubernetes/plain/kustomization.yaml", format!("newTag: {prometheus}")),
+        ("examples/kubernetes/operator/prometheus.yaml", format!("version: {prometheus}")),
+        ("examples/kubernetes/operator-sharded/prometheus.yaml", format!("version: {prometheus}")),
+        ("docs/stack.md", format!("| Prometheus | {},", &prometheus[1..])),
+        ("docs/stack.md", format!("| Alertmanager | {} |", &version("prom/alertmanager")[1..])),
+        ("docs/stack.md", format!("| Grafana | {},", version("grafana/grafana"))),
+        ("docs/stack.md", format!("| node_exporter | {} |", node_exporter.rsplit('v').next().unwrap())),
+        (".github/workflows/ci.yml", rust.clone()),
+        (".github/workflows/release.yml", rust.clone()),
+        ("docs/dev/arm.md", rust),
+        ("examples/often-offline/docker-compose.yml", node_exporter.clone()),
+        ("examples/thingy/docker-compose.yml", node_exporter.clone()),
+        ("examples/thingy/full/docker-compose.yml", node_exporter.clone()),
+        ("docs/exporters.md", node_exporter.clone()),
+        ("README.md", node_exporter),
+    ] {
+        let found = fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
+        assert!(found.contains(&text), "{path} lacks {text:?}");
+    }
+}
