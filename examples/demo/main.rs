@@ -1,4 +1,4 @@
-//! A simulated balenaCloud with 25 devices, the real sidecar and tunnel beside it, and Prometheus if it is installed.
+//! A simulated balenaCloud with 25 devices, one of which fails, the real sidecar and tunnel beside it, and Prometheus if it is installed.
 //! Run it with `cargo run --example demo`. Nothing leaves this machine.
 
 #[path = "../../tests/support"]
@@ -17,6 +17,7 @@ pub mod support {
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -43,6 +44,10 @@ const VPN_PORT: u16 = 3128;
 const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Without a new line for this time, the log of the start is complete.
 const LOG_PAUSE: Duration = Duration::from_millis(300);
+/// The device whose exporter does not run.
+const BROKEN: &str = "freezer-01";
+/// Nobody listens there: only root could.
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -58,7 +63,9 @@ fn main() -> ExitCode {
         eprintln!("usage: cargo run --example demo [-- --seconds N | -- --serve]");
         return ExitCode::from(2);
     };
-    println!("demo: a simulated balenaCloud with 25 devices, an exporter on each, and the real baletheus beside it");
+    println!(
+        "demo: a simulated balenaCloud with 25 devices, and the real baletheus beside it. The exporter of {BROKEN} does not run"
+    );
     // Built with the example, so that the dependencies keep the features that they were built with.
     let build = tools::cargo("build").args(["--quiet", "--bin", "baletheus", "--example", "demo"]).status();
     if !build.is_ok_and(|status| status.success()) {
@@ -74,6 +81,7 @@ fn serve() -> ExitCode {
     let cloud = Arc::new(Cloud::start_at(([0, 0, 0, 0], API_PORT).into(), demo_fleet()));
     declare_exporters(&cloud);
     let exporters = Exporters::start_at(([0, 0, 0, 0], VPN_PORT).into(), &cloud);
+    break_one(&cloud, &exporters);
     println!("demo: a simulated balenaCloud with 25 devices, at ports {API_PORT} (API) and {VPN_PORT} (VPN proxy)");
     for step in 0.. {
         if signals.recv_timeout(SERVE_PACE) != Err(RecvTimeoutError::Timeout) {
@@ -87,12 +95,19 @@ fn serve() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// So that there is something to find.
+fn break_one(cloud: &Cloud, exporters: &Exporters) {
+    let uuid = cloud.change(|devices| find(devices, BROKEN)["uuid"].as_str().unwrap_or_default().to_owned());
+    exporters.forward(&uuid, NOBODY);
+}
+
 fn run(length: Duration) -> ExitCode {
     let start = Instant::now();
     let signals = signals();
     let cloud = Arc::new(Cloud::start(demo_fleet()));
     declare_exporters(&cloud);
     let exporters = Exporters::start(&cloud);
+    break_one(&cloud, &exporters);
     let sidecar = Sidecar::of(tools::built().join("baletheus"), &cloud).env("REFRESH_RATE", "2s");
     let sidecar = sidecar.env("EXPORTERS", "none").env("OWN_TAGS", "all").env("LISTEN_ADDRESS", "127.0.0.1:0");
     let sidecar = sidecar.env("DEVICE_REFRESH_RATE", "2s").env("DEVICE_METRICS", "true");

@@ -6,7 +6,7 @@ use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::unreachable_hint;
 
 const NO_EXPORTER: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
-    set --exporter (EXPORTERS=node:80 for the example of version 0.1)";
+    set --exporter (EXPORTERS), such as node:9100";
 const OWN_LOG: &str = "the exporter's own log may tell more";
 /// What to do about a device that is offline.
 pub const OFFLINE: &str = "offline devices do not count as failures; check its power and network";
