@@ -176,17 +176,11 @@ impl Source for Client {
         #[derive(Deserialize)]
         struct Whoami {
             #[serde(rename = "actorType")]
-            kind: String,
+            actor: Actor,
         }
         let limit = WHOAMI_TIMEOUT.min(self.timeout().saturating_sub(spent));
         let answer = self.get_within("/actor/v1/whoami", None, limit)?;
         let Fetched::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
-        let kind = serde_json::from_slice(&body).map_or(String::new(), |Whoami { kind }| kind);
-        Ok(match kind.as_str() {
-            "user" => Actor::User,
-            "device" => Actor::Device,
-            "application" => Actor::Application,
-            _ => Actor::Unknown,
-        })
+        Ok(serde_json::from_slice(&body).map_or(Actor::Unknown, |Whoami { actor }| actor))
     }
 }

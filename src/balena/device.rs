@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer};
@@ -77,7 +78,7 @@ pub struct Device<'a> {
     pub fleet: Option<Fleet<'a>>,
     /// The release that runs; none on a new device.
     #[serde(rename = "is_running__release", default, deserialize_with = "one")]
-    pub release: Option<RunningRelease<'a>>,
+    pub release: Option<Release<'a>>,
     /// The device's own tags, in no order.
     #[serde(rename = "device_tag")]
     tags: Option<Vec<Tag<'a>>>,
@@ -119,16 +120,23 @@ pub struct Organization<'a> {
     pub handle: Option<Text<'a>>,
 }
 
-/// A release of a fleet's code.
+/// A release of a fleet's code, of the OS or of the supervisor, as far as it is asked for.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-pub struct RunningRelease<'a> {
+pub struct Release<'a> {
     /// Database id.
     pub id: Option<u64>,
     /// Its commit hash.
     pub commit: Option<Text<'a>>,
     /// Its version, `1.2.3-rc.1`.
     pub raw_version: Option<Text<'a>>,
+}
+
+impl Release<'_> {
+    /// Its id, in half the space.
+    pub fn short_id(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.id?)
+    }
 }
 
 /// A tag of a device or of a fleet.

@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::device::{self, Text, one, up_to};
+use super::device::{self, Fleet, Text, one, up_to};
 
 /// The most services of a release that are read.
 const MAX_SERVICES: usize = 200;
@@ -50,15 +50,9 @@ struct Record<'a> {
     id: u64,
     raw_version: Option<Text<'a>>,
     #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
-    fleet: Option<FleetRecord<'a>>,
+    fleet: Option<Fleet<'a>>,
     #[serde(rename = "release_image")]
     images: Option<Vec<ReleaseImage<'a>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "'de: 'a"))]
-struct FleetRecord<'a> {
-    slug: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::failure::Failure;
 use super::query::Request;
 
@@ -45,7 +47,8 @@ pub trait Source {
 }
 
 /// Whose key it is, by `GET /actor/v1/whoami`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// A user's, as a named API key is.
     User,
@@ -54,5 +57,6 @@ pub enum Actor {
     /// A provisioning key, which cannot read devices.
     Application,
     /// Anything else.
+    #[serde(other)]
     Unknown,
 }

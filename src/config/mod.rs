@@ -19,14 +19,15 @@ use crate::discovery::labels::{LABELS, LabelSet};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::proxy::Proxies;
+use crate::net::server::addresses;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, state, status, tunnel};
 pub use command::{command, completed, mistake};
 pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
-    address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, listen_addresses,
-    log_filter, mode, plain_labels, sd_file, session_token, unencrypted,
+    address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, log_filter, mode,
+    plain_labels, sd_file, session_token, unencrypted,
 };
 use sources::Sources;
 pub use sources::misspelt;
@@ -126,7 +127,7 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
             warnings,
             url,
             sd_file: sd_file(from),
-            listen: from.list("TUNNEL_LISTEN_ADDRESS", listen_addresses),
+            listen: from.list("TUNNEL_LISTEN_ADDRESS", addresses),
             guard: guard(from, "TUNNEL_LISTEN_ADDRESS"),
             log: log(from),
         }
@@ -195,7 +196,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
 
 fn endpoint(from: &mut Sources, api: Option<&str>) -> status::Settings {
     status::Settings {
-        listen: from.list("listen", listen_addresses),
+        listen: from.list("listen", addresses),
         guard: guard(from, "listen"),
         watch: state::watching::Settings {
             interval: from.one("device-refresh", interval),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use hyper::Uri;
@@ -30,10 +30,6 @@ const TRUSTED: &[u8] = b"BEGIN TRUSTED CERTIFICATE";
 pub(super) fn log_filter(text: &str) -> Result<String, BadValue> {
     env_filter::Builder::new().try_parse(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
-}
-
-pub(super) fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
-    net::server::addresses(text)
 }
 
 /// Who may ask the status endpoint or the tunnel, which listens at the address of this option. The host in the address is an allowed
@@ -158,22 +154,15 @@ pub(super) fn api_url(text: &str) -> Result<Uri, BadValue> {
 }
 
 /// A plain http or https URL without a path.
-pub(super) fn base_url(text: &str) -> Result<Url, BadValue> {
+pub(super) fn base_uri(text: &str) -> Result<Uri, BadValue> {
     let url = Url::parse(text.trim()).map_err(|_| "not a whole URL")?;
     let bare = [url.query(), url.fragment(), url.password()] == [None; 3] && url.username().is_empty();
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !bare {
-        return Err("not a plain http or https URL".into());
+    let uri = url.as_str().parse().ok().filter(|_| matches!(url.scheme(), "http" | "https") && url.has_host() && bare);
+    let uri = uri.ok_or("not a plain http or https URL")?;
+    match url.path() {
+        "/" => Ok(uri),
+        _ => Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()).into()),
     }
-    if url.path() == "/" {
-        Ok(url)
-    } else {
-        Err(format!("a path does not belong there; write {}", url.origin().ascii_serialization()).into())
-    }
-}
-
-/// A [`base_url`], as hyper takes it.
-pub(super) fn base_uri(text: &str) -> Result<Uri, BadValue> {
-    base_url(text)?.as_str().parse().map_err(|_| "not a plain http or https URL".into())
 }
 
 /// A warning, if the key would go over the network in clear.

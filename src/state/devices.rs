@@ -1,6 +1,7 @@
 //! The devices of the list, each with what is known of it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::installs::{NotRunning, Running, Services};
 use super::records::{Pages, Record};
@@ -21,10 +22,14 @@ pub struct List {
 pub struct Known {
     /// What balenaCloud sees.
     pub states: Pages<State>,
+    /// When that was read last.
+    pub states_read: Option<SystemTime>,
     /// What their supervisors report.
     pub reports: Pages<Report>,
     /// What runs on them; none where the API did not say it the last time that it was asked.
     pub installs: Option<Installs>,
+    /// When that was read last.
+    pub installs_read: Option<SystemTime>,
 }
 
 /// What runs on the devices.

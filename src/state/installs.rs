@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::records::Record;
-use super::reported::{ReleaseId, State};
+use super::reported::State;
 use super::shared::{Image, Shared};
 use crate::balena::Listing;
-use crate::balena::device::{Text, one};
+use crate::balena::device::{Release, Text, one};
 use crate::balena::query::StateFields;
 use crate::balena::release::ImageOfService;
 use crate::discovery::declared::Declared;
@@ -62,7 +62,7 @@ struct NotRunningRecord<'a> {
     #[serde(default, deserialize_with = "one")]
     installs__image: Option<ImageOfService<'a>>,
     #[serde(default, deserialize_with = "one")]
-    is_provided_by__release: Option<ReleaseId>,
+    is_provided_by__release: Option<Release<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -93,7 +93,7 @@ impl Record for NotRunning {
         Ok(NotRunning {
             id: record.id,
             device: record.device.id.get(),
-            image: Image { id: image_id, release: release.map(|release| release.id) },
+            image: Image { id: image_id, release: release.and_then(|release| release.short_id()) },
             service: service.map(|name| shared.word(&name)),
             status: shared.word(&record.status),
             progress: record.download_progress,

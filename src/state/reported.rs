@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::records::Record;
 use super::shared::Shared;
 use crate::balena::Listing;
-use crate::balena::device::{Text, one};
+use crate::balena::device::{Release, Text, one};
 use crate::balena::query::StateFields;
 
 /// What the supervisors report.
@@ -97,26 +97,6 @@ impl Moment {
     }
 }
 
-/// A release, of which only the id is asked for.
-#[derive(Deserialize)]
-pub struct ReleaseId {
-    /// Its id.
-    pub id: NonZeroU64,
-}
-
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "'de: 'a"))]
-struct TargetRelease<'a> {
-    id: NonZeroU64,
-    raw_version: Option<Text<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "'de: 'a"))]
-struct Version<'a> {
-    raw_version: Option<Text<'a>>,
-}
-
 /// Each field may be null, and is missing where it was not asked for.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
@@ -132,13 +112,13 @@ struct StateRecord<'a> {
     os_version: Option<Text<'a>>,
     supervisor_version: Option<Text<'a>>,
     #[serde(default, deserialize_with = "one")]
-    is_running__release: Option<ReleaseId>,
+    is_running__release: Option<Release<'a>>,
     #[serde(default, deserialize_with = "one")]
-    should_be_running__release: Option<TargetRelease<'a>>,
+    should_be_running__release: Option<Release<'a>>,
     #[serde(default, deserialize_with = "one")]
-    should_be_operated_by__release: Option<Version<'a>>,
+    should_be_operated_by__release: Option<Release<'a>>,
     #[serde(default, deserialize_with = "one")]
-    should_be_managed_by__release: Option<Version<'a>>,
+    should_be_managed_by__release: Option<Release<'a>>,
 }
 
 impl Record for State {
@@ -155,8 +135,8 @@ impl Record for State {
             online: record.is_connected_to_vpn,
             since: moment(&record.last_vpn_event),
             heartbeat: record.api_heartbeat_state.map(|state| shared.word(&state)),
-            running: record.is_running__release.map(|release| release.id),
-            target: target.as_ref().map(|release| release.id),
+            running: record.is_running__release.and_then(|release| release.short_id()),
+            target: target.as_ref().and_then(Release::short_id),
             target_version: target.and_then(|release| release.raw_version).map(|version| shared.word(&version)),
             update: record.update_status.map(|status| shared.word(&status)),
             update_since: moment(&record.last_update_status_event),
@@ -209,7 +189,7 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
 
 /// Whether the version that should run is newer than the one that runs, as in `6.10.30` and `balenaOS 6.1.24`: an update of the OS can
 /// bring a newer supervisor than the device was assigned.
-fn is_newer(should: Option<Version>, runs: Option<Text>) -> Option<bool> {
+fn is_newer(should: Option<Release>, runs: Option<Text>) -> Option<bool> {
     let (should, runs) = (should?.raw_version?, runs?);
     let runs = runs.split_whitespace().next_back()?;
     let numbers = |version: &str| -> Vec<u64> {

@@ -3,13 +3,13 @@
 //! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect discovery.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 
 use super::devices::{Installs, Known};
 use super::installs::{NotRunning, Running};
-use super::records::{Pages, Records};
+use super::records::Records;
 use super::reported::{Report, State};
 use crate::backoff::Backoff;
 use crate::balena::query::{self, StateFields};
@@ -38,24 +38,14 @@ pub struct Settings {
     pub reports: bool,
 }
 
-/// What a request has brought.
-pub enum News {
-    /// The state of all devices.
-    States(Pages<State>),
-    /// What the supervisors of all devices report.
-    Reports(Pages<Report>),
-    /// What runs on all devices; none where the API does not say it.
-    Installs(Option<Installs>),
-}
-
-/// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets each as
-/// soon as it is known: a failure of one does not affect the others. It asks for nothing while `is_limited`: discovery goes first.
+/// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets what is known
+/// as soon as a part of it is new: a failure of one does not affect the others. It asks for nothing while `is_limited`: discovery goes first.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub fn watch(
     client: &Client, settings: Settings, is_limited: impl Fn() -> bool + Send + 'static,
-    publish: impl Fn(News) + Send + 'static,
+    publish: impl Fn(&Known) + Send + 'static,
 ) -> Result<(), NoThread> {
     let interval = settings.interval;
     let mut states = States::new(client);
@@ -65,6 +55,7 @@ pub fn watch(
     let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
     let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
     let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
+    let mut known = Known::default();
     let run = move || {
         loop {
             if is_limited() {
@@ -72,16 +63,23 @@ pub fn watch(
                 continue;
             }
             if state_turn.ended(states.refresh()).is_some() {
-                publish(News::States(states.records.pages()));
+                (known.states, known.states_read) = (states.records.pages(), Some(SystemTime::now()));
+                publish(&known);
             }
             let answers = state_turn.others_may_succeed;
             if !answers {
-                publish(News::Installs(None));
+                known.installs = None;
+                publish(&known);
             } else if settings.services && service_turn.is_due() {
-                publish(News::Installs(service_turn.ended(services.refresh())));
+                known.installs = service_turn.ended(services.refresh());
+                if known.installs.is_some() {
+                    known.installs_read = Some(SystemTime::now());
+                }
+                publish(&known);
             }
             if answers && settings.reports && report_turn.is_due() && report_turn.ended(reports.refresh()).is_some() {
-                publish(News::Reports(reports.pages()));
+                known.reports = reports.pages();
+                publish(&known);
             }
             thread::sleep(state_turn.wait);
         }

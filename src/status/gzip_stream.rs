@@ -61,23 +61,14 @@ pub fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> 
     reply::<Content>(status, kind, Either::Left(Full::new(body.into())))
 }
 
-/// `gzip` by name decides, and else `*`; a quality of 0 is a refusal.
+/// Whether gzip is named, and not with a quality of 0.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
-    let codings: Vec<_> = lines.flat_map(|line| line.split(',')).map(coding).collect();
-    let quality = |names: &[&str]| {
-        let named = codings.iter().filter(|(name, _)| names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted)));
-        named.map(|(_, quality)| *quality).reduce(f32::max)
-    };
-    quality(&["gzip", "x-gzip"]).or_else(|| quality(&["*"])).is_some_and(|quality| quality > 0.0)
-}
-
-/// The name of a coding and its quality.
-fn coding(text: &str) -> (&str, f32) {
-    let mut parts = text.split(';').map(str::trim);
-    let name = parts.next().unwrap_or_default();
-    let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
-    (name, quality.map_or(1.0, |(_, value)| value.trim().parse().unwrap_or(0.0)))
+    lines.flat_map(|line| line.split(',')).any(|coding| {
+        let (name, quality) = coding.split_once(';').unwrap_or((coding, ""));
+        let quality = quality.trim().strip_prefix("q=").and_then(|quality| quality.parse().ok());
+        name.trim().eq_ignore_ascii_case("gzip") && quality != Some(0.0)
+    })
 }
 
 impl Stream {

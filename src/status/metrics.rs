@@ -12,6 +12,7 @@ use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
 use crate::discovery::quiet::QuietTimes;
 use crate::registry::Registry;
+use crate::state::devices::Known;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
@@ -83,7 +84,7 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         match outcome {
             Ok(published) => {
-                self.last.set(now());
+                self.last.set(seconds(SystemTime::now()));
                 self.held_back.set(f64::from(u8::from(*published == Published::HeldBack)));
                 self.writes.inc_by(u64::from(*published == Published::Written));
             }
@@ -94,14 +95,10 @@ impl Metrics {
         }
     }
 
-    /// The state of the devices is known as of now.
-    pub fn states_known(&self) {
-        self.last_state.set(now());
-    }
-
-    /// It is known as of now what runs on the devices.
-    pub fn services_known(&self) {
-        self.last_services.set(now());
+    /// Shows when the state of the devices and their services were read last.
+    pub fn known(&self, known: &Known) {
+        self.last_state.set(known.states_read.map_or(0.0, seconds));
+        self.last_services.set(known.installs_read.map_or(0.0, seconds));
     }
 
     /// Shows what the API lists now.
@@ -132,8 +129,9 @@ impl Metrics {
     }
 }
 
-fn now() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+/// A moment in seconds since 1970.
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[allow(clippy::cast_precision_loss)] // there are not so many devices

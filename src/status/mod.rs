@@ -24,7 +24,7 @@ use crate::net::cannot_start::CannotStart;
 use crate::net::guard::Guard;
 use crate::net::{server, threads};
 use crate::state::devices::{Known, List};
-use crate::state::watching::{self, News};
+use crate::state::watching;
 use gzip_stream::Packing;
 use metrics::Metrics;
 
@@ -62,8 +62,6 @@ struct Shown {
     stored: Option<Stored>,
     /// What is known of the devices.
     known: Known,
-    /// When the state of the devices was known last.
-    states_read: Option<SystemTime>,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
     /// When the list was last equal to that of the API.
@@ -110,7 +108,7 @@ impl Status {
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
         let limited = status.clone();
-        watching::watch(client, settings.watch, move || limited.is_limited(), move |news| shown.learn(news))?;
+        watching::watch(client, settings.watch, move || limited.is_limited(), move |known| shown.learn(known))?;
         Ok(status)
     }
 
@@ -119,21 +117,9 @@ impl Status {
         self.shown().trouble.as_ref().is_some_and(|trouble| trouble.is_limited)
     }
 
-    fn learn(&self, news: News) {
-        let mut shown = self.shown();
-        match news {
-            News::States(states) => {
-                self.metrics.states_known();
-                (shown.known.states, shown.states_read) = (states, Some(SystemTime::now()));
-            }
-            News::Reports(reports) => shown.known.reports = reports,
-            News::Installs(installs) => {
-                if installs.is_some() {
-                    self.metrics.services_known();
-                }
-                shown.known.installs = installs;
-            }
-        }
+    fn learn(&self, known: &Known) {
+        self.metrics.known(known);
+        self.shown().known = known.clone();
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {

@@ -105,7 +105,7 @@ impl Status {
             }
             Some(_) => {}
         }
-        let age = now.duration_since(shown.states_read.unwrap_or(self.started)).unwrap_or_default();
+        let age = now.duration_since(shown.known.states_read.unwrap_or(self.started)).unwrap_or_default();
         if age > 3 * self.device_refresh.max(MIN_STATE_AGE) {
             let age = about(age);
             problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
