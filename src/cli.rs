@@ -148,7 +148,7 @@ fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
     }
 }
 
-fn discover(config: config::Discovery) -> Result<ExitCode, CannotStart> {
+fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> {
     logging::init(&config.log);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     let interval = config.refresh;
@@ -211,7 +211,7 @@ fn lock(file: &mut TargetFile, clock: &mut Wakeups) -> io::Result<bool> {
 }
 
 /// One line about what is going to happen, and the warnings about the options.
-fn log_start(config: &config::Discovery, list: &str) {
+fn log_start(config: &config::DiscoverySettings, list: &str) {
     let version = env!("CARGO_PKG_VERSION");
     let api = &config.api.url;
     let address = config.rules.address.as_str();

@@ -2,23 +2,27 @@
 
 use std::error::Error;
 use std::io::{self, Read};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::read::MultiGzDecoder;
-use reqwest::blocking::Response;
+use reqwest::blocking::{Client, ClientBuilder, Response};
 use reqwest::header::{
     ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, HeaderMap,
     HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
-use reqwest::{StatusCode, Url};
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, StatusCode, Url};
 
-use super::client::Client;
 use super::failure::{Failure, Reason};
-use super::source::Fetched;
+use super::source::{Api, Fetched};
 use crate::backoff;
 use crate::memory;
-use crate::net::connector::trust_hint;
-use crate::net::threads::NoThread;
+use crate::net::cannot_start::CannotStart;
+use crate::net::connector::{no_client, trust_hint};
+use crate::net::proxy::Proxy;
+use crate::net::threads::{NoThread, Resolver};
+use crate::net::{CONNECT_SHARE, USER_AGENT};
 use crate::secret::Secret;
 use crate::text::causes;
 
@@ -33,14 +37,56 @@ const EXCERPT_SIZE: u64 = 800;
 /// An answer that a cache has kept for longer, in seconds, is not the state of now.
 const MAX_AGE: u64 = 3600;
 
-/// The largest answer, unpacked, in bytes.
-pub fn max_size() -> u64 {
-    memory::limit().map_or(MAX_SIZE, |limit| (limit / ANSWERS_IN_MEMORY).clamp(MIN_SIZE, MAX_SIZE))
+/// Sends requests, and reads their answers. Clones share what it keeps.
+#[derive(Clone)]
+pub struct Connection {
+    http: Client,
+    /// How the API is reached.
+    pub api: Api,
+    /// The largest answer, unpacked, in bytes.
+    max_size: u64,
+    /// Whether a cache that answers in the API's place was reported.
+    warned_of_age: Arc<Once>,
 }
 
-impl Client {
+impl Connection {
+    /// Sends no request.
+    ///
+    /// # Errors
+    /// The platform's root certificates cannot be used, or a thread cannot be started.
+    pub fn new(api: Api) -> Result<Self, CannotStart> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
+        // All requests go to one host, so its proxy is found once.
+        let proxy = api
+            .proxy()
+            .as_ref()
+            .map(Proxy::for_reqwest)
+            .transpose()
+            .map_err(|error| no_client(&error.without_url()))?;
+        let http = proxy
+            .into_iter()
+            .fold(Client::builder().no_proxy(), ClientBuilder::proxy)
+            .user_agent(USER_AGENT)
+            // A redirect must not carry the key to another host.
+            .redirect(Policy::none())
+            // The server closes idle connections after 5 s.
+            .pool_idle_timeout(Duration::from_secs(4))
+            // One for discovery and one for the state of the devices, which ask at the same time.
+            .pool_max_idle_per_host(2)
+            // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last address
+            // still has its time.
+            .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
+            .dns_resolver(Arc::new(Resolver::new()))
+            .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
+            .build()
+            .map_err(|error| no_client(&error))?;
+        let in_memory = |limit: u64| (limit / ANSWERS_IN_MEMORY).clamp(MIN_SIZE, MAX_SIZE);
+        let max_size = memory::limit().map_or(MAX_SIZE, in_memory);
+        Ok(Connection { http, api, max_size, warned_of_age: Arc::new(Once::new()) })
+    }
+
     /// Sends a request, and reads its answer within this time.
-    pub(super) fn exchange(
+    pub fn exchange(
         &self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration,
     ) -> Result<Fetched, Failure> {
         let response = self.send(key, path, etag, limit)?;
@@ -50,7 +96,7 @@ impl Client {
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(Fetched::Unchanged),
             StatusCode::OK => Ok(match self.body(response, limit)? {
                 Some(body) => {
-                    let room = self.max_answer / (body.len() as u64).max(1);
+                    let room = self.max_size / (body.len() as u64).max(1);
                     Fetched::Body { etag: new_etag, body, room: usize::try_from(room).unwrap_or(usize::MAX) }
                 }
                 None => Fetched::TooLarge { etag: new_etag },
@@ -105,8 +151,8 @@ impl Client {
             let why = format!("answers in the coding {coding:?}, which was not asked for: does a proxy change it?");
             Failure::new(Reason::BadAnswer, format!("{} {why}", self.api.url))
         })?;
-        match unpacked.take(self.max_answer + 1).read_to_end(&mut body) {
-            Ok(_) => Ok((body.len() as u64 <= self.max_answer).then_some(body)),
+        match unpacked.take(self.max_size + 1).read_to_end(&mut body) {
+            Ok(_) => Ok((body.len() as u64 <= self.max_size).then_some(body)),
             Err(error) => Err(match error.downcast::<reqwest::Error>() {
                 Ok(error) => self.broken(error, limit),
                 Err(error) => {

@@ -12,7 +12,7 @@ pub mod release;
 pub mod selection;
 mod source;
 
-pub use client::{Api, Client, NO_ANSWER};
+pub use client::{Client, NO_ANSWER};
 pub use failure::{Failure, Reason};
 pub use query::{Listing, Request};
-pub use source::{Actor, Fetched, Source};
+pub use source::{Actor, Api, Fetched, Source};

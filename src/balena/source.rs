@@ -1,11 +1,36 @@
-//! What answers requests, and what its answers are.
+//! What answers requests, how the API is reached, and what its answers are.
 
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
 use super::failure::Failure;
 use super::query::Request;
+use crate::key::KeySource;
+use crate::net::proxy::{Proxies, Proxy};
+
+/// How the API is reached.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Base URL without a trailing slash.
+    pub url: String,
+    /// The key.
+    pub key: KeySource,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
+    /// Root certificates beside the platform's.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// For a whole answer with its body.
+    pub timeout: Duration,
+}
+
+impl Api {
+    /// The proxy on the way to it.
+    pub fn proxy(&self) -> Option<Proxy> {
+        self.proxies.find(&self.url.parse().ok()?)
+    }
+}
 
 /// What the API answers to a conditional request.
 #[derive(Debug)]
