@@ -39,7 +39,7 @@ const MAX_AGE: u64 = 3600;
 
 /// Sends requests, and reads their answers. Clones share what it keeps.
 #[derive(Clone)]
-pub struct Connection {
+pub struct ApiConnection {
     http: Client,
     /// How the API is reached.
     pub api: Api,
@@ -49,7 +49,7 @@ pub struct Connection {
     warned_of_age: Arc<Once>,
 }
 
-impl Connection {
+impl ApiConnection {
     /// Sends no request.
     ///
     /// # Errors
@@ -82,13 +82,11 @@ impl Connection {
             .map_err(|error| no_client(&error))?;
         let in_memory = |limit: u64| (limit / ANSWERS_IN_MEMORY).clamp(MIN_SIZE, MAX_SIZE);
         let max_size = memory::limit().map_or(MAX_SIZE, in_memory);
-        Ok(Connection { http, api, max_size, warned_of_age: Arc::new(Once::new()) })
+        Ok(ApiConnection { http, api, max_size, warned_of_age: Arc::new(Once::new()) })
     }
 
     /// Sends a request, and reads its answer within this time.
-    pub fn exchange(
-        &self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration,
-    ) -> Result<Fetched, Failure> {
+    pub fn exchange(&self, key: &Secret, path: &str, etag: Option<&str>, limit: Duration) -> Result<Fetched, Failure> {
         let response = self.send(key, path, etag, limit)?;
         let new_etag = header(response.headers(), &ETAG);
         self.warn_about_age(response.headers());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounterVec;
 use serde::Deserialize;
 
-use super::answer::Connection;
+use super::answer::ApiConnection;
 use super::failure::{Failure, Reason};
 use super::query::{Query, Request};
 use super::source::{Actor, Api, Fetched, Source};
@@ -21,7 +21,7 @@ const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client of the balena API, version 7. Clones share the connection, the key and the counts.
 #[derive(Clone)]
 pub struct Client {
-    connection: Connection,
+    connection: ApiConnection,
     query: Query,
     requests: Option<IntCounterVec>,
     liveness: Option<Arc<Liveness>>,
@@ -33,7 +33,7 @@ impl Client {
     /// # Errors
     /// The platform's root certificates cannot be used, or a thread cannot be started.
     pub fn new(api: Api, query: Query) -> Result<Self, CannotStart> {
-        Ok(Client { connection: Connection::new(api)?, query, requests: None, liveness: None })
+        Ok(Client { connection: ApiConnection::new(api)?, query, requests: None, liveness: None })
     }
 
     /// The API's base URL.

@@ -199,11 +199,11 @@ pub fn up_to(length: usize, text: &str) -> &str {
 /// The body is not a page.
 pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     #[derive(Deserialize)]
-    struct Page<'a> {
+    struct Body<'a> {
         #[serde(borrow)]
         d: Vec<&'a RawValue>,
     }
-    serde_json::from_slice(body).map(|page: Page| page.d)
+    serde_json::from_slice(body).map(|body: Body| body.d)
 }
 
 /// Reads a record. If a key is there twice, the last value counts.

@@ -264,7 +264,7 @@ impl<T> Pages<T> {
 /// when the page was read, a record that comes later is found only once the page itself changes.
 fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
     #[derive(Deserialize)]
-    struct Record {
+    struct WithoutRest {
         id: Option<u64>,
     }
     let request = Request::NextId(list.listing(), highest);
@@ -272,7 +272,7 @@ fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
         return Err(list.invalid(&format!("the id that follows {highest} is too large")));
     };
     let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;
-    let ids = records.iter().filter_map(|raw| serde_json::from_str::<Record>(raw.get()).ok()?.id);
+    let ids = records.iter().filter_map(|raw| serde_json::from_str::<WithoutRest>(raw.get()).ok()?.id);
     // A server that does not know filters sends what it has sent before.
     Ok(ids.max().is_some_and(|id| id > highest))
 }

@@ -20,7 +20,7 @@ const MAX_LABEL_SIZE: usize = 1200;
 
 /// A release with the labels of its services.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Release {
+pub struct ReleaseServices {
     /// Database id.
     pub id: u64,
     /// Its version, `1.2.3`; empty if it has none.
@@ -46,7 +46,7 @@ pub struct Service {
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-struct Record<'a> {
+struct ReleaseRecord<'a> {
     id: u64,
     raw_version: Option<Text<'a>>,
     #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
@@ -61,7 +61,7 @@ struct ReleaseImage<'a> {
     #[serde(default, deserialize_with = "one")]
     image: Option<ImageOfService<'a>>,
     #[serde(rename = "image_label")]
-    labels: Option<Vec<Label<'a>>>,
+    labels: Option<Vec<LabelRecord<'a>>>,
 }
 
 /// An image, as the API describes it, with its service.
@@ -82,12 +82,12 @@ pub struct ServiceRecord<'a> {
     /// Its name in `docker-compose.yml`.
     pub service_name: Option<Text<'a>>,
     #[serde(rename = "service_label")]
-    overrides: Option<Vec<Label<'a>>>,
+    overrides: Option<Vec<LabelRecord<'a>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-struct Label<'a> {
+struct LabelRecord<'a> {
     label_name: Option<Text<'a>>,
     value: Option<Text<'a>>,
 }
@@ -96,8 +96,8 @@ struct Label<'a> {
 ///
 /// # Errors
 /// The record cannot be used. An incomplete release must not be used either: it would drop targets.
-pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
-    let record: Record = device::read(raw)?;
+pub fn parse(raw: &RawValue) -> Result<ReleaseServices, serde_json::Error> {
+    let record: ReleaseRecord = device::read(raw)?;
     let text = |text: Option<&Text>| text.map(|text| text.to_string()).unwrap_or_default();
     let images = record.images.unwrap_or_default();
     let mut problems = Vec::new();
@@ -105,7 +105,7 @@ pub fn parse(raw: &RawValue) -> Result<Release, serde_json::Error> {
         problems.push(format!("it has {} services; the first {MAX_SERVICES} are read", images.len()));
     }
     let services = images.iter().take(MAX_SERVICES).filter_map(|image| service(image, &mut problems)).collect();
-    Ok(Release {
+    Ok(ReleaseServices {
         id: record.id,
         version: text(record.raw_version.as_ref()),
         fleet: text(record.fleet.as_ref().and_then(|fleet| fleet.slug.as_ref())),
@@ -130,7 +130,7 @@ fn service(image: &ReleaseImage, problems: &mut Vec<String>) -> Option<Service> 
         if source.len() > MAX_LABELS {
             problems.push(format!("service {name} has {} labels; the first {MAX_LABELS} are read", source.len()));
         }
-        for Label { label_name, value } in source.iter().take(MAX_LABELS) {
+        for LabelRecord { label_name, value } in source.iter().take(MAX_LABELS) {
             let Some(label) = label_name.as_deref() else { continue };
             // A label without a value is there, and empty.
             let value = value.as_deref().unwrap_or_default();

@@ -28,7 +28,7 @@ use crate::logging;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
-use crate::state::devices::{Device, Devices, Known, List};
+use crate::state::devices::{DeviceList, FleetState, ListedDevice, ListedDevices};
 use crate::state::installs::NotRunning;
 use crate::state::watching;
 use crate::text::count;
@@ -103,8 +103,9 @@ pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
         }
         return Ok(false);
     }
-    let known = if form == Form::Json { services(&client) } else { Known::default() };
-    let mut devices = Devices::new(List { version: 0, pages: list.pages().cloned().collect() }.into(), known);
+    let known = if form == Form::Json { services(&client) } else { FleetState::default() };
+    let mut devices =
+        ListedDevices::new(DeviceList { version: 0, pages: list.pages().cloned().collect() }.into(), known);
     let mut rows = Vec::new();
     while let Some(device) = devices.next() {
         if name.as_deref().is_none_or(|name| is_named(device.entry, name)) {
@@ -178,15 +179,15 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
 }
 
 /// What runs on the devices; nothing where the API does not say it, which the log has.
-fn services(client: &Client) -> Known {
+fn services(client: &Client) -> FleetState {
     watching::once(client).unwrap_or_else(|failure| {
         log::warn!("cannot read the services of the devices: {failure}");
-        Known::default()
+        FleetState::default()
     })
 }
 
 /// A row for each target of a device, or for the device if it is left out. No target has been tried yet.
-fn rows(device: &Device) -> Vec<Row> {
+fn rows(device: &ListedDevice) -> Vec<Row> {
     let entry = device.entry;
     let services = device.services.as_ref().filter(|services| services.are_reported());
     let stopped = |install: &NotRunning| Stopped {

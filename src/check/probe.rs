@@ -42,7 +42,7 @@ pub struct Prober {
 
 /// A scrape that succeeded.
 #[derive(Clone, Copy, Debug)]
-pub struct Scrape {
+pub struct ProbeSuccess {
     /// Samples in it.
     pub samples: usize,
     /// Whether it is of a `node_exporter` before 0.16, whose names the dashboards do not know.
@@ -53,18 +53,18 @@ pub struct Scrape {
 
 impl Prober {
     /// Asks for the metrics at this URL.
-    pub async fn probe(&self, url: &str) -> Result<Scrape, ScrapeError> {
+    pub async fn probe(&self, url: &str) -> Result<ProbeSuccess, ScrapeError> {
         let start = Instant::now();
         let late =
             |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
         let metrics = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
         let outdated = metrics.old_cpu && !metrics.new_cpu;
-        Ok(Scrape { samples: metrics.samples, outdated, duration: start.elapsed() })
+        Ok(ProbeSuccess { samples: metrics.samples, outdated, duration: start.elapsed() })
     }
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
     /// request goes.
-    async fn follow(&self, url: &str) -> Result<Metrics, ScrapeError> {
+    async fn follow(&self, url: &str) -> Result<SampleCounter, ScrapeError> {
         let no_url = |what: &str| ScrapeError::new(ScrapeReason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
@@ -124,7 +124,7 @@ fn text_of<'a, B>(answer: &'a Response<B>, name: &HeaderName) -> Option<&'a str>
 }
 
 /// Reads an answer to its end and counts its samples.
-async fn count(answer: Response<Incoming>) -> Result<Metrics, ScrapeError> {
+async fn count(answer: Response<Incoming>) -> Result<SampleCounter, ScrapeError> {
     if answer.status() != StatusCode::OK {
         let message = format!("HTTP {}", answer.status());
         return Err(ScrapeError {
@@ -141,7 +141,7 @@ async fn count(answer: Response<Incoming>) -> Result<Metrics, ScrapeError> {
         "" => return Err(ScrapeError::new(ScrapeReason::NotMetrics, "no Content-Type, which Prometheus 3 insists on")),
         other => return Err(ScrapeError::new(ScrapeReason::NotMetrics, format!("not metrics, but {other}"))),
     };
-    let mut metrics = Metrics::default();
+    let mut metrics = SampleCounter::default();
     let packed = text_of(&answer, &CONTENT_ENCODING) == Some("gzip");
     if packed {
         let mut unpacked = MultiGzDecoder::new(&mut metrics);
@@ -174,7 +174,7 @@ fn not_metrics(error: io::Error) -> ScrapeError {
 
 /// Counts samples as the bytes arrive, and keeps one line.
 #[derive(Default)]
-struct Metrics {
+struct SampleCounter {
     bytes: usize,
     samples: usize,
     /// Whether there is a `node_cpu`, the name before `node_exporter` 0.16.
@@ -188,7 +188,7 @@ struct Metrics {
     last: Vec<u8>,
 }
 
-impl Metrics {
+impl SampleCounter {
     /// Judges a complete line.
     fn end_line(&mut self) -> io::Result<()> {
         self.lines += 1;
@@ -210,7 +210,7 @@ impl Metrics {
     }
 }
 
-impl Write for Metrics {
+impl Write for SampleCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes += bytes.len();
         if self.bytes > MAX_ANSWER {

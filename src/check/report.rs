@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::check::hints;
-use crate::check::probe::Scrape;
+use crate::check::probe::ProbeSuccess;
 use crate::discovery::left_out::LeftOut;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::text::{count, printable, printable_json};
@@ -80,7 +80,7 @@ impl Row {
     }
 
     /// Takes the result of a probe.
-    pub fn answered(&mut self, answer: Result<Scrape, ScrapeError>) {
+    pub fn answered(&mut self, answer: Result<ProbeSuccess, ScrapeError>) {
         match answer {
             Ok(scrape) => {
                 let seconds = scrape.duration.as_secs_f64();

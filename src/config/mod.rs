@@ -40,7 +40,7 @@ pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The settings of discovery.
 #[derive(Debug)]
-pub struct Discovery {
+pub struct DiscoverySettings {
     /// How the API is reached.
     pub api: Api,
     /// Which devices are asked for.
@@ -73,7 +73,7 @@ pub struct Discovery {
 ///
 /// # Errors
 /// All mistakes.
-pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<Discovery, Vec<ConfigError>> {
+pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<DiscoverySettings, Vec<ConfigError>> {
     read(Verb::Discover, matches, var, read_discovery)
 }
 
@@ -142,7 +142,7 @@ fn read<T>(
     if from.errors.is_empty() { Ok(settings) } else { Err(from.errors) }
 }
 
-fn read_discovery(from: &mut Sources) -> Discovery {
+fn read_discovery(from: &mut Sources) -> DiscoverySettings {
     let mut warnings = Vec::new();
     let key = key(from);
     let (proxies, proxy_warnings) = Proxies::from_env(from.var);
@@ -171,7 +171,7 @@ fn read_discovery(from: &mut Sources) -> Discovery {
     warnings.extend(unread(&sd_file));
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);
-    Discovery {
+    DiscoverySettings {
         api: Api {
             url: url.to_string().trim_end_matches('/').to_owned(),
             key,

@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock};
 
 use twox_hash::XxHash3_64;
 
-use super::declared::Declared;
+use super::device_exporters::Origin;
 use super::left_out::{LeftOut, LeftOutReason};
-use super::quiet::QuietTimes;
-use super::scraping::Origin;
+use super::quiet_times::QuietTimes;
+use super::service_labels::Declared;
 use super::tags::{QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 
@@ -149,7 +149,7 @@ pub struct Target {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Common {
     /// The fleet; a device may have none.
-    pub fleet: Option<Fleet>,
+    pub fleet: Option<ListedFleet>,
     /// Id of the release that runs.
     pub release: Option<u64>,
     /// What that release declares; none without a release, or where labels of services are not read.
@@ -181,7 +181,7 @@ impl Hash for Common {
 
 /// A fleet with devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fleet {
+pub struct ListedFleet {
     /// Database id.
     pub id: Option<u64>,
     /// Its name.
@@ -192,14 +192,14 @@ pub struct Fleet {
     pub quiet: QuietTimes,
 }
 
-impl Fleet {
+impl ListedFleet {
     /// The fleet of a device. Warns of a tag that cannot be read.
     pub fn of(tags: &mut Tags) -> Option<Self> {
         let fleet = tags.device.fleet.as_ref()?;
         let name = fleet.app_name.as_deref().unwrap_or_default().to_owned();
         let slug = fleet.slug.as_deref().unwrap_or_default().to_owned();
         let quiet = tags.of_fleet(QUIET, QuietTimes::parse).unwrap_or_default();
-        Some(Fleet { id: fleet.id, name, slug, quiet })
+        Some(ListedFleet { id: fleet.id, name, slug, quiet })
     }
 }
 

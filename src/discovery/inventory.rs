@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::duplicates;
 use super::entry::{Commons, Entry, Page};
 use super::mapper::Mapper;
-use super::services::Services;
+use super::releases::Releases;
 use super::target::Rules;
 use crate::balena::pages::{Pages, Walks};
 use crate::balena::selection::FleetRef;
@@ -21,7 +21,7 @@ pub struct Inventory {
     /// Addresses that several devices report.
     shared: Vec<String>,
     /// None where labels of services are not read.
-    services: Option<Services>,
+    services: Option<Releases>,
     /// The version of the services with which all pages were mapped.
     mapped_services: u64,
     walks: Walks,
@@ -32,7 +32,7 @@ pub struct Inventory {
 impl Inventory {
     /// An empty inventory. `service_labels` reads the labels of services.
     pub fn new(service_labels: bool) -> Self {
-        Inventory { services: service_labels.then(Services::default), ..Inventory::default() }
+        Inventory { services: service_labels.then(Releases::default), ..Inventory::default() }
     }
 
     /// Rises with each page that changes.
@@ -62,7 +62,7 @@ impl Inventory {
         self.shown = self.pages.contents().cloned().collect();
         self.shared = duplicates::leave_out(&mut self.shown);
         self.commons.tidy();
-        self.mapped_services = self.services.as_ref().map_or(0, Services::version);
+        self.mapped_services = self.services.as_ref().map_or(0, Releases::version);
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl Inventory {
 
     /// Problems with devices that are listed all the same.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        let services = self.services.iter().flat_map(Services::warnings);
+        let services = self.services.iter().flat_map(Releases::warnings);
         let shared = self.shared.iter().map(String::as_str);
         self.shown.iter().flat_map(|page| &page.warnings).map(String::as_str).chain(services).chain(shared)
     }

@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::scraping::Scrape;
-use super::spelling::PREFIX;
+use super::device_exporters::ScrapedExporter;
+use super::label_prefix::PREFIX;
 use super::tags::Tags;
 use crate::balena::device::{Device, Text};
 
@@ -197,7 +197,7 @@ pub fn own_info(uuid: &str, name: &str) -> String {
 }
 
 /// The labels of one exporter of a device, as members of a JSON object with a comma before each.
-pub fn of_exporter(scraped: &Scrape, scheme: Option<&str>) -> Box<str> {
+pub fn of_exporter(scraped: &ScrapedExporter, scheme: Option<&str>) -> Box<str> {
     let mut labels = String::new();
     let name = scraped.exporter.name.as_deref();
     let all = [

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::entry::{Commons, Entry, Page, fingerprint};
-use super::services::Services;
+use super::releases::Releases;
 use super::target::{self, Rules};
 use crate::balena::device::{self, Device};
 use crate::balena::pages::{List, Place, WithId};
@@ -21,7 +21,7 @@ pub struct Mapper<'a> {
     /// How devices become targets.
     pub rules: &'a Rules,
     /// None where labels of services are not read.
-    pub services: Option<&'a mut Services>,
+    pub services: Option<&'a mut Releases>,
     /// Whether they changed since all pages were mapped.
     pub services_changed: bool,
     /// What devices have in common.
@@ -30,7 +30,7 @@ pub struct Mapper<'a> {
 
 impl List for Mapper<'_> {
     type Page = Arc<Page>;
-    type Record<'a> = Found<'a>;
+    type Record<'a> = PageDevice<'a>;
     const WHAT: &'static str = "devices";
 
     fn source(&mut self) -> &mut dyn Source {
@@ -48,13 +48,13 @@ impl List for Mapper<'_> {
 
     fn read<'a>(
         &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Arc<Page>>,
-    ) -> Result<Vec<WithId<Found<'a>>>, Failure> {
-        let mut known = Known::of(place.old.map(|page| &**page));
+    ) -> Result<Vec<WithId<PageDevice<'a>>>, Failure> {
+        let mut known = OldPage::of(place.old.map(|page| &**page));
         let found = records.into_iter().map(|raw| known.find(raw, |entry| self.has_current_labels(entry)));
         Ok(found.map(|found| (found.id(), found)).collect())
     }
 
-    fn page(&mut self, found: Vec<WithId<Found<'_>>>) -> Result<(Arc<Page>, usize), Failure> {
+    fn page(&mut self, found: Vec<WithId<PageDevice<'_>>>) -> Result<(Arc<Page>, usize), Failure> {
         if let Some(services) = &mut self.services {
             let releases: Vec<u64> = found.iter().filter_map(|(_, found)| found.release()).collect();
             services.fetch(self.source, &releases)?;
@@ -71,54 +71,54 @@ impl List for Mapper<'_> {
         let mut device = device.ok_or_else(|| self.invalid(&why))?;
         device.broken = Some("it is too large; remove long tags".into());
         let id = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
-        let (page, _) = self.map(vec![(Some(id), Found::New(None, Box::new(device)))]);
+        let (page, _) = self.map(vec![(Some(id), PageDevice::New(None, Box::new(device)))]);
         Ok((id, page))
     }
 }
 
 /// The devices of a page as it was, by ascending id.
-struct Known<'a>(Peekable<slice::Iter<'a, Arc<Entry>>>);
+struct OldPage<'a>(Peekable<slice::Iter<'a, Arc<Entry>>>);
 
 /// A device of a page.
-pub enum Found<'a> {
+pub enum PageDevice<'a> {
     /// Its record has not changed.
     Same(Arc<Entry>),
     /// Its record's fingerprint, and what the record says.
     New(Option<NonZeroU64>, Box<Device<'a>>),
 }
 
-impl Found<'_> {
+impl PageDevice<'_> {
     /// The release that a device with a new record runs.
     fn release(&self) -> Option<u64> {
         match self {
-            Found::Same(_) => None,
-            Found::New(_, device) => device.release.as_ref()?.id,
+            PageDevice::Same(_) => None,
+            PageDevice::New(_, device) => device.release.as_ref()?.id,
         }
     }
 
     fn id(&self) -> Option<u64> {
         match self {
-            Found::Same(entry) => entry.id(),
-            Found::New(_, device) => device.id,
+            PageDevice::Same(entry) => entry.id(),
+            PageDevice::New(_, device) => device.id,
         }
     }
 }
 
-impl<'a> Known<'a> {
+impl<'a> OldPage<'a> {
     fn of(page: Option<&'a Page>) -> Self {
-        Known(page.map(|page| &*page.entries).unwrap_or_default().iter().peekable())
+        OldPage(page.map(|page| &*page.entries).unwrap_or_default().iter().peekable())
     }
 
     /// Parses a record, unless it has not changed and the entry `has_current_labels`: then the entry stays.
-    fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> Found<'r> {
+    fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> PageDevice<'r> {
         let record = NonZeroU64::new(fingerprint(raw.get().as_bytes()));
         let is_same = |entry: &&Arc<Entry>| record.is_some() && entry.record == record && has_current_labels(entry);
         if let Some(entry) = self.0.next_if(is_same) {
-            return Found::Same(entry.clone());
+            return PageDevice::Same(entry.clone());
         }
         let device = device::parse(raw);
         while self.0.next_if(|entry| entry.id() <= device.id).is_some() {}
-        Found::New(record, Box::new(device))
+        PageDevice::New(record, Box::new(device))
     }
 }
 
@@ -131,13 +131,13 @@ impl Mapper<'_> {
         common.declared.as_ref() == Some(now)
     }
 
-    fn map(&mut self, found: Vec<WithId<Found>>) -> (Arc<Page>, usize) {
+    fn map(&mut self, found: Vec<WithId<PageDevice>>) -> (Arc<Page>, usize) {
         let (mut entries, mut warnings) = (Vec::new(), Vec::new());
         let mut last = None;
         for (id, found) in found {
             let entry = match found {
-                Found::Same(entry) => entry,
-                Found::New(record, mut device) => {
+                PageDevice::Same(entry) => entry,
+                PageDevice::New(record, mut device) => {
                     if id.is_some() && id == last {
                         device.broken = Some("it comes twice, and the first record counts".into());
                         device.id = None;

@@ -2,21 +2,20 @@
 
 mod announced;
 pub mod changes;
-pub mod declared;
+pub mod device_exporters;
 mod duplicates;
 pub mod entry;
 pub mod exporter;
 pub mod inventory;
 pub mod key_owner;
+mod label_prefix;
 pub mod labels;
 pub mod lan;
 pub mod left_out;
 mod mapper;
-mod place;
-pub mod quiet;
-pub mod scraping;
-pub mod services;
-mod spelling;
+pub mod quiet_times;
+pub mod releases;
+pub mod service_labels;
 pub mod stored;
 pub mod tags;
 pub mod target;
@@ -69,7 +68,7 @@ pub enum Published {
 }
 
 /// What a refresh is reported to: how long it took, what became of its list, and what the API lists.
-pub type Report<'a> = &'a dyn Fn(Duration, &Result<Published, Failure>, &Inventory);
+pub type Reporter<'a> = &'a dyn Fn(Duration, &Result<Published, Failure>, &Inventory);
 
 /// The passing of time.
 pub trait Clock {
@@ -83,7 +82,7 @@ pub trait Clock {
 pub struct Discovery<'a> {
     source: &'a mut dyn Source,
     sink: &'a mut dyn Sink,
-    report: Report<'a>,
+    report: Reporter<'a>,
     liveness: &'a Liveness,
     rules: Rules,
     inventory: Inventory,
@@ -94,7 +93,7 @@ pub struct Discovery<'a> {
 impl<'a> Discovery<'a> {
     /// Fetches nothing yet. `inventory` has to be empty; `fleets` are those that were asked for.
     pub fn new(
-        source: &'a mut dyn Source, sink: &'a mut dyn Sink, report: Report<'a>, liveness: &'a Liveness, rules: Rules,
+        source: &'a mut dyn Source, sink: &'a mut dyn Sink, report: Reporter<'a>, liveness: &'a Liveness, rules: Rules,
         inventory: Inventory, fleets: Vec<FleetRef>,
     ) -> Self {
         let (key_owner, changes) = (KeyOwner::default(), Changes::new(fleets));

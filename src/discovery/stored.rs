@@ -1,15 +1,21 @@
-//! The devices of a target file that an earlier run has left.
+//! What is read of a target file that an earlier run has left.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
+use std::time::SystemTime;
 
+use hyper::body::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::entry::fingerprint;
 use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, UUID};
 use crate::balena::device::display_name;
+
+/// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
+const MAX_LIST_SIZE: u64 = 256 << 20;
 
 /// How devices are ordered: by id, and those without one by name.
 pub type Key<'a> = (Option<u64>, Cow<'a, str>);
@@ -34,7 +40,7 @@ impl StoredDevice {
 
 /// A target group of ours: it has one target.
 #[derive(Deserialize)]
-struct Group<'a> {
+struct OwnGroup<'a> {
     #[serde(borrow, rename = "targets")]
     _targets: [Cow<'a, str>; 1],
     #[serde(borrow)]
@@ -54,7 +60,7 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
         if matches!(group, "[" | "]" | "[]") {
             continue;
         }
-        let Group { labels, .. } = serde_json::from_str(group)?;
+        let OwnGroup { labels, .. } = serde_json::from_str(group)?;
         let label = |name: &str| labels.get(name).map(|value| &**value);
         let id = label(DEVICE_ID).and_then(|id| id.parse().ok());
         if let Some(last) = devices.last_mut().filter(|last| last.id == id) {
@@ -68,4 +74,31 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
         devices.push(StoredDevice { id, name, groups: fingerprint(text.as_bytes()) });
     }
     Ok(devices)
+}
+
+/// A list that an earlier run has left.
+#[derive(Clone)]
+pub struct StoredList {
+    /// Its text.
+    pub text: Bytes,
+    /// When it was written.
+    pub changed: SystemTime,
+    /// How many targets it has.
+    pub targets: usize,
+}
+
+impl StoredList {
+    /// Reads a file, if it holds a list, of whatever program.
+    pub fn read(file: File) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct AnyGroup {
+            targets: Vec<IgnoredAny>,
+        }
+        let changed = file.metadata().ok()?.modified().ok()?;
+        let mut text = Vec::new();
+        file.take(MAX_LIST_SIZE).read_to_end(&mut text).ok()?;
+        let groups: Vec<AnyGroup> = serde_json::from_slice(&text).ok()?;
+        let targets = groups.iter().map(|group| group.targets.len()).sum();
+        Some(StoredList { text: text.into(), changed, targets })
+    }
 }

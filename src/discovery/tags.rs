@@ -1,7 +1,7 @@
 //! The tags of a device and of its fleet, and what a device's own tags may change.
 
 use super::exporter::{self, Exporter};
-use super::spelling::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::{Device, Tag, up_to};
 use crate::values::{BadValue, boolean};
 use crate::words::words;
@@ -102,9 +102,10 @@ impl<'a, 'w> Tags<'a, 'w> {
     pub fn new(device: &'a Device<'a>, own_tags: OwnTags, warnings: &'w mut Vec<String>) -> Self {
         let pair = |tag: &'a Tag| Some((tag.key.as_deref()?, tag.value.as_deref().unwrap_or_default()));
         let mut unknown = Vec::new();
-        let own = spelling::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key| unknown.push((key, true)));
+        let own =
+            label_prefix::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key| unknown.push((key, true)));
         let of_fleet = device.fleet_tags().iter().filter_map(pair);
-        let fleet = spelling::read(of_fleet, &OF_FLEET, |key| unknown.push((key, false)));
+        let fleet = label_prefix::read(of_fleet, &OF_FLEET, |key| unknown.push((key, false)));
         let mut tags = Tags { device, own_tags, own, fleet, warnings };
         for (key, is_own) in unknown {
             let (owner, known) = if is_own { ("device", OF_DEVICE.join(", ")) } else { ("fleet", OF_FLEET.join(", ")) };

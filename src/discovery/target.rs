@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::declared::Declared;
-use super::entry::{Common, Commons, Entry, Fleet, Target};
+use super::device_exporters::{self, DeviceExporters, Origin, ScrapedExporter};
+use super::entry::{Common, Commons, Entry, ListedFleet, Target};
 use super::exporter::Exporter;
+use super::label_prefix::PREFIX;
 use super::labels::{self, LabelSet};
 use super::lan::Lan;
 use super::left_out::{LeftOut, LeftOutReason};
-use super::scraping::{self, Origin, Scrape, Scraping};
-use super::spelling::PREFIX;
+use super::service_labels::Declared;
 use super::tags::{EXPORTERS, OwnTags, Tags};
 use crate::balena::device::Device;
 use crate::balena::selection::TagFilter;
@@ -93,7 +93,7 @@ pub fn map(
 ) -> Entry {
     let mut tags = Tags::new(device, rules.own_tags, warnings);
     let mut common = Common {
-        fleet: Fleet::of(&mut tags),
+        fleet: ListedFleet::of(&mut tags),
         release: device.release.as_ref().and_then(|release| release.id),
         info: rules.labels.info(device, tags.is_muted()),
         ..Common::default()
@@ -125,16 +125,16 @@ fn targets<'a>(
     if let Some(wanted) = rules.tags.iter().find(|wanted| !wanted.matches(device)) {
         return Err(LeftOut { reason: LeftOutReason::NotTagged, detail: wanted.key.as_str().into() });
     }
-    let scraping = scraping::of(tags, declared, &rules.exporters);
-    if scraping.is_off {
+    let found = device_exporters::of(tags, declared, &rules.exporters);
+    if found.is_off {
         return Err(LeftOutReason::SwitchedOff.into());
     }
     if rules.online_only && device.is_connected_to_vpn != Some(true) {
         return Err(LeftOutReason::Offline.into());
     }
     let address = address(device, rules)?;
-    common.targets = reachable(device, &scraping, rules, tags.warnings)?;
-    common.origin = scraping.origin;
+    common.targets = reachable(device, &found, rules, tags.warnings)?;
+    common.origin = found.origin;
     common.host_suffix = match rules.address {
         Address::Vpn => ".balena".into(),
         Address::Public => format!(".{}", rules.public_domain).into(),
@@ -147,10 +147,10 @@ fn targets<'a>(
 
 /// The exporters that the address leads to, each once.
 fn reachable(
-    device: &Device, scraping: &Scraping, rules: &Rules, warnings: &mut Vec<String>,
+    device: &Device, found: &DeviceExporters, rules: &Rules, warnings: &mut Vec<String>,
 ) -> Result<Vec<Target>, LeftOut> {
     let is_public = rules.address == Address::Public;
-    let (reachable, unreachable): (Vec<_>, Vec<_>) = scraping.exporters.iter().partition(|scraped| {
+    let (reachable, unreachable): (Vec<_>, Vec<_>) = found.exporters.iter().partition(|scraped| {
         // An exporter that no service declares is taken for what answers at the public URL.
         !is_public || scraped.exporter.port == 80 || scraped.service.is_none()
     });
@@ -161,9 +161,9 @@ fn reachable(
         let is_there = |target: &Target| target.port == port && target.job.as_deref() == exporter.name.as_deref();
         if targets.iter().any(is_there) {
             let name = device.display_name();
-            let source = match scraping.origin {
+            let source = match found.origin {
                 Origin::DeviceTag | Origin::FleetTag => format!("{PREFIX}/{EXPORTERS}"),
-                Origin::ServiceLabel | Origin::Option => scraping.origin.as_str().to_owned(),
+                Origin::ServiceLabel | Origin::Option => found.origin.as_str().to_owned(),
             };
             warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
             continue;
@@ -179,7 +179,9 @@ fn reachable(
         });
     }
     if !unreachable.is_empty() {
-        let shown = |scraped: &&Scrape| format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port);
+        let shown = |scraped: &&ScrapedExporter| {
+            format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port)
+        };
         let what = unreachable.iter().map(shown).collect::<Vec<_>>().join(", ");
         let only = "a public device URL leads to port 80 only";
         if targets.is_empty() {
@@ -188,7 +190,7 @@ fn reachable(
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
     if targets.is_empty() {
-        let detail = if scraping.ignores_exporters { IGNORED_EXPORTERS } else { "" };
+        let detail = if found.ignores_exporters { IGNORED_EXPORTERS } else { "" };
         return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(targets)

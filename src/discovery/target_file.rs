@@ -1,24 +1,16 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
-use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
+use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-
-use hyper::body::Bytes;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::inventory::Inventory;
-use super::place;
-use super::stored::{self, StoredDevice};
+use super::stored::{self, StoredDevice, StoredList};
 use super::target_groups;
 use super::{Published, Sink};
 use crate::balena::{Failure, Reason};
 
-/// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
-const MAX_STORED_SIZE: u64 = 256 << 20;
 /// The beginning of the names of unfinished files.
 const PREFIX: &str = "new-";
 /// How many random letters and digits follow it.
@@ -39,17 +31,6 @@ pub struct TargetFile {
     lock: Option<File>,
     /// The file's identity when it last held the list, and the list's version.
     seen: Option<(Identity, u64)>,
-}
-
-/// A list that an earlier run has left.
-#[derive(Clone)]
-pub struct Stored {
-    /// Its text.
-    pub text: Bytes,
-    /// When it was written.
-    pub changed: SystemTime,
-    /// How many targets it has.
-    pub targets: usize,
 }
 
 /// Device, inode, size and times of change: whatever replaces a file, writes it or changes its permissions changes one of them.
@@ -99,7 +80,7 @@ impl TargetFile {
     /// Refuses what a list must not replace.
     fn check_place(&self) -> io::Result<()> {
         let is_start = self.lock.is_none();
-        let kind = place::irreplaceable(&self.path, is_start);
+        let kind = irreplaceable(&self.path, is_start);
         kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
     }
 
@@ -140,7 +121,7 @@ impl TargetFile {
             io::ErrorKind::IsADirectory if self.path.is_dir() => format!("remove the directory {path}"),
             io::ErrorKind::IsADirectory => format!("remove the directory {scratch}/lock"),
             io::ErrorKind::NotADirectory => format!("{} is a file, not a directory", directory(&self.path).display()),
-            kind if kind == io::ErrorKind::ResourceBusy || place::is_mounted(&self.path) => {
+            kind if kind == io::ErrorKind::ResourceBusy || is_mounted(&self.path) => {
                 "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
             }
             _ => {
@@ -159,17 +140,8 @@ impl TargetFile {
     }
 
     /// The list that is there, if it is one.
-    pub fn stored(&self) -> Option<Stored> {
-        #[derive(Deserialize)]
-        struct Group {
-            targets: Vec<IgnoredAny>,
-        }
-        let file = self.open().ok()?;
-        let changed = file.metadata().ok()?.modified().ok()?;
-        let mut text = Vec::new();
-        file.take(MAX_STORED_SIZE).read_to_end(&mut text).ok()?;
-        let groups: Vec<Group> = serde_json::from_slice(&text).ok()?;
-        Some(Stored { text: text.into(), changed, targets: groups.iter().map(|group| group.targets.len()).sum() })
+    pub fn stored(&self) -> Option<StoredList> {
+        StoredList::read(self.open().ok()?)
     }
 
     fn holds(&self, list: &Inventory) -> io::Result<bool> {
@@ -272,4 +244,44 @@ fn sync(file: &File) -> io::Result<()> {
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What a list must not replace: a device that all programs of the machine use; a link, while Prometheus goes on to read the file
+/// that it leads to; at the start, a text that is no list, such as a `prometheus.yml` that was named by mistake.
+fn irreplaceable(path: &Path, is_start: bool) -> Option<&'static str> {
+    let kind = fs::symlink_metadata(path).ok()?.file_type();
+    let is_other = is_start && kind.is_file() && is_other_text(path);
+    special(kind).or(is_other.then_some("a file with something else than targets"))
+}
+
+/// What a file of this type is, if a list must not replace it.
+fn special(kind: FileType) -> Option<&'static str> {
+    let kinds = [
+        (kind.is_symlink(), "a link"),
+        (kind.is_fifo(), "a pipe"),
+        (kind.is_socket(), "a socket"),
+        (kind.is_block_device() || kind.is_char_device(), "a device"),
+    ];
+    kinds.into_iter().find_map(|(is_it, name)| is_it.then_some(name))
+}
+
+/// Whether a file begins with a character that no list of targets begins with. What a crash left may begin with anything else.
+fn is_other_text(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
+    let first = start.trim_ascii_start().first();
+    read.is_ok() && first.is_some_and(|byte| byte.is_ascii_graphic() && *byte != b'[')
+}
+
+/// Whether something is mounted at this path, as a container does with a single file. Only Linux tells, from 5.8 on.
+#[cfg(not(target_os = "linux"))]
+fn is_mounted(_: &Path) -> bool {
+    false
+}
+
+#[cfg(target_os = "linux")]
+fn is_mounted(path: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    found.is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::installs::{NotRunning, Running, Services};
-use super::records::{Pages, Record};
-use super::reported::{Report, State};
+use super::installs::{DeviceServices, NotRunning, Running};
+use super::lists::{RecordKind, RecordPages};
+use super::reported::{DeviceState, SupervisorReport};
 use crate::discovery::entry::{Entry, Page};
 
 /// The devices, as discovery has published them.
 #[derive(Default)]
-pub struct List {
+pub struct DeviceList {
     /// The version of the inventory.
     pub version: u64,
     /// By ascending id.
@@ -19,13 +19,13 @@ pub struct List {
 
 /// What is known of the devices.
 #[derive(Clone, Default)]
-pub struct Known {
+pub struct FleetState {
     /// What balenaCloud sees.
-    pub states: Pages<State>,
+    pub states: RecordPages<DeviceState>,
     /// When that was read last.
     pub states_read: Option<SystemTime>,
     /// What their supervisors report.
-    pub reports: Pages<Report>,
+    pub reports: RecordPages<SupervisorReport>,
     /// What runs on them; none where the API did not say it the last time that it was asked.
     pub installs: Option<Installs>,
     /// When that was read last.
@@ -35,15 +35,15 @@ pub struct Known {
 /// What runs on the devices.
 #[derive(Clone, Default)]
 pub struct Installs {
-    not_running: Pages<NotRunning>,
+    not_running: RecordPages<NotRunning>,
     /// Page and place of each, by ascending id of the device.
     by_device: Arc<[(u32, u32)]>,
-    running: Pages<Running>,
+    running: RecordPages<Running>,
 }
 
 impl Installs {
     /// Sorts services that do not run by their devices.
-    pub fn new(not_running: Pages<NotRunning>, running: Pages<Running>) -> Self {
+    pub fn new(not_running: RecordPages<NotRunning>, running: RecordPages<Running>) -> Self {
         let mut by_device: Vec<(u32, u32)> = Vec::with_capacity(not_running.iter().map(|page| page.len()).sum());
         for (page, installs) in (0..).zip(&not_running) {
             by_device.extend((0..).zip(&**installs).map(|(place, _)| (page, place)));
@@ -85,7 +85,7 @@ impl Cursor {
     }
 
     /// The item with this id, which is asked for in ascending order.
-    fn find<'a, T: Record>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64) -> Option<&'a T> {
+    fn find<'a, T: RecordKind>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64) -> Option<&'a T> {
         loop {
             let page = pages.get(self.page)?;
             match page.get(self.place) {
@@ -98,21 +98,21 @@ impl Cursor {
 }
 
 /// A device, and what is known of it.
-pub struct Device<'a> {
+pub struct ListedDevice<'a> {
     /// What discovery made of it.
     pub entry: &'a Entry,
     /// What balenaCloud sees.
-    pub state: Option<&'a State>,
+    pub state: Option<&'a DeviceState>,
     /// What its supervisor reports.
-    pub report: Option<&'a Report>,
+    pub report: Option<&'a SupervisorReport>,
     /// Its services, where they are known.
-    pub services: Option<Services<'a>>,
+    pub services: Option<DeviceServices<'a>>,
 }
 
 /// Goes through all devices by ascending id.
-pub struct Devices {
-    list: Arc<List>,
-    known: Known,
+pub struct ListedDevices {
+    list: Arc<DeviceList>,
+    known: FleetState,
     entry: Cursor,
     state: Cursor,
     report: Cursor,
@@ -121,22 +121,24 @@ pub struct Devices {
     not_running: usize,
 }
 
-impl Devices {
+impl ListedDevices {
     /// These devices.
-    pub fn new(list: Arc<List>, known: Known) -> Self {
+    pub fn new(list: Arc<DeviceList>, known: FleetState) -> Self {
         let start = Cursor::default();
-        Devices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
+        ListedDevices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
     }
 
     /// Goes back to the first device.
     pub fn rewind(&mut self) {
-        *self = Devices::new(self.list.clone(), self.known.clone());
+        *self = ListedDevices::new(self.list.clone(), self.known.clone());
     }
 
     /// The next device.
-    pub fn next(&mut self) -> Option<Device<'_>> {
+    pub fn next(&mut self) -> Option<ListedDevice<'_>> {
         let entry = self.entry.next(&self.list.pages, |page| &page.entries)?;
-        let Some(id) = entry.id() else { return Some(Device { entry, state: None, report: None, services: None }) };
+        let Some(id) = entry.id() else {
+            return Some(ListedDevice { entry, state: None, report: None, services: None });
+        };
         let state = self.state.find(&self.known.states, id);
         let report = self.report.find(&self.known.reports, id);
         let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
@@ -149,8 +151,13 @@ impl Devices {
                 own.extend(Some(install).filter(|install| install.device == id));
                 self.not_running += 1;
             }
-            Services::of(state, entry.common.declared.as_deref(), running.map_or(&[], |running| &running.images), own)
+            DeviceServices::of(
+                state,
+                entry.common.declared.as_deref(),
+                running.map_or(&[], |running| &running.images),
+                own,
+            )
         });
-        Some(Device { entry, state, report, services })
+        Some(ListedDevice { entry, state, report, services })
     }
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::records::Record;
-use super::reported::State;
+use super::lists::RecordKind;
+use super::reported::DeviceState;
 use super::shared::{Image, Shared};
 use crate::balena::Listing;
 use crate::balena::device::{Release, Text, one};
 use crate::balena::query::StateFields;
 use crate::balena::release::ImageOfService;
-use crate::discovery::declared::Declared;
+use crate::discovery::service_labels::Declared;
 
 /// The images that run. A count of them would not tell those of the release from the supervisor's own.
 const RUNNING: &str = "$select=id&$expand=image_install($select=installs__image,is_provided_by__release;\
@@ -78,7 +78,7 @@ struct RunningRecord {
     image_install: Option<Vec<InstallRecord>>,
 }
 
-impl Record for NotRunning {
+impl RecordKind for NotRunning {
     const WHAT: &'static str = "services";
 
     fn list(_: StateFields) -> Listing<'static> {
@@ -105,7 +105,7 @@ impl Record for NotRunning {
     }
 }
 
-impl Record for Running {
+impl RecordKind for Running {
     fn list(_: StateFields) -> Listing<'static> {
         Listing::DevicesWith(RUNNING)
     }
@@ -125,22 +125,22 @@ impl Record for Running {
 }
 
 /// The services of a device that is online, as it reports them.
-pub struct Services<'a> {
-    state: &'a State,
+pub struct DeviceServices<'a> {
+    state: &'a DeviceState,
     declared: Option<&'a Declared>,
     images: &'a [Image],
     /// All that does not run on the device.
     not_running: Vec<&'a NotRunning>,
 }
 
-impl<'a> Services<'a> {
+impl<'a> DeviceServices<'a> {
     /// None where nothing can be said: a device that is offline keeps its last report for ever, and one without a release has no
     /// services. `declared` is what its release declares.
     pub fn of(
-        state: &'a State, declared: Option<&'a Declared>, images: &'a [Image], not_running: Vec<&'a NotRunning>,
+        state: &'a DeviceState, declared: Option<&'a Declared>, images: &'a [Image], not_running: Vec<&'a NotRunning>,
     ) -> Option<Self> {
         let is_known = state.online == Some(true) && (state.running.is_some() || state.target.is_some());
-        is_known.then_some(Services { state, declared, images, not_running })
+        is_known.then_some(DeviceServices { state, declared, images, not_running })
     }
 
     /// How many run, of the release that the device runs.

@@ -2,7 +2,7 @@
 
 pub mod devices;
 pub mod installs;
-mod records;
+mod lists;
 pub mod reported;
 mod shared;
 pub mod watching;

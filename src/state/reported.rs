@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::records::Record;
+use super::lists::RecordKind;
 use super::shared::Shared;
 use crate::balena::Listing;
 use crate::balena::device::{Release, Text, one};
@@ -19,7 +19,7 @@ const REPORTS: &str =
     "$select=id,memory_usage,memory_total,storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted";
 
 /// What balenaCloud sees of a device. What it does not know is none.
-pub struct State {
+pub struct DeviceState {
     /// The device's id.
     pub id: u64,
     /// Whether the device is connected to balena's VPN.
@@ -50,7 +50,7 @@ pub struct State {
 /// What the supervisor of a device reports. The API has whole MiB, percent and degrees, for which these are precise enough; NaN
 /// stands for null.
 #[derive(Deserialize)]
-pub struct Report {
+pub struct SupervisorReport {
     /// The device's id.
     pub id: u64,
     /// MiB.
@@ -121,7 +121,7 @@ struct StateRecord<'a> {
     should_be_managed_by__release: Option<Release<'a>>,
 }
 
-impl Record for State {
+impl RecordKind for DeviceState {
     fn list(more: StateFields) -> Listing<'static> {
         Listing::State(more)
     }
@@ -130,7 +130,7 @@ impl Record for State {
         let record: StateRecord = serde_json::from_str(raw.get())?;
         let moment = |text: &Option<Text>| text.as_deref().and_then(Moment::parse);
         let target = record.should_be_running__release;
-        Ok(State {
+        Ok(DeviceState {
             id: record.id,
             online: record.is_connected_to_vpn,
             since: moment(&record.last_vpn_event),
@@ -151,7 +151,7 @@ impl Record for State {
     }
 }
 
-impl State {
+impl DeviceState {
     /// Whether the device runs another release than it should. Without a release that it should run, there is nothing to wait for.
     pub fn update_pending(&self) -> Option<bool> {
         self.target.map(|target| self.running != Some(target))
@@ -163,7 +163,7 @@ impl State {
     }
 }
 
-impl Record for Report {
+impl RecordKind for SupervisorReport {
     fn list(_: StateFields) -> Listing<'static> {
         Listing::DevicesWith(REPORTS)
     }

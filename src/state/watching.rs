@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 
-use super::devices::{Installs, Known};
+use super::devices::{FleetState, Installs};
 use super::installs::{NotRunning, Running};
-use super::records::Records;
-use super::reported::{Report, State};
+use super::lists::RecordList;
+use super::reported::{DeviceState, SupervisorReport};
 use crate::backoff::Backoff;
 use crate::balena::query::{self, StateFields};
 use crate::balena::{Client, Failure};
@@ -45,17 +45,17 @@ pub struct Settings {
 /// The thread cannot be started.
 pub fn watch(
     client: &Client, settings: Settings, is_limited: impl Fn() -> bool + Send + 'static,
-    publish: impl Fn(&Known) + Send + 'static,
+    publish: impl Fn(&FleetState) + Send + 'static,
 ) -> Result<(), NoThread> {
     let interval = settings.interval;
-    let mut states = States::new(client);
-    let mut services = Services::new(client);
-    let mut reports = Records::<Report>::new(client);
+    let mut states = StateRequests::new(client);
+    let mut services = ServiceRequests::new(client);
+    let mut reports = RecordList::<SupervisorReport>::new(client);
     let between_reports = interval.saturating_mul(STATES_TO_REPORT).min(REPORT_INTERVAL).max(interval);
     let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
     let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
     let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
-    let mut known = Known::default();
+    let mut known = FleetState::default();
     let run = move || {
         loop {
             if is_limited() {
@@ -91,11 +91,11 @@ pub fn watch(
 ///
 /// # Errors
 /// A request fails.
-pub fn once(client: &Client) -> Result<Known, Failure> {
-    let (mut states, mut services) = (States::new(client), Services::new(client));
+pub fn once(client: &Client) -> Result<FleetState, Failure> {
+    let (mut states, mut services) = (StateRequests::new(client), ServiceRequests::new(client));
     states.refresh()?;
     let installs = Some(services.refresh()?);
-    Ok(Known { states: states.records.pages(), installs, ..Known::default() })
+    Ok(FleetState { states: states.records.pages(), installs, ..FleetState::default() })
 }
 
 /// When it is time for a request, and what the log says of its failures.
@@ -148,17 +148,17 @@ impl Turn {
 }
 
 /// The state of the devices, as far as this server knows it.
-struct States {
-    records: Records<State>,
+struct StateRequests {
+    records: RecordList<DeviceState>,
     /// When all was asked for last.
     tried_all: Instant,
     /// What the log has said of.
     told: StateFields,
 }
 
-impl States {
+impl StateRequests {
     fn new(client: &Client) -> Self {
-        States { records: Records::new(client), tried_all: Instant::now(), told: StateFields::default() }
+        StateRequests { records: RecordList::new(client), tried_all: Instant::now(), told: StateFields::default() }
     }
 
     /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
@@ -204,19 +204,19 @@ impl States {
 }
 
 /// What runs on the devices.
-struct Services {
-    not_running: Records<NotRunning>,
-    running: Records<Running>,
+struct ServiceRequests {
+    not_running: RecordList<NotRunning>,
+    running: RecordList<Running>,
     /// What was read last.
     installs: Option<Installs>,
     /// Whether the log has said that names are missing.
     told: bool,
 }
 
-impl Services {
+impl ServiceRequests {
     fn new(client: &Client) -> Self {
-        let (not_running, running) = (Records::new(client), Records::new(client));
-        Services { not_running, running, installs: None, told: false }
+        let (not_running, running) = (RecordList::new(client), RecordList::new(client));
+        ServiceRequests { not_running, running, installs: None, told: false }
     }
 
     fn refresh(&mut self) -> Result<Installs, Failure> {

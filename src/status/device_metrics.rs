@@ -1,7 +1,7 @@
 //! The metrics of the devices: what they are, their state, what runs on them, and what their supervisors report.
 
-use crate::state::installs::Services;
-use crate::state::reported::{Moment, Report, State};
+use crate::state::installs::DeviceServices;
+use crate::state::reported::{DeviceState, Moment, SupervisorReport};
 
 /// The API reports memory and storage in MiB.
 const MIB: f32 = 1_048_576.0;
@@ -22,17 +22,17 @@ pub enum Value {
     /// 1, with the labels of `balena_device_info`.
     Info,
     /// The state of the device.
-    State(fn(&State) -> Option<f64>),
+    State(fn(&DeviceState) -> Option<f64>),
     /// 1, with a word of the state as this label.
-    Word(&'static str, fn(&State) -> Option<&str>),
+    Word(&'static str, fn(&DeviceState) -> Option<&str>),
     /// How many of its services.
-    Count(fn(&Services) -> Option<usize>),
+    Count(fn(&DeviceServices) -> Option<usize>),
     /// Each service that does not run, of the release that runs: 1, with its status.
     Status,
     /// Each service of the release that should run: how far its download is.
     Download,
     /// The report of its supervisor. NaN if it does not have the value.
-    Report(fn(&Report) -> f32),
+    Report(fn(&SupervisorReport) -> f32),
 }
 
 #[rustfmt::skip] // a table

@@ -23,10 +23,10 @@ const PIECE_SIZE: usize = 64 << 10;
 const MAX_PACKED: usize = 4;
 
 /// The body of an answer: whole, or in pieces.
-pub type Content = Either<Full<Bytes>, Stream>;
+pub type Content = Either<Full<Bytes>, Pieces>;
 
 /// What makes an answer, part by part.
-pub trait Source: Send {
+pub trait Parts: Send {
     /// Appends the next part, which may be empty. False at the end.
     fn append(&mut self, out: &mut Vec<u8>) -> bool;
 }
@@ -36,18 +36,18 @@ pub trait Source: Send {
 pub struct Packing(Arc<()>);
 
 /// A body that is made piece by piece.
-pub struct Stream {
-    source: Option<Box<dyn Source>>,
+pub struct Pieces {
+    source: Option<Box<dyn Parts>>,
     gzip: Option<(GzEncoder<Vec<u8>>, Packing)>,
 }
 
 /// An answer from this source, with gzip if the client accepts it.
 pub fn answer(
-    headers: &HeaderMap, packing: &Packing, kind: &'static str, source: impl Source + 'static,
+    headers: &HeaderMap, packing: &Packing, kind: &'static str, source: impl Parts + 'static,
 ) -> Response<Content> {
     let packs = accepts_gzip(headers) && Arc::strong_count(&packing.0) <= MAX_PACKED;
     let gzip = packs.then(|| (GzEncoder::new(Vec::new(), Compression::fast()), packing.clone()));
-    let stream = Stream { source: Some(Box::new(source)), gzip };
+    let stream = Pieces { source: Some(Box::new(source)), gzip };
     let mut answer = reply::<Content>(StatusCode::OK, kind, Either::Right(stream));
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if packs {
@@ -71,7 +71,7 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-impl Stream {
+impl Pieces {
     /// The next piece, or none at the end.
     fn piece(&mut self) -> Option<Vec<u8>> {
         let mut text = Vec::with_capacity(PIECE_SIZE + 1024);
@@ -98,7 +98,7 @@ impl Stream {
     }
 }
 
-impl Body for Stream {
+impl Body for Pieces {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -10,9 +10,9 @@ use crate::balena::{Failure, NO_ANSWER, Reason};
 use crate::discovery::Published;
 use crate::discovery::entry::Page;
 use crate::discovery::left_out::LeftOutReason;
-use crate::discovery::quiet::QuietTimes;
+use crate::discovery::quiet_times::QuietTimes;
 use crate::registry::Registry;
-use crate::state::devices::Known;
+use crate::state::devices::FleetState;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];
@@ -96,7 +96,7 @@ impl Metrics {
     }
 
     /// Shows when the state of the devices and their services were read last.
-    pub fn known(&self, known: &Known) {
+    pub fn known(&self, known: &FleetState) {
         self.last_state.set(known.states_read.map_or(0.0, seconds));
         self.last_services.set(known.installs_read.map_or(0.0, seconds));
     }

@@ -17,13 +17,13 @@ use hyper::StatusCode;
 
 use crate::balena::{Client, Failure, Reason};
 use crate::discovery::inventory::Inventory;
-use crate::discovery::target_file::Stored;
+use crate::discovery::stored::StoredList;
 use crate::discovery::{HELD_BACK, Published};
 use crate::liveness::Liveness;
 use crate::net::cannot_start::CannotStart;
 use crate::net::guard::Guard;
 use crate::net::{server, threads};
-use crate::state::devices::{Known, List};
+use crate::state::devices::{DeviceList, FleetState};
 use crate::state::watching;
 use gzip_stream::Packing;
 use metrics::Metrics;
@@ -57,11 +57,11 @@ pub struct Status {
 #[derive(Clone, Default)]
 struct Shown {
     /// The last good list.
-    list: Option<Arc<List>>,
+    list: Option<Arc<DeviceList>>,
     /// Until there is one: the list that the target file had at the start.
-    stored: Option<Stored>,
+    stored: Option<StoredList>,
     /// What is known of the devices.
-    known: Known,
+    known: FleetState,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,
     /// When the list was last equal to that of the API.
@@ -86,7 +86,7 @@ impl Status {
     /// # Errors
     /// The address cannot be used, or a thread cannot be started.
     pub fn start(
-        settings: &Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<Stored>,
+        settings: &Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<StoredList>,
     ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness,
@@ -117,7 +117,7 @@ impl Status {
         self.shown().trouble.as_ref().is_some_and(|trouble| trouble.is_limited)
     }
 
-    fn learn(&self, known: &Known) {
+    fn learn(&self, known: &FleetState) {
         self.metrics.known(known);
         self.shown().known = known.clone();
     }
@@ -150,7 +150,7 @@ impl Status {
         let list = (known != Some(list.version())).then(|| {
             let pages: Vec<_> = list.pages().cloned().collect();
             self.metrics.listed(&pages);
-            List { version: list.version(), pages }
+            DeviceList { version: list.version(), pages }
         });
         let mut shown = self.shown();
         shown.refreshed = Some(SystemTime::now());

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use html_escape::encode_text;
 
 use super::{Shown, Status, Trouble};
-use crate::state::devices::{Device, Devices};
+use crate::state::devices::{ListedDevice, ListedDevices};
 
 /// The style sheet. A content security policy allows it by its place, `/style.css`.
 pub const STYLE: &str = include_str!("style.css");
@@ -32,7 +32,7 @@ impl Status {
         let now = SystemTime::now();
         let mut tables = <[Table; 3]>::default();
         let mut targets = 0;
-        let mut devices = Devices::new(shown.list.clone().unwrap_or_default(), shown.known.clone());
+        let mut devices = ListedDevices::new(shown.list.clone().unwrap_or_default(), shown.known.clone());
         while let Some(device) = devices.next() {
             let entry = device.entry;
             targets += entry.targets().len();
@@ -114,7 +114,7 @@ impl Status {
     }
 
     /// A device with its fleet, its state, and its targets or why it has none.
-    fn write_row(&self, out: &mut String, device: &Device, now: SystemTime) -> Result {
+    fn write_row(&self, out: &mut String, device: &ListedDevice, now: SystemTime) -> Result {
         let (entry, state) = (device.entry, device.state);
         let name = format!("<bdi>{}</bdi>", encode_text(&entry.shown()));
         let is_plain = |uuid: &&str| uuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -154,7 +154,7 @@ impl Status {
 }
 
 /// What is wrong with its update and its services.
-fn write_services(out: &mut String, device: &Device) -> Result {
+fn write_services(out: &mut String, device: &ListedDevice) -> Result {
     if let Some(state) = device.state.filter(|state| state.update_failed() == Some(true)) {
         let status = state.update.as_deref().unwrap_or_default();
         write!(out, "<div class=\"bad\">update {}</div>", encode_text(status))?;

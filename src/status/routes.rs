@@ -10,7 +10,7 @@ use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::gzip_stream::{self, Content, whole};
-use super::series::{Series, Targets, Text};
+use super::series::{Series, Targets, WholeText};
 use super::{Shown, Status, page};
 use crate::liveness::THAW;
 use crate::net::guard;
@@ -82,7 +82,7 @@ impl Status {
             }
             "/targets" => self.targets(headers, shown),
             "/" => {
-                let page = Text(self.page(&shown).into());
+                let page = WholeText(self.page(&shown).into());
                 gzip_stream::answer(headers, &self.packing, "text/html; charset=utf-8", page)
             }
             "/style.css" => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
@@ -95,7 +95,7 @@ impl Status {
         let (status, why) = shown.readiness();
         match (shown.list, shown.stored) {
             (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, Targets::new(list)),
-            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, Text(stored.text)),
+            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, WholeText(stored.text)),
             (None, None) => whole(status, TEXT, why),
         }
     }

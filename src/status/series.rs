@@ -8,10 +8,10 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 
 use super::device_metrics::{METRICS, Metric, Value};
-use super::gzip_stream::Source;
+use super::gzip_stream::Parts;
 use crate::discovery::labels::{ALERT, escape, own_info};
 use crate::discovery::target_groups;
-use crate::state::devices::{Cursor, Device, Devices, Known, List};
+use crate::state::devices::{Cursor, DeviceList, FleetState, ListedDevice, ListedDevices};
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;
@@ -19,7 +19,7 @@ const TEXT_PART: usize = 16 << 10;
 /// The metrics of the program, and then of each device: metric after metric, in each the devices by ascending id.
 pub struct Series {
     own: String,
-    devices: Devices,
+    devices: ListedDevices,
     /// The metric, and those that are to come.
     metrics: &'static [Metric],
     /// Whether the metric has its header.
@@ -28,12 +28,12 @@ pub struct Series {
 
 impl Series {
     /// The text of the program's own metrics comes first.
-    pub fn new(own: String, list: Arc<List>, known: Known) -> Self {
-        Series { own, devices: Devices::new(list, known), metrics: &METRICS, begun: false }
+    pub fn new(own: String, list: Arc<DeviceList>, known: FleetState) -> Self {
+        Series { own, devices: ListedDevices::new(list, known), metrics: &METRICS, begun: false }
     }
 }
 
-impl Source for Series {
+impl Parts for Series {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         out.extend(mem::take(&mut self.own).into_bytes());
         let Some((metric, rest)) = self.metrics.split_first() else { return false };
@@ -56,7 +56,7 @@ impl Source for Series {
 }
 
 /// Appends the samples of a metric of a device, and returns whether there is one.
-fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &Device) -> bool {
+fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &ListedDevice) -> bool {
     let Some(uuid) = device.entry.uuid() else { return false };
     let name = metric.name;
     match metric.value {
@@ -84,7 +84,7 @@ fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &Device) -> bool {
 
 /// One sample for each service: of a download with how far it is, else with the status. One that a device has twice would make all of
 /// `/metrics` invalid: the first counts.
-fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &Device) -> bool {
+fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &ListedDevice) -> bool {
     let Some(services) = &device.services else { return false };
     let installs: Vec<_> = match metric.value {
         Value::Download => services.downloads().map(|(install, ratio)| (install, Some(ratio))).collect(),
@@ -136,7 +136,7 @@ fn put<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
 
 /// The list as JSON, as the target file has it.
 pub struct Targets {
-    list: Arc<List>,
+    list: Arc<DeviceList>,
     at: Cursor,
     /// Whether no target group has been made so far.
     is_first: bool,
@@ -144,12 +144,12 @@ pub struct Targets {
 
 impl Targets {
     /// This list.
-    pub fn new(list: Arc<List>) -> Self {
+    pub fn new(list: Arc<DeviceList>) -> Self {
         Targets { list, at: Cursor::default(), is_first: true }
     }
 }
 
-impl Source for Targets {
+impl Parts for Targets {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         let Some(entry) = self.at.next(&self.list.pages, |page| &page.entries) else {
             out.extend_from_slice(target_groups::end(self.is_first));
@@ -161,9 +161,9 @@ impl Source for Targets {
 }
 
 /// A list that an earlier run has left.
-pub struct Text(pub Bytes);
+pub struct WholeText(pub Bytes);
 
-impl Source for Text {
+impl Parts for WholeText {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
         out.extend_from_slice(&self.0.split_to(self.0.len().min(TEXT_PART)));
         !self.0.is_empty()

@@ -11,7 +11,7 @@ use crate::support::binary::sidecar;
 use crate::support::cloud::{Cloud, Reply, recorded_devices};
 use baletheus::balena::device;
 use baletheus::discovery::tags::{OwnTags, Tags};
-use baletheus::discovery::{exporter, scraping};
+use baletheus::discovery::{device_exporters, exporter};
 use serde_json::{Value, json};
 
 /// A device of a hand-made fleet: an id, a uuid that tells it, a name that tells the case, and what is special.
@@ -821,7 +821,7 @@ fn the_grammar_of_intervals() {
         let mut warnings = Vec::new();
         let exporters = exporter::parse_list("80").unwrap();
         let mut tags = Tags::new(&devices[0], OwnTags::All, &mut warnings);
-        let scraping = scraping::of(&mut tags, None, &exporters);
+        let scraping = device_exporters::of(&mut tags, None, &exporters);
         let interval = scraping.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
         interval.map(|(_, millis)| millis)

@@ -1,14 +1,14 @@
-//! What steers a device: its tags, its fleet's tags, and the labels of the services that it runs. They decide which exporters
-//! are scraped and how.
+//! The exporters of a device, and how each is scraped: its tags, its fleet's tags, the labels of the services that it runs, and an option
+//! decide.
 //!
 //! A device can write its own tags, so they are not trusted: they narrow what its fleet has, unless an option lets them do more.
 //! No tag can name another host, and a tag that cannot be understood counts as absent.
 
 use std::borrow::Cow;
 
-use super::declared::Declared;
 use super::exporter::Exporter;
-use super::spelling::PREFIX;
+use super::label_prefix::PREFIX;
+use super::service_labels::Declared;
 use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::values::{boolean, scheme, scrape_interval, scrape_timeout};
 use crate::words::words;
@@ -29,13 +29,13 @@ words! {
     }
 }
 
-/// What is scraped on a device, and how.
+/// The exporters of a device.
 #[derive(Debug)]
-pub struct Scraping<'a> {
+pub struct DeviceExporters<'a> {
     /// Whether a tag switches the device off.
     pub is_off: bool,
-    /// The exporters.
-    pub exporters: Vec<Scrape<'a>>,
+    /// They, and how each is scraped.
+    pub exporters: Vec<ScrapedExporter<'a>>,
     /// Where they come from.
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.
@@ -44,7 +44,7 @@ pub struct Scraping<'a> {
 
 /// An exporter, and how it is scraped.
 #[derive(Debug)]
-pub struct Scrape<'a> {
+pub struct ScrapedExporter<'a> {
     /// The exporter.
     pub exporter: Cow<'a, Exporter>,
     /// The service that declares it.
@@ -57,8 +57,8 @@ pub struct Scrape<'a> {
     pub timeout: Option<Millis<'a>>,
 }
 
-/// Reads what steers a device. `options` are the exporters of a device for which nothing else names any.
-pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter]) -> Scraping<'a> {
+/// Finds the exporters of a device. `options` are the exporters of a device for which nothing else names any.
+pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter]) -> DeviceExporters<'a> {
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
     let (origin, mut exporters, ignores_exporters) = exporters(tags, declared, options);
     tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);
@@ -79,14 +79,14 @@ pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: 
             "tag {PREFIX}/{TIMEOUT} of {name} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
         ));
     }
-    Scraping { is_off, exporters, origin, ignores_exporters }
+    DeviceExporters { is_off, exporters, origin, ignores_exporters }
 }
 
 /// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in
 /// vain.
 fn exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<Scrape<'a>>, bool) {
+) -> (Origin, Vec<ScrapedExporter<'a>>, bool) {
     let own = tags.exporters(true);
     if tags.own_tags == OwnTags::All
         && let Some((_, list)) = own
@@ -109,13 +109,13 @@ fn exporters<'a>(
 /// The exporters that the device has without its own tags.
 fn fleet_exporters<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<Scrape<'a>>) {
+) -> (Origin, Vec<ScrapedExporter<'a>>) {
     if let Some((_, list)) = tags.exporters(false) {
         return (Origin::FleetTag, list.into_iter().map(Cow::Owned).map(plain).collect());
     }
     let declared = declared.map(|declared| &*declared.exporters).unwrap_or_default();
     if !declared.is_empty() {
-        let scraped = declared.iter().map(|declared| Scrape {
+        let scraped = declared.iter().map(|declared| ScrapedExporter {
             exporter: Cow::Borrowed(&declared.exporter),
             service: Some(&declared.service),
             scheme: declared.scheme,
@@ -127,6 +127,6 @@ fn fleet_exporters<'a>(
     (Origin::Option, options.iter().map(Cow::Borrowed).map(plain).collect())
 }
 
-fn plain(exporter: Cow<Exporter>) -> Scrape {
-    Scrape { exporter, service: None, scheme: None, interval: None, timeout: None }
+fn plain(exporter: Cow<Exporter>) -> ScrapedExporter {
+    ScrapedExporter { exporter, service: None, scheme: None, interval: None, timeout: None }
 }

@@ -12,7 +12,7 @@ use crate::balena::query::StateFields;
 use crate::balena::{Client, Failure, Listing, Reason, Request, Source};
 
 /// A kind of records.
-pub trait Record: Sized {
+pub trait RecordKind: Sized {
     /// What they are, for messages.
     const WHAT: &'static str = "devices";
 
@@ -30,10 +30,10 @@ pub trait Record: Sized {
 }
 
 /// Records by ascending id, page by page.
-pub type Pages<T> = Vec<Arc<Vec<T>>>;
+pub type RecordPages<T> = Vec<Arc<Vec<T>>>;
 
 /// A list of records.
-pub struct Records<T> {
+pub struct RecordList<T> {
     client: Client,
     /// What is asked for of a state.
     pub more: StateFields,
@@ -41,10 +41,10 @@ pub struct Records<T> {
     walks: Walks,
 }
 
-impl<T: Record> Records<T> {
+impl<T: RecordKind> RecordList<T> {
     /// Nothing has been asked for.
     pub fn new(client: &Client) -> Self {
-        Records { client: client.clone(), more: [true; _], pages: pages::Pages::default(), walks: Walks::default() }
+        RecordList { client: client.clone(), more: [true; _], pages: pages::Pages::default(), walks: Walks::default() }
     }
 
     /// Asks for all pages. Returns whether one has changed.
@@ -52,7 +52,7 @@ impl<T: Record> Records<T> {
     /// # Errors
     /// A request or a page fails.
     pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let Records { client, more, pages, walks } = self;
+        let RecordList { client, more, pages, walks } = self;
         let before = pages.version();
         walks.walk(|walk| pages.refresh(&mut Reading { client, more: *more, kind: PhantomData::<T> }, walk))?;
         Ok(pages.version() != before)
@@ -67,7 +67,7 @@ impl<T: Record> Records<T> {
     }
 
     /// The pages as they were read last.
-    pub fn pages(&self) -> Pages<T> {
+    pub fn pages(&self) -> RecordPages<T> {
         self.pages.contents().cloned().collect()
     }
 }
@@ -78,7 +78,7 @@ struct Reading<'a, T> {
     kind: PhantomData<T>,
 }
 
-impl<T: Record> List for Reading<'_, T> {
+impl<T: RecordKind> List for Reading<'_, T> {
     type Page = Arc<Vec<T>>;
     type Record<'a> = T;
     const WHAT: &'static str = T::WHAT;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::declared::{Declared, declared};
+use super::service_labels::{Declared, declared};
 use crate::balena::device::{describe, records};
 use crate::balena::pages::{List, Pages, Place, WithId};
 use crate::balena::release;
@@ -17,7 +17,7 @@ const MAX_IDS: usize = 500;
 /// What the running releases declare. An unchanged release keeps its [`Declared`], so that a comparison of pointers tells
 /// whether a device has to be mapped again.
 #[derive(Default)]
-pub struct Services {
+pub struct Releases {
     pages: Pages<Vec<Arc<Declared>>>,
     by_release: HashMap<u64, Arc<Declared>>,
     /// The version of the pages of which that was made.
@@ -26,7 +26,7 @@ pub struct Services {
     missing: bool,
 }
 
-impl Services {
+impl Releases {
     /// Rises with each change.
     pub fn version(&self) -> u64 {
         self.version

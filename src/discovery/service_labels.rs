@@ -3,9 +3,9 @@
 use std::num::NonZeroU64;
 
 use super::exporter::{self, Exporter};
-use super::spelling::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::up_to;
-use crate::balena::release::{Release, Service};
+use crate::balena::release::{ReleaseServices, Service};
 use crate::values::{BadValue, boolean, items, scheme, scrape_interval, scrape_timeout};
 
 /// The labels that are understood.
@@ -52,14 +52,14 @@ pub struct ServiceExporter {
 }
 
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
-pub fn declared(release: &Release) -> Declared {
+pub fn declared(release: &ReleaseServices) -> Declared {
     let of = format!("release {} of fleet {}", release.version, release.fleet);
     let warnings = release.problems.iter().map(|problem| format!("{of}: {problem}")).collect();
     let mut declared = Declared { release: release.id, warnings, ..Declared::default() };
     for service in &release.services {
         let place = format!("service {} of {of}", service.name);
         let pairs = service.labels.iter().map(|(key, value)| (&**key, &**value));
-        let labels = spelling::read(pairs, &KNOWN, |key| {
+        let labels = label_prefix::read(pairs, &KNOWN, |key| {
             let key = up_to(100, key);
             declared.warnings.push(format!("{place} has the label {key}, which baletheus does not know"));
         });
