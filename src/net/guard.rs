@@ -45,7 +45,14 @@ pub struct Guard {
 #[derive(Clone, Debug)]
 pub struct Token {
     file: PathBuf,
-    last: Arc<Mutex<Secret>>,
+    last: Arc<Mutex<LastToken>>,
+}
+
+#[derive(Debug)]
+struct LastToken {
+    token: Secret,
+    /// Whether the log has said that the file holds no token any more.
+    is_stale: bool,
 }
 
 impl Token {
@@ -54,20 +61,26 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or it holds none.
     pub fn read(file: PathBuf) -> Result<Self, BadSecret> {
-        let last = Arc::new(Mutex::new(read_token(&file)?));
-        Ok(Token { file, last })
+        let last = LastToken { token: read_token(&file)?, is_stale: false };
+        Ok(Token { file, last: Arc::new(Mutex::new(last)) })
     }
 
     /// The token of now: that of the file, or the last one while the file holds none.
     fn current(&self) -> Secret {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Reading a pipe would block until somebody writes into it.
-        if fs::metadata(&self.file).is_ok_and(|file| file.is_file())
-            && let Ok(token) = read_token(&self.file)
-        {
-            *last = token;
+        if fs::metadata(&self.file).is_ok_and(|file| !file.is_file()) {
+            return last.token.clone();
         }
-        last.clone()
+        match read_token(&self.file) {
+            Ok(token) => *last = LastToken { token, is_stale: false },
+            Err(why) if !last.is_stale => {
+                last.is_stale = true;
+                log::warn!("the token file {} {why}, so the old token stays", self.file.display());
+            }
+            Err(_) => {}
+        }
+        last.token.clone()
     }
 }
 

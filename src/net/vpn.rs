@@ -34,17 +34,17 @@ impl Vpn {
     /// Opens a tunnel to `<uuid>.balena:<port>`. A key that is refused is read again from its file.
     pub async fn open(&self, authority: &str, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let key = self.keys.current();
-        match self.ask(authority, &key, deadline).await {
-            Err(refused) if refused.status == Some(407) && self.renew(&key).await => {
-                self.ask(authority, &self.keys.current(), deadline).await
-            }
-            answer => answer,
+        let refused = match self.ask(authority, &key, deadline).await {
+            Err(refused) if refused.status == Some(407) => refused,
+            answer => return answer,
+        };
+        let keys = self.keys.clone();
+        let renewed = blocking("key", move || if keys.renew(&key) { Ok(()) } else { Err(keys.trouble()) }).await;
+        match renewed {
+            Ok(Ok(())) => self.ask(authority, &self.keys.current(), deadline).await,
+            Ok(Err(Some(trouble))) => Err(ScrapeError { message: format!("{}; {trouble}", refused.message), ..refused }),
+            _ => Err(refused),
         }
-    }
-
-    async fn renew(&self, used: &Secret) -> bool {
-        let (keys, used) = (self.keys.clone(), used.clone());
-        blocking("key", move || keys.renew(&used)).await.unwrap_or(false)
     }
 
     async fn ask(&self, authority: &str, key: &Secret, deadline: Deadline) -> Result<Stream, ScrapeError> {

@@ -173,6 +173,15 @@ fn a_token_that_is_replaced_in_its_file_is_followed() {
     }
     fs::remove_file(sidecar.path("token")).unwrap();
     assert_eq!([code(TOKEN), code(other)], [401, 200]);
+    // The log says so, once.
+    let warnings = |text: &str| status.running.log().iter().filter(|line| line.contains(text)).count();
+    status.running.wait_for("the token file token is empty, so the old token stays");
+    assert_eq!(warnings("so the old token stays"), 1);
+    fs::write(sidecar.path("token"), TOKEN).unwrap();
+    assert_eq!([code(TOKEN), code(other)], [200, 401]);
+    fs::write(sidecar.path("token"), "short").unwrap();
+    assert_eq!(code(TOKEN), 200);
+    status.running.wait_for("the token file token has fewer than 16 characters, so the old token stays");
 }
 
 #[test]

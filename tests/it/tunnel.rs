@@ -856,6 +856,9 @@ fn a_rotated_key_needs_no_restart() {
     let setup = Setup::with(Vpn::start(KEY, None), sidecar);
     setup.device('a', exporter.addr);
     setup.expect(&target('a'), 502, "refused: no access, unknown device, or balena's API busy");
+    fs::write(setup.sidecar.path("key"), "").unwrap();
+    let trouble = "; the key file key is empty, so the old key stays";
+    setup.expect(&target('a'), 502, &format!("refused: no access, unknown device, or balena's API busy{trouble}"));
     fs::write(setup.sidecar.path("key"), KEY).unwrap();
     // to all that ask at once: one of them reads the file, and the others ask with what it found
     thread::scope(|scope| {
