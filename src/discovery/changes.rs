@@ -54,6 +54,12 @@ impl Changes {
         }
     }
 
+    /// Whether the list of an earlier run has targets that labels of services declare.
+    pub fn is_from_services(&self) -> bool {
+        let is_one = |device: &Announced| matches!(device, Announced::Stored(stored) if stored.has_service);
+        self.devices.iter().flatten().any(is_one)
+    }
+
     /// Announces what is new in a list that was published, or that a list is held back.
     pub fn announce(&mut self, list: &Inventory, published: Published, name: &str, now: Instant) {
         if published == Published::HeldBack {

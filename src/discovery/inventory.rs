@@ -66,6 +66,11 @@ impl Inventory {
         Ok(())
     }
 
+    /// The failure, if labels of services are to be read and the server does not know releases.
+    pub fn missing_releases(&self) -> Option<Failure> {
+        self.services.as_ref()?.missing()
+    }
+
     /// Whether a device has a target.
     pub fn has_targets(&self) -> bool {
         self.shown.iter().any(|page| page.targets > 0)

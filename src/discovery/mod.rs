@@ -157,6 +157,11 @@ impl<'a> Discovery<'a> {
         self.key_owner.check(self.source, &refreshed, devices, clock.now() - start);
         refreshed?;
         self.changes.begin(|| self.sink.published().unwrap_or_default());
+        if let Some(failure) = self.inventory.missing_releases()
+            && self.changes.is_from_services()
+        {
+            return Err(failure);
+        }
         let published = self.sink.publish(&self.inventory)?;
         self.changes.announce(&self.inventory, published, &self.sink.name(), clock.now());
         Ok(published)

@@ -22,8 +22,8 @@ pub struct Releases {
     by_release: HashMap<u64, Arc<Declared>>,
     /// The version of the pages of which that was made.
     version: u64,
-    /// The server does not know releases.
-    missing: bool,
+    /// The answer of a server that does not know releases.
+    missing: Option<Failure>,
 }
 
 impl Releases {
@@ -39,12 +39,17 @@ impl Releases {
 
     /// Problems with labels.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        let missing = self.missing.then_some(
+        let missing = self.missing.as_ref().map(|_| {
             "this server does not know releases: labels of services are not read; set --service-labels=false \
-             (SERVICE_LABELS=false) to stop asking for them",
-        );
+             (SERVICE_LABELS=false) to stop asking for them"
+        });
         let declared = self.pages.contents().flatten();
         declared.flat_map(|declared| &declared.warnings).map(String::as_str).chain(missing)
+    }
+
+    /// The failure, if the server does not know releases: for a list that had targets by their labels.
+    pub fn missing(&self) -> Option<Failure> {
+        self.missing.clone().map(explained)
     }
 
     /// Asks for the releases that the selected fleets' devices run.
@@ -54,9 +59,11 @@ impl Releases {
     pub fn refresh(&mut self, source: &mut dyn Source, walk: u64) -> Result<(), Failure> {
         let mut list = ReleaseList { source, known: &self.by_release };
         match self.pages.refresh(&mut list, walk) {
-            Ok(()) => self.missing = false,
+            Ok(()) => self.missing = None,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
-            Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => self.missing = true,
+            Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => {
+                self.missing = Some(failure);
+            }
             // A wrong key or a stopped database is not about labels: no device can be read either.
             Err(failure) if failure.is_of_this_request() => {
                 let page = Request::Page { list: Listing::Devices, after: 0, limit: 1 };
@@ -82,7 +89,7 @@ impl Releases {
     pub fn fetch(&mut self, source: &mut dyn Source, releases: &[u64]) -> Result<(), Failure> {
         let unknown: BTreeSet<u64> = releases.iter().copied().filter(|id| !self.by_release.contains_key(id)).collect();
         let unknown: Vec<u64> = unknown.into_iter().collect();
-        if unknown.is_empty() || self.missing {
+        if unknown.is_empty() || self.missing.is_some() {
             return Ok(());
         }
         for ids in unknown.chunks(MAX_IDS) {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::entry::fingerprint;
-use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, UUID};
+use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, SERVICE, UUID};
 use crate::balena::device::display_name;
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
@@ -29,6 +29,8 @@ pub struct StoredDevice {
     pub name: Box<str>,
     /// Fingerprint of its target groups.
     pub groups: u64,
+    /// Whether labels of a service declare an exporter of it.
+    pub has_service: bool,
 }
 
 impl StoredDevice {
@@ -71,7 +73,8 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
         group.clone_into(&mut text);
         let name = label(DEVICE_NAME).or_else(|| label(META_DEVICE_NAME));
         let name = display_name(name, label(UUID), id).into();
-        devices.push(StoredDevice { id, name, groups: fingerprint(text.as_bytes()) });
+        let has_service = label(SERVICE).is_some();
+        devices.push(StoredDevice { id, name, groups: fingerprint(text.as_bytes()), has_service });
     }
     Ok(devices)
 }

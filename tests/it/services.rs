@@ -447,6 +447,25 @@ fn a_404_after_labels_were_read_fails_the_refresh_and_drops_no_target() {
     assert_eq!(targets(&sidecar.list()), ["renamed app app 80 -", "gw-2 app app 80 -"]);
 }
 
+/// Nor what the target file of an earlier run has.
+#[test]
+fn a_404_at_the_start_drops_no_target_that_labels_declared_before() {
+    let cloud = Cloud::start(with_releases(2));
+    cloud.set_services(1, &[("app", &[("prometheus.io.port", "80")], &[])]);
+    let sidecar = sidecar(&cloud).env("EXPORTERS", "9100");
+    sidecar.oneshot();
+    let before = sidecar.list();
+    assert_eq!(targets(&before), ["gw-1 app app 80 -", "gw-2 - - 9100 -"]);
+    cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(404, &[], b"")));
+    let running = sidecar.start();
+    let line = running.wait_for("refresh failed: cannot read the labels of services: ");
+    assert!(line.contains("404 Not Found") && line.contains("SERVICE_LABELS=false"), "{line}");
+    assert_eq!(sidecar.list(), before);
+    cloud.heal();
+    running.wait_for("balena.json is up to date: 2 targets");
+    assert_eq!(sidecar.list(), before);
+}
+
 #[test]
 fn a_release_of_many_devices_is_asked_for_once() {
     let mut devices = gateways(3);
