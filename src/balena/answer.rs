@@ -13,14 +13,17 @@ use reqwest::header::{
 };
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, StatusCode, Url};
+use tokio::runtime::Builder;
 
 use super::failure::{Failure, Reason};
 use super::source::{Api, Fetched};
 use crate::backoff;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
-use crate::net::connector::{no_client, trust_hint};
+use crate::net::connector::{Connector, no_client, trust_hint};
 use crate::net::proxy::Proxy;
+use crate::net::scrape::Deadline;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
 use crate::net::{CONNECT_SHARE, USER_AGENT};
 use crate::secret::Secret;
@@ -34,6 +37,10 @@ const MIN_SIZE: u64 = 1 << 20;
 const ANSWERS_IN_MEMORY: u64 = 8;
 /// Bytes of an error's body that are read for the message.
 const EXCERPT_SIZE: u64 = 800;
+/// The cause that reqwest gives where a proxy refuses to connect to a host.
+const PROXY_REFUSES: &str = "tunnel error: unsuccessful";
+/// The limit for asking the proxy for the status with which it refuses.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer that a cache has kept for longer, in seconds, is not the state of now.
 const MAX_AGE: u64 = 3600;
 
@@ -178,6 +185,13 @@ impl ApiConnection {
             (reason, format!("cannot ask {url}: {hint}"))
         } else if cause.contains("InvalidContentType") || cause == "tls handshake eof" {
             (Reason::Tls, format!("cannot reach {url}{}: {cause}; is https spoken on this port?", self.through()))
+        } else if cause == PROXY_REFUSES
+            && let Some(refusal) = self.proxy_refusal()
+        {
+            (
+                Reason::Connect,
+                format!("cannot reach {url}: {refusal}; does it allow this host? NO_PROXY excludes one from it"),
+            )
         } else if error.is_connect() {
             (Reason::Connect, format!("cannot reach {url}{}: {cause}", self.through()))
         } else if cause.contains("invalid HTTP version") && url.starts_with("http:") {
@@ -186,6 +200,16 @@ impl ApiConnection {
             (Reason::BrokenAnswer, format!("the answer of {url} broke off: {cause}"))
         };
         Failure { causes: chain.join(": "), ..Failure::new(reason, message) }
+    }
+
+    /// What the proxy answers: it is asked once more, since reqwest does not say it.
+    fn proxy_refusal(&self) -> Option<ScrapeError> {
+        let connector = Connector::new(self.api.roots.clone(), self.api.proxies.clone()).ok()?;
+        let runtime = Builder::new_current_thread().enable_all().build().ok()?;
+        let url = self.api.url.parse().ok()?;
+        let deadline = Deadline::after(REFUSAL_TIMEOUT);
+        let opened = runtime.block_on(deadline.wait(connector.open(&url, deadline)));
+        opened.flatten().err().filter(|error| error.reason == ScrapeReason::Proxy)
     }
 
     /// Names the proxy on the way to the API, if there is one.

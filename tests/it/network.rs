@@ -284,6 +284,30 @@ fn a_proxy_that_fails_is_named_without_its_password() {
 }
 
 #[test]
+fn the_status_of_a_proxy_that_refuses_the_api_is_named() {
+    let cloud = Cloud::start(demo_fleet());
+    for status in ["403 Forbidden", "502 Bad Gateway"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = read_head(&mut stream);
+                let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            }
+        });
+        let sidecar = Sidecar::of(binary::path(), &cloud)
+            .env("BALENA_API_URL", "https://api.test")
+            .env("HTTPS_PROXY", format!("http://user:secret@{proxy}"));
+        let mut command = sidecar.command();
+        command.arg("--oneshot");
+        let log = String::from_utf8(finish(command).stderr).unwrap();
+        let code = &status[..3];
+        let why = format!("cannot reach https://api.test: the proxy http://{proxy} (HTTPS_PROXY) answers {code}; ");
+        assert!(log.contains(&why) && !log.contains("secret"), "{log}");
+    }
+}
+
+#[test]
 fn a_proxy_that_cannot_be_used_is_a_warning_at_the_start() {
     let cloud = Cloud::start(demo_fleet());
     let sidecar = Sidecar::of(binary::path(), &cloud)
