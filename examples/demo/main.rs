@@ -127,7 +127,9 @@ fn run(length: Duration) -> ExitCode {
     if let Some((major, prometheus)) = &prometheus {
         show(*major, prometheus);
     } else {
-        println!("demo: there is no Prometheus here to scrape them: `scripts/test tools` gets it, without root");
+        println!(
+            "demo: no Prometheus is in target/tools or on the PATH to scrape them: `scripts/test tools` gets it, without root"
+        );
     }
     println!("demo: the target file is {0}; see it with: jq . {0}", list.display());
     println!("demo: scrape a device through the tunnel: curl -x {proxy} http://{}.balena/metrics", uuid(&cloud));

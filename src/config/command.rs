@@ -51,11 +51,12 @@ Example:
     baletheus tunnel --api-key-file balena.key --sd-file balena.json
 ";
 
-const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 a single refresh failed, or a later start may succeed (a \
-    port in use, a file not mounted yet), 2 it cannot start.";
-const CHECK_CODES: &str =
-    "Exit codes: 0 every target that should answer does, 1 one does not or the API fails, 2 it cannot start.";
-const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted yet), 2 it cannot start.";
+const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 the single refresh failed or was stopped, or a later start may \
+    succeed (a port in use, a file not mounted yet), 2 the configuration is wrong, or another baletheus writes the target file.";
+const CHECK_CODES: &str = "Exit codes: 0 every target that should answer does, 1 one does not, there is no device, or the API fails, 2 the \
+    configuration is wrong.";
+const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted yet), 2 the \
+    configuration is wrong.";
 
 /// The command line.
 pub fn command() -> Command {
@@ -124,6 +125,23 @@ pub fn mistake(args: &[OsString]) -> Option<String> {
     };
     let stray = args.windows(2).find(|pair| is_switch(&pair[0]) && boolean(&pair[1]).is_ok())?;
     Some(format!("{} is a switch: write {}={}, or leave {:?} out", stray[0], stray[0], stray[1], stray[1]))
+}
+
+/// The files that these arguments name as that of the key.
+pub fn key_files(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const FLAG: &str = "--api-key-file";
+    let mut files = Vec::new();
+    let mut is_flag = false;
+    for arg in args {
+        let value = arg.to_str().and_then(|arg| arg.strip_prefix(FLAG)?.strip_prefix('='));
+        files.extend(value.map(OsString::from));
+        let is_next = arg == FLAG;
+        if is_flag {
+            files.push(arg);
+        }
+        is_flag = is_next;
+    }
+    files
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {

@@ -22,7 +22,7 @@ use crate::net::proxy::Proxies;
 use crate::net::server::addresses;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, state, status, tunnel};
-pub use command::{command, completed, mistake};
+pub use command::{command, completed, key_files, mistake};
 pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{

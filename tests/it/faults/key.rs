@@ -138,6 +138,16 @@ fn a_key_is_in_no_debug_output_no_help_and_no_error() {
         let (code, said) = run(KEY, args);
         assert!(code == Some(2) && said.contains("(the API key)") && !said.contains(&KEY[..8]), "{args:?}: {said}");
     }
+    // As well, where it comes from a file.
+    let folder = tempfile::tempdir().unwrap(); // not in the sidecar's own, where the key must not be found
+    let file = folder.path().join("key");
+    fs::write(&file, format!("{KEY}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let flag = format!("--api-key-file={file}");
+    for args in [&["--api-key-file", file, "--exporter", KEY][..], &[&flag, KEY], &["tunnel", &flag, "--listen", KEY]] {
+        let (code, said) = run("", args);
+        assert!(code == Some(2) && said.contains("(the API key)") && !said.contains(&KEY[..8]), "{args:?}: {said}");
+    }
     let (code, help) = run(KEY, &["--help"]);
     assert!(code == Some(0) && help.contains("API_KEY") && !help.contains(&KEY[..8]), "{help}");
     for bad in
