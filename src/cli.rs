@@ -1,13 +1,16 @@
 //! The commands: which one runs, with its parts put together, and its exit code.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use clap_complete::Shell;
+use tokio::sync::Notify;
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
@@ -20,6 +23,7 @@ use crate::discovery::{Clock, Discovery, Published, Sink};
 use crate::liveness::Liveness;
 use crate::logging;
 use crate::net::cannot_start::CannotStart;
+use crate::secret;
 use crate::signals::{self, Event};
 use crate::status::Status;
 use crate::status::health::{self, Unhealthy};
@@ -28,9 +32,9 @@ use crate::{check, config, tunnel};
 
 /// How long another process may hold the target file at the start.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
-/// A shorter value of `API_KEY` is no key, and may be a part of other words.
+/// A shorter text is no key, and may be a part of other words.
 const MIN_KEY_SIZE: usize = 8;
-/// How long a refresh may go on after a signal to stop.
+/// How long a refresh, or `check`, may go on after a signal to stop.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the program with these arguments, of which the first is its name, and the environment of the process.
@@ -58,7 +62,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(("completions", matches)) => return completions(matches.get_one::<String>("shell")),
         Some(("health", matches)) => {
             let listen = var("LISTEN_ADDRESS").and_then(|listen| listen.into_string().ok());
-            Ok(end_on_stop(|| health(matches.get_one("url").map(String::as_str), listen.as_deref())))
+            let ask = |_| health(matches.get_one("url").map(String::as_str), listen.as_deref());
+            Ok(end_on_stop(Duration::ZERO, ask))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(|mut settings| {
             settings.warnings.extend(misspelt.clone());
@@ -67,7 +72,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }),
         Some(("check", matches)) => config::check(matches, &var).map(|mut settings| {
             settings.warnings.extend(misspelt.clone());
-            end_on_stop(|| match check::run(settings) {
+            end_on_stop(STOP_GRACE, |stop| match check::run(settings, stop) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => cannot_start(&error),
@@ -110,11 +115,14 @@ fn print(text: &str) {
     let _ = writeln!(io::stderr(), "baletheus: {}", without_key(text));
 }
 
-/// A text without the key, which may be typed in a wrong place.
+/// A text without the key, which may be typed in a wrong place. It is in a variable, or in a file that the arguments or a variable name.
 fn without_key(text: &str) -> String {
-    let key = std::env::var("API_KEY").unwrap_or_default();
-    let key = key.trim();
-    if key.len() < MIN_KEY_SIZE { text.to_owned() } else { text.replace(key, "(the API key)") }
+    let files = config::key_files(std::env::args_os()).into_iter().chain(std::env::var_os("API_KEY_FILE"));
+    // Reading a pipe would block, or take the key from who reads it then.
+    let files = files.filter(|file| fs::metadata(file).is_ok_and(|file| file.is_file()));
+    let keys = files.filter_map(|file| secret::text(Path::new(&file)).ok()).chain(std::env::var("API_KEY"));
+    keys.filter(|key| key.trim().len() >= MIN_KEY_SIZE)
+        .fold(text.to_owned(), |text, key| text.replace(key.trim(), "(the API key)"))
 }
 
 /// Prints the completions of a shell.
@@ -137,10 +145,18 @@ fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
     }
 }
 
-/// Runs a command that ends at once at a signal to stop. As PID 1 of a container it would otherwise ignore the signals.
-fn end_on_stop(run: impl FnOnce() -> ExitCode) -> ExitCode {
-    match signals::handle(Duration::ZERO, 1, |_| ()) {
-        Ok(()) => run(),
+/// Runs a command that ends at a signal to stop, after this grace at the latest. As PID 1 of a container it would otherwise ignore the
+/// signals.
+fn end_on_stop(grace: Duration, run: impl FnOnce(Arc<Notify>) -> ExitCode) -> ExitCode {
+    let stop = Arc::new(Notify::new());
+    let stopped = stop.clone();
+    let notify = move |event| {
+        if event == Event::Stop {
+            stopped.notify_one();
+        }
+    };
+    match signals::handle(grace, 1, notify) {
+        Ok(()) => run(stop),
         Err(error) => {
             print(&format!("cannot start: {error}"));
             code_of(&error)
@@ -152,7 +168,8 @@ fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> 
     logging::init(&config.log);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     let interval = config.refresh;
-    let mut clock = Wakeups::start(interval.is_none())?;
+    let (wake, woken) = channel();
+    let mut clock = Wakeups::start(interval.is_none(), wake)?;
     log_start(&config, &if config.dry_run { StandardOutput.name() } else { file.name() });
     if !config.dry_run {
         match lock(&mut file, &mut clock) {
@@ -171,8 +188,11 @@ fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> 
     let stored = has_status.then(|| file.stored()).flatten();
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
     let liveness = Arc::new(Liveness::start());
-    let status =
-        has_status.then(|| Status::start(&config.status, &mut client, liveness.clone(), stored)).transpose()?;
+    let status = if has_status {
+        Some(Status::start(&config.status, &mut client, liveness.clone(), stored, woken)?)
+    } else {
+        None
+    };
     systemd::watch(liveness.clone())?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
@@ -231,11 +251,13 @@ struct Wakeups(Receiver<Event>);
 impl Wakeups {
     /// Handles signals from now on. After a signal to stop, a refresh has [`STOP_GRACE`] to finish; the target file is whole at
     /// every moment. A single refresh (`once`) that is stopped ends with exit code 1.
-    fn start(once: bool) -> Result<Self, CannotStart> {
+    /// `wake` is sent each SIGHUP, too.
+    fn start(once: bool, wake: Sender<()>) -> Result<Self, CannotStart> {
         let (sender, receiver) = channel();
         signals::handle(STOP_GRACE, i32::from(once), move |event| {
             if event == Event::Reload {
                 systemd::reloading();
+                let _ = wake.send(()); // it fails without a status endpoint
             }
             let _ = sender.send(event); // it fails if nobody receives: the program is about to end
         })?;

@@ -229,6 +229,21 @@ fn sighup_refreshes_at_once() {
     running.wait_for("updated balena.json: 14 targets");
 }
 
+/// The API has limited the requests for the state of the devices, and not those for the list.
+#[test]
+fn sighup_asks_for_the_state_of_the_devices_at_once() {
+    let cloud = Cloud::start(many(20));
+    cloud.intercept(|seen, _| {
+        let limits = Reply::status(429, &[("Retry-After", "3600")], b"");
+        seen.target.contains("heartbeat").then_some(limits)
+    });
+    let running = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_REFRESH_RATE", "1h").start();
+    running.wait_for("cannot renew the state of the devices");
+    cloud.heal();
+    running.signal("HUP");
+    running.wait_for("the state of the devices can be renewed again");
+}
+
 #[test]
 fn sighup_in_the_midst_of_a_refresh_is_not_lost() {
     let cloud = Cloud::start(many(20));

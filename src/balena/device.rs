@@ -219,6 +219,15 @@ pub fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, serde_json::
     })
 }
 
+/// The id of a record, whatever else is wrong with it.
+pub fn id(raw: &RawValue) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct WithId {
+        id: Option<u64>,
+    }
+    serde_json::from_str::<WithId>(raw.get()).ok()?.id
+}
+
 /// Reads a device. A field of the wrong type makes this device unusable and does not affect the others.
 pub fn parse(raw: &RawValue) -> Device<'_> {
     read(raw).unwrap_or_else(|error| broken(raw, &error))

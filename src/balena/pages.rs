@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::device::{describe, records};
+use super::device::{self, describe, records};
 use super::failure::{Failure, Reason};
 use super::query::{Listing, Request};
 use super::source::{Fetched, Source};
@@ -263,16 +262,12 @@ impl<T> Pages<T> {
 /// Nothing is asked behind a page that has not changed. So one hole remains: if a gateway gives exactly as many records as there were
 /// when the page was read, a record that comes later is found only once the page itself changes.
 fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
-    #[derive(Deserialize)]
-    struct WithoutRest {
-        id: Option<u64>,
-    }
     let request = Request::NextId(list.listing(), highest);
     let Fetched::Body { body, .. } = list.source().get(request, None)? else {
         return Err(list.invalid(&format!("the id that follows {highest} is too large")));
     };
     let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;
-    let ids = records.iter().filter_map(|raw| serde_json::from_str::<WithoutRest>(raw.get()).ok()?.id);
+    let ids = records.into_iter().filter_map(device::id);
     // A server that does not know filters sends what it has sent before.
     Ok(ids.max().is_some_and(|id| id > highest))
 }

@@ -14,19 +14,19 @@ pub fn options(settings: &Settings) -> String {
     let is_cloud = settings.api.url == "https://api.balena-cloud.com";
     let (selection, rules) = (&settings.selection, &settings.rules);
     format!(
-        "baletheus {} on {} {}\nAPI: {}, time-out {} s, proxy: {}\nselection: {} fleets, {} tags, online only: {}\n\
-         targets: address {}, {} exporters by option, service labels: {}, own tags: {}\n",
+        "baletheus {} on {} {}\nAPI: {}, time-out {} s, proxy: {}\nselection: {}, {}, online only: {}\n\
+         targets: address {}, {} by option, service labels: {}, own tags: {}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         std::env::consts::ARCH,
-        if is_cloud { "balenaCloud" } else { "another" },
+        if is_cloud { "balenaCloud" } else { "not balenaCloud's" },
         settings.api.timeout.as_secs(),
         yes(settings.api.proxy().is_some()),
-        selection.fleets.len(),
-        selection.tags.len(),
+        count(selection.fleets.len(), "fleet"),
+        count(selection.tags.len(), "tag"),
         yes(rules.online_only),
         rules.address.as_str(),
-        rules.exporters.len(),
+        count(rules.exporters.len(), "exporter"),
         yes(settings.service_labels),
         rules.own_tags.as_str(),
     )

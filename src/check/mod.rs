@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use hyper::Uri;
 use log::LevelFilter;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::balena::query::Query;
@@ -72,11 +73,12 @@ pub enum Form {
     Anonymous,
 }
 
-/// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there is no report.
+/// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there is no
+/// report. `stop` ends it while it tries targets: the report has what is known by then.
 ///
 /// # Errors
 /// The system does not let it start.
-pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
+pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStart> {
     if settings.form == Form::Anonymous {
         // Warnings name devices, and a terminal is copied whole.
         settings.log = logging::Settings { level: LevelFilter::Error, filter: None, ..settings.log };
@@ -121,9 +123,15 @@ pub fn run(mut settings: Settings) -> Result<bool, CannotStart> {
     for warning in changes::warnings(&list, &fleets) {
         log::warn!("{warning}");
     }
-    probe_all(&mut rows, prober)?;
+    probe_all(&mut rows, prober, stop)?;
+    let all = rows.len();
+    rows.retain(Row::is_known);
+    let untried = all - rows.len();
+    if untried > 0 {
+        log::error!("stopped: {} not tried", count(untried, "target"));
+    }
     // Without a device, there is nothing that could answer.
-    let succeeds = !rows.is_empty() && !rows.iter().any(Row::fails);
+    let succeeds = all > 0 && untried == 0 && !rows.iter().any(Row::fails);
     let shown = rows.iter().filter(|row| !failing || row.fails());
     let text = match form {
         Form::Json => report::json(shown),
@@ -222,29 +230,32 @@ fn url(host: &str, target: &Target) -> String {
     format!("{scheme}://{host}:{port}{}", target.path.as_deref().unwrap_or("/metrics"))
 }
 
-/// Tries the targets of all rows. On a terminal it shows the progress.
-fn probe_all(rows: &mut [Row], prober: Prober) -> io::Result<()> {
+/// Tries the targets of all rows, until `stop`. On a terminal it shows the progress.
+fn probe_all(rows: &mut [Row], prober: Prober, stop: Arc<Notify>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let urls: Vec<_> = rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?))).collect();
     let all = urls.len();
-    let mut done = 0;
     let mut waiting = urls.into_iter();
     let prober = Arc::new(prober);
     let terminal = io::stderr().is_terminal();
     runtime.block_on(async {
         let mut running = JoinSet::new();
-        loop {
-            for (index, url) in waiting.by_ref().take(MAX_PROBES - running.len()) {
+        running.spawn(async move {
+            stop.notified().await;
+            None
+        });
+        for done in 0..all {
+            for (index, url) in waiting.by_ref().take(MAX_PROBES + 1 - running.len()) {
                 let prober = prober.clone();
-                running.spawn(async move { (index, prober.probe(&url).await) });
+                running.spawn(async move { Some((index, prober.probe(&url).await)) });
             }
-            let Some(ended) = running.join_next().await else { break };
-            if let Ok((index, answer)) = ended {
-                rows[index].answered(answer);
+            match running.join_next().await {
+                Some(Ok(Some((index, answer)))) => rows[index].answered(answer),
+                Some(Ok(None)) | None => break,
+                Some(Err(_)) => {} // it stays untried
             }
-            done += 1;
             if terminal {
-                let _ = write!(io::stderr(), "\r\x1b[2K{done} of {all} targets tried"); // nobody may read it
+                let _ = write!(io::stderr(), "\r\x1b[2K{} of {all} targets tried", done + 1); // nobody may read it
             }
         }
     });

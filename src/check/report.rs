@@ -104,6 +104,11 @@ impl Row {
         }
     }
 
+    /// Whether the target was tried, or there is none.
+    pub fn is_known(&self) -> bool {
+        self.url.is_none() || self.result != Outcome::LeftOut
+    }
+
     /// Whether the target should answer and does not.
     pub fn fails(&self) -> bool {
         self.result == Outcome::Fails

@@ -42,7 +42,9 @@ impl Vpn {
         let renewed = blocking("key", move || if keys.renew(&key) { Ok(()) } else { Err(keys.trouble()) }).await;
         match renewed {
             Ok(Ok(())) => self.ask(authority, &self.keys.current(), deadline).await,
-            Ok(Err(Some(trouble))) => Err(ScrapeError { message: format!("{}; {trouble}", refused.message), ..refused }),
+            Ok(Err(Some(trouble))) => {
+                Err(ScrapeError { message: format!("{}; {trouble}", refused.message), ..refused })
+            }
             _ => Err(refused),
         }
     }

@@ -1,15 +1,17 @@
 //! Lists of records that the status asks for, read page by page.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
 use super::shared::Shared;
-use crate::balena::device::describe;
+use crate::balena::device::{self, describe};
 use crate::balena::pages::{self, List, Place, Walks};
 use crate::balena::query::StateFields;
 use crate::balena::{Client, Failure, Listing, Reason, Request, Source};
+use crate::text::count;
 
 /// A kind of records.
 pub trait RecordKind: Sized {
@@ -34,17 +36,28 @@ pub type RecordPages<T> = Vec<Arc<Vec<T>>>;
 
 /// A list of records.
 pub struct RecordList<T> {
+    /// How they are asked for and read.
+    pub reading: Reading<T>,
+    pages: pages::Pages<Arc<Vec<T>>>,
+    walks: Walks,
+}
+
+/// How records are asked for and read.
+pub struct Reading<T> {
     client: Client,
     /// What is asked for of a state.
     pub more: StateFields,
-    pages: pages::Pages<Arc<Vec<T>>>,
-    walks: Walks,
+    /// Ids of the records that the log has called unreadable.
+    unreadable: BTreeSet<Option<u64>>,
+    kind: PhantomData<T>,
 }
 
 impl<T: RecordKind> RecordList<T> {
     /// Nothing has been asked for.
     pub fn new(client: &Client) -> Self {
-        RecordList { client: client.clone(), more: [true; _], pages: pages::Pages::default(), walks: Walks::default() }
+        let (client, more) = (client.clone(), [true; _]);
+        let reading = Reading { client, more, unreadable: BTreeSet::new(), kind: PhantomData };
+        RecordList { reading, pages: pages::Pages::default(), walks: Walks::default() }
     }
 
     /// Asks for all pages. Returns whether one has changed.
@@ -52,10 +65,9 @@ impl<T: RecordKind> RecordList<T> {
     /// # Errors
     /// A request or a page fails.
     pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let RecordList { client, more, pages, walks } = self;
-        let before = pages.version();
-        walks.walk(|walk| pages.refresh(&mut Reading { client, more: *more, kind: PhantomData::<T> }, walk))?;
-        Ok(pages.version() != before)
+        let before = self.pages.version();
+        self.walks.walk(|walk| self.pages.refresh(&mut self.reading, walk))?;
+        Ok(self.pages.version() != before)
     }
 
     /// Asks for one record only, to see whether the API knows what is asked for.
@@ -63,7 +75,7 @@ impl<T: RecordKind> RecordList<T> {
     /// # Errors
     /// It does not, or there is no usable answer.
     pub fn probe(&mut self, more: StateFields) -> Result<(), Failure> {
-        self.client.get(Request::Page { list: T::list(more), after: 0, limit: 1 }, None).map(drop)
+        self.reading.client.get(Request::Page { list: T::list(more), after: 0, limit: 1 }, None).map(drop)
     }
 
     /// The pages as they were read last.
@@ -72,42 +84,51 @@ impl<T: RecordKind> RecordList<T> {
     }
 }
 
-struct Reading<'a, T> {
-    client: &'a mut Client,
-    more: StateFields,
-    kind: PhantomData<T>,
+impl<T> Reading<T> {
+    /// Reports, once each, the records of a page that cannot be read.
+    fn warn(&mut self, unreadable: &[(Option<u64>, String)]) {
+        let new: Vec<_> = unreadable.iter().filter(|(id, _)| self.unreadable.insert(*id)).collect();
+        let Some((id, why)) = new.first() else { return };
+        let id = id.map_or("no id".to_owned(), |id| format!("the id {id}"));
+        let number = count(new.len(), "record");
+        log::warn!("the API gives {number} that cannot be read, so metrics are absent: the first, with {id}: {why}");
+    }
 }
 
-impl<T: RecordKind> List for Reading<'_, T> {
+impl<T: RecordKind> List for Reading<T> {
     type Page = Arc<Vec<T>>;
     type Record<'a> = T;
     const WHAT: &'static str = T::WHAT;
 
     fn source(&mut self) -> &mut dyn Source {
-        self.client
+        &mut self.client
     }
 
     fn listing(&self) -> Listing<'static> {
         T::list(self.more)
     }
 
-    /// A record that cannot be read is skipped: discovery reports a device. If none of a full page or of the first one can be read, that
+    /// A record that cannot be read is skipped, and the log names it. If none of a full page or of the first one can be read, that
     /// is a failure: no value would look like one that is known.
     fn read(
         &mut self, records: Vec<&RawValue>, place: &Place<'_, Self::Page>,
     ) -> Result<Vec<(Option<u64>, T)>, Failure> {
         let mut shared = Shared::default();
         let mut read = Vec::with_capacity(records.len());
-        let mut unreadable = None;
+        let mut unreadable = Vec::new();
         for raw in records {
             match T::read(raw, &mut shared) {
                 Ok(record) => read.push((Some(record.id()), record)),
-                Err(error) => unreadable = Some(error),
+                Err(error) => unreadable.push((device::id(raw), describe(&error))),
             }
         }
-        if let Some(error) = unreadable.filter(|_| read.is_empty() && (place.is_full || place.after == 0)) {
-            return Err(self.invalid(&format!("none of the {} can be read: {}", T::WHAT, describe(&error))));
+        if read.is_empty()
+            && (place.is_full || place.after == 0)
+            && let Some((_, why)) = unreadable.first()
+        {
+            return Err(self.invalid(&format!("none of the {} can be read: {why}", T::WHAT)));
         }
+        self.warn(&unreadable);
         Ok(read)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect discovery.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,51 +41,91 @@ pub struct Settings {
 
 /// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets what is known
 /// as soon as a part of it is new: a failure of one does not affect the others. It asks for nothing while `is_limited`: discovery goes first.
+/// `woken` ends a wait.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub fn watch(
-    client: &Client, settings: Settings, is_limited: impl Fn() -> bool + Send + 'static,
+    client: &Client, settings: Settings, woken: Receiver<()>, is_limited: impl Fn() -> bool + Send + 'static,
     publish: impl Fn(&FleetState) + Send + 'static,
 ) -> Result<(), NoThread> {
-    let interval = settings.interval;
-    let mut states = StateRequests::new(client);
-    let mut services = ServiceRequests::new(client);
-    let mut reports = RecordList::<SupervisorReport>::new(client);
-    let between_reports = interval.saturating_mul(STATES_TO_REPORT).min(REPORT_INTERVAL).max(interval);
-    let mut state_turn = Turn::new("the state of the devices", "", interval, interval);
-    let mut service_turn = Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval);
-    let mut report_turn = Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports);
-    let mut known = FleetState::default();
+    let mut rounds = Rounds::new(client, settings);
     let run = move || {
         loop {
-            if is_limited() {
-                thread::sleep(interval);
-                continue;
+            let wait = if is_limited() { settings.interval } else { rounds.next(&publish) };
+            match woken.recv_timeout(wait) {
+                Ok(()) => rounds.hurry(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(wait),
             }
-            if state_turn.ended(states.refresh()).is_some() {
-                (known.states, known.states_read) = (states.records.pages(), Some(SystemTime::now()));
-                publish(&known);
-            }
-            let answers = state_turn.others_may_succeed;
-            if !answers {
-                known.installs = None;
-                publish(&known);
-            } else if settings.services && service_turn.is_due() {
-                known.installs = service_turn.ended(services.refresh());
-                if known.installs.is_some() {
-                    known.installs_read = Some(SystemTime::now());
-                }
-                publish(&known);
-            }
-            if answers && settings.reports && report_turn.is_due() && report_turn.ended(reports.refresh()).is_some() {
-                known.reports = reports.pages();
-                publish(&known);
-            }
-            thread::sleep(state_turn.wait);
         }
     };
     threads::spawn("device-metrics", run)
+}
+
+/// All requests, again and again.
+struct Rounds {
+    settings: Settings,
+    states: StateRequests,
+    services: ServiceRequests,
+    reports: RecordList<SupervisorReport>,
+    state_turn: Turn,
+    service_turn: Turn,
+    report_turn: Turn,
+    known: FleetState,
+}
+
+impl Rounds {
+    fn new(client: &Client, settings: Settings) -> Self {
+        let interval = settings.interval;
+        let between_reports = interval.saturating_mul(STATES_TO_REPORT).min(REPORT_INTERVAL).max(interval);
+        Rounds {
+            settings,
+            states: StateRequests::new(client),
+            services: ServiceRequests::new(client),
+            reports: RecordList::new(client),
+            state_turn: Turn::new("the state of the devices", "", interval, interval),
+            service_turn: Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval),
+            report_turn: Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports),
+            known: FleetState::default(),
+        }
+    }
+
+    /// Asks for the state, and for what else is due. Gives the wait until the next round.
+    fn next(&mut self, publish: &impl Fn(&FleetState)) -> Duration {
+        if self.state_turn.ended(self.states.refresh()).is_some() {
+            self.known.states = self.states.records.pages();
+            self.known.states_read = Some(SystemTime::now());
+            publish(&self.known);
+        }
+        if !self.state_turn.others_may_succeed {
+            self.known.installs = None;
+            publish(&self.known);
+            return self.state_turn.wait;
+        }
+        if self.settings.services && self.service_turn.is_due() {
+            self.known.installs = self.service_turn.ended(self.services.refresh());
+            if self.known.installs.is_some() {
+                self.known.installs_read = Some(SystemTime::now());
+            }
+            publish(&self.known);
+        }
+        if self.settings.reports && self.report_turn.is_due() {
+            let renewed = self.report_turn.ended(self.reports.refresh());
+            if renewed.is_some() {
+                self.known.reports = self.reports.pages();
+                publish(&self.known);
+            }
+        }
+        self.state_turn.wait
+    }
+
+    /// Makes everything due.
+    fn hurry(&mut self) {
+        for turn in [&mut self.service_turn, &mut self.report_turn] {
+            turn.due = Instant::now();
+        }
+    }
 }
 
 /// Asks once for the state of the devices and for what runs on them.
@@ -164,10 +205,10 @@ impl StateRequests {
     /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
     fn refresh(&mut self) -> Result<(), Failure> {
         if self.tried_all.elapsed() > UNKNOWN_INTERVAL {
-            (self.records.more, self.tried_all) = ([true; _], Instant::now());
+            (self.records.reading.more, self.tried_all) = ([true; _], Instant::now());
         }
         match self.records.refresh() {
-            Err(failure) if failure.is_of_this_request() && self.records.more != StateFields::default() => {
+            Err(failure) if failure.is_of_this_request() && self.records.reading.more != StateFields::default() => {
                 let unknown = self.forget_unknown(failure.clone())?;
                 self.records.refresh()?;
                 if self.told != unknown {
@@ -190,13 +231,13 @@ impl StateRequests {
         let mut unknown = StateFields::default();
         for index in 0..unknown.len() {
             let mut field = StateFields::default();
-            field[index] = self.records.more[index];
+            field[index] = self.records.reading.more[index];
             match self.records.probe(field) {
                 Err(refused) if refused.is_of_this_request() => unknown[index] = true,
                 outcome => outcome?,
             }
         }
-        for (more, unknown) in self.records.more.iter_mut().zip(unknown) {
+        for (more, unknown) in self.records.reading.more.iter_mut().zip(unknown) {
             *more &= !unknown;
         }
         if unknown == StateFields::default() { Err(failure) } else { Ok(unknown) }

@@ -10,6 +10,7 @@ mod routes;
 mod series;
 
 use std::net::SocketAddr;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -80,13 +81,14 @@ struct Trouble {
 }
 
 impl Status {
-    /// Starts the endpoint, and the requests for the state of the devices. Nothing is known yet but the list that the target file
-    /// has.
+    /// Starts the endpoint, and the requests for the state of the devices, which `woken` makes at once. Nothing is known yet but the list
+    /// that the target file has.
     ///
     /// # Errors
     /// The address cannot be used, or a thread cannot be started.
     pub fn start(
         settings: &Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<StoredList>,
+        woken: Receiver<()>,
     ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness,
@@ -108,7 +110,7 @@ impl Status {
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
         let limited = status.clone();
-        watching::watch(client, settings.watch, move || limited.is_limited(), move |known| shown.learn(known))?;
+        watching::watch(client, settings.watch, woken, move || limited.is_limited(), move |known| shown.learn(known))?;
         Ok(status)
     }
 

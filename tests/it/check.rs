@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::binary::sidecar;
 use crate::support::cloud::{self, Cloud, KEY, Reply, Step};
 use crate::support::fleet::{demo_fleet, find, set_tag, sibling};
 use crate::support::port::Reserved;
-use crate::support::sidecar::{Sidecar, finish};
+use crate::support::sidecar::{PATIENCE, Sidecar, finish, send};
 use crate::support::tls::Authority;
 use crate::support::vpn::Vpn;
 use flate2::Compression;
@@ -608,7 +608,8 @@ fn a_report_for_an_issue_names_nothing() {
     }
     assert!(report.starts_with(&format!("baletheus {} on linux ", env!("CARGO_PKG_VERSION"))), "{report}");
     for line in [
-        "selection: 1 fleets, 0 tags",
+        "selection: 1 fleet, 0 tags",
+        "targets: address vpn, 1 exporter by option,",
         "refresh: ",
         "results: ",
         "| device-1 | fleet-1 | online | http:9100 | option | fails | ",
@@ -621,6 +622,38 @@ fn a_report_for_an_issue_names_nothing() {
     assert!(failed.status.code() == Some(1), "{failed:?}");
     assert!(text(&failed.stdout).contains("refresh: failed, reason server_error, HTTP status 503"), "{failed:?}");
     assert!(!text(&failed.stderr).contains("127.0.0.1"), "{failed:?}");
+}
+
+#[test]
+fn a_check_that_is_stopped_reports_what_it_knows() {
+    let backend = Cloud::start(Vec::new());
+    exporters(&backend);
+    let fleet = devices(&[("well", ""), ("hangs", "9100/hang")]);
+    let vpn = Vpn::start(KEY, None);
+    for device in &fleet {
+        vpn.device(uuid(device), |device| _ = device.ports.insert(9100, backend.addr()));
+    }
+    let cloud = Cloud::start(fleet);
+    let sidecar = sidecar(&cloud).env("TUNNEL_URL", vpn.url()).env("EXPORTERS", "9100").env("OWN_TAGS", "all");
+    // The signal may come before the answer of the one that is well.
+    for _ in 0..10 {
+        backend.clear_requests();
+        let mut command = sidecar.command();
+        let child = command.arg("check").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        backend.wait_for_requests(2, PATIENCE);
+        send(child.id(), "INT").expect("it runs");
+        let output = child.wait_with_output().expect("its output");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let log = text(&output.stderr);
+        if log.contains("stopped: 1 target not tried") {
+            let table = text(&output.stdout);
+            assert!(table.contains("well (") && !table.contains("hangs ("), "{table}");
+            assert!(table.ends_with("\n1 target: 1 answer, 0 fail, 0 offline; 0 devices left out\n"), "{table}");
+            return;
+        }
+        assert!(log.contains("stopped: 2 targets not tried"), "{log}");
+    }
+    panic!("no target was tried before the signal");
 }
 
 #[test]

@@ -321,6 +321,27 @@ fn a_state_of_which_nothing_can_be_read_is_no_state() {
     status.running.wait_for("the state of the devices can be renewed again");
 }
 
+/// The API gives a field of one device another type: the others keep their metrics.
+#[test]
+fn a_state_that_cannot_be_read_is_named_once() {
+    let cloud = Cloud::start(demo_fleet());
+    let (broken, uuid) = cloud.change(|devices| {
+        devices[1]["last_vpn_event"] = json!(5);
+        devices[2]["is_connected_to_vpn"] = json!(true);
+        (devices[1]["id"].clone(), devices[2]["uuid"].as_str().unwrap().to_owned())
+    });
+    let status = Status::start(&sidecar(&cloud));
+    let told = "the API gives 1 record that cannot be read, so metrics are absent: the first, with the id";
+    let line = status.running.wait_for(told);
+    assert!(line.contains(&format!("the id {broken}: invalid type: integer")), "{line}");
+    let online = format!("balena_device_online{{uuid=\"{uuid}\"}}");
+    for (is_online, value) in [(true, 1.0), (false, 0.0)] {
+        cloud.change(|devices| devices[2]["is_connected_to_vpn"] = json!(is_online));
+        status.wait_until("another device", |metrics| metrics.get(&online) == Some(&value));
+    }
+    assert_eq!(status.running.log().iter().filter(|line| line.contains(told)).count(), 1);
+}
+
 /// Whatever becomes of one of the two requests, what the other one brings is published.
 #[test]
 fn the_state_and_the_reports_of_devices_do_not_wait_for_each_other() {
