@@ -32,8 +32,9 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Counts a failure and gives the wait until the next try: at least the doubled wait, and at least the server's `Retry-After`. Up
-    /// to a quarter of the doubled wait is added at random, so that many sidecars do not return at the same moment.
+    /// Counts a failure and gives the wait until the next try: at least the doubled wait, and at least the server's
+    /// `Retry-After`. Up to a quarter of the doubled wait is added at random, so that many sidecars do not return at the same
+    /// moment.
     pub fn failed(&mut self, retry_after: Option<Duration>) -> Duration {
         let doubled = FIRST_WAIT.min(self.interval).saturating_mul(2_u32.saturating_pow(self.failures));
         let wait = doubled.min(LONGEST_WAIT.max(self.interval));

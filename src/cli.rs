@@ -1,9 +1,7 @@
 //! The commands: which one runs, with its parts put together, and its exit code.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,16 +12,15 @@ use tokio::sync::Notify;
 
 use crate::balena::query::Query;
 use crate::balena::{Client, Failure, Reason};
-use crate::config::ConfigError;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::stored::StoredDevice;
 use crate::discovery::target_file::TargetFile;
 use crate::discovery::target_groups;
 use crate::discovery::{Clock, Discovery, Published, Sink};
+use crate::early_messages::{misconfigured, print, without_key};
 use crate::liveness::Liveness;
 use crate::logging;
 use crate::net::cannot_start::CannotStart;
-use crate::secret;
 use crate::signals::{self, Event};
 use crate::status::Status;
 use crate::status::health::{self, Unhealthy};
@@ -32,8 +29,6 @@ use crate::{check, config, tunnel};
 
 /// How long another process may hold the target file at the start.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
-/// A shorter text is no key, and may be a part of other words.
-const MIN_KEY_SIZE: usize = 8;
 /// How long a refresh, or `check`, may go on after a signal to stop.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -99,32 +94,6 @@ fn code_of(why: &CannotStart) -> ExitCode {
     if why.may_pass() { ExitCode::FAILURE } else { ExitCode::from(2) }
 }
 
-/// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
-fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[String]) -> ExitCode {
-    let what = if errors.len() == 1 { "a configuration error" } else { "configuration errors" };
-    let command = command.map_or_else(String::new, |name| format!(" {name}"));
-    let may_pass = errors.iter().all(ConfigError::may_pass);
-    let errors = errors.iter().map(ToString::to_string).chain(misspelt.iter().cloned());
-    let errors: Vec<_> = errors.map(|error| format!("  {error}")).collect();
-    print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));
-    if may_pass { ExitCode::FAILURE } else { ExitCode::from(2) }
-}
-
-/// Prints a line to standard error, before the log has started. A standard error that is closed is no error.
-fn print(text: &str) {
-    let _ = writeln!(io::stderr(), "baletheus: {}", without_key(text));
-}
-
-/// A text without the key, which may be typed in a wrong place. It is in a variable, or in a file that the arguments or a variable name.
-fn without_key(text: &str) -> String {
-    let files = config::key_files(std::env::args_os()).into_iter().chain(std::env::var_os("API_KEY_FILE"));
-    // Reading a pipe would block, or take the key from who reads it then.
-    let files = files.filter(|file| fs::metadata(file).is_ok_and(|file| file.is_file()));
-    let keys = files.filter_map(|file| secret::text(Path::new(&file)).ok()).chain(std::env::var("API_KEY"));
-    keys.filter(|key| key.trim().len() >= MIN_KEY_SIZE)
-        .fold(text.to_owned(), |text, key| text.replace(key.trim(), "(the API key)"))
-}
-
 /// Prints the completions of a shell.
 fn completions(shell: Option<&String>) -> ExitCode {
     let Some(shell) = shell.and_then(|shell| shell.parse::<Shell>().ok()) else { return ExitCode::from(2) };
@@ -145,8 +114,8 @@ fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
     }
 }
 
-/// Runs a command that ends at a signal to stop, after this grace at the latest. As PID 1 of a container it would otherwise ignore the
-/// signals.
+/// Runs a command that ends at a signal to stop, after this grace at the latest. As PID 1 of a container it would otherwise
+/// ignore the signals.
 fn end_on_stop(grace: Duration, run: impl FnOnce(Arc<Notify>) -> ExitCode) -> ExitCode {
     let stop = Arc::new(Notify::new());
     let stopped = stop.clone();

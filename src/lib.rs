@@ -6,9 +6,9 @@
 //! 2. [`discovery`] keeps the pages, maps each device to target groups, replaces the target file when the list changes, and
 //!    waits for the next refresh.
 //!
-//! `state` asks what the API knows of devices beside the list, and `status` serves it over HTTP, with the list and the program's own
-//! metrics. Two more commands: `tunnel` is Prometheus' proxy to devices in balena's VPN, and `check` tries each target and reports why
-//! one does not answer. [`net`] has the connections that they share.
+//! `state` asks what the API knows of devices beside the list, and `status` serves it over HTTP, with the list and the program's
+//! own metrics. Two more commands: `tunnel` is Prometheus' proxy to devices in balena's VPN, and `check` tries each target and
+//! reports why one does not answer. [`net`] has the connections that they share.
 //!
 //! [`cli`] is the front door: [`config`] reads the options of each command, and the command runs.
 
@@ -17,13 +17,14 @@
 
 mod backoff;
 pub mod balena;
-mod check;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+mod early_messages;
 pub mod key;
 pub mod liveness;
-mod log_queue;
+pub mod log_queue;
 mod logging;
 mod memory;
 pub mod net;

@@ -1,5 +1,5 @@
-//! Whether the loop of discovery lives: each of its waits announces a deadline, and `/-/healthy` and the watchdog of systemd fail 60 s
-//! past it.
+//! Whether the loop of discovery lives: each of its waits announces a deadline, and `/-/healthy` and the watchdog of systemd fail
+//! 60 s past it.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -23,8 +23,8 @@ impl Liveness {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// How long the loop is past its deadline, if it hangs. A process that was frozen (`docker pause`) is past it until its loop runs
-    /// again, so a loop that is late has another second.
+    /// How long the loop is past its deadline, if it hangs. A process that was frozen (`docker pause`) is past it until its loop
+    /// runs again, so a loop that is late has another second.
     pub fn overdue(&self) -> Option<Duration> {
         self.late()?;
         thread::sleep(THAW);

@@ -12,9 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The most lines that wait.
-const CAPACITY: usize = 2048;
-/// While the queue is full, a line waits for room for this long. If none comes, it is dropped, and further lines at once until the
-/// writer has written one. A writer that is merely slow loses nothing.
+pub const CAPACITY: usize = 2048;
+/// While the queue is full, a line waits for room for this long. If none comes, it is dropped, and further lines at once until
+/// the writer has written one. A writer that is merely slow loses nothing.
 const STUCK_TIMEOUT: Duration = Duration::from_millis(100);
 /// The wait between two looks for room.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
@@ -85,79 +85,5 @@ impl Queue {
             };
             thread::sleep(RETRY_INTERVAL);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Each write waits until the test takes its bytes.
-    struct Slow(SyncSender<Vec<u8>>);
-
-    impl Write for Slow {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn queue() -> (Queue, Receiver<Vec<u8>>) {
-        let (sender, receiver) = sync_channel(0);
-        let note = |dropped| format!("{dropped} dropped").into_bytes();
-        (Queue::start(Slow(sender), note).unwrap(), receiver)
-    }
-
-    #[test]
-    fn a_reader_that_stops_costs_lines_and_no_time_and_the_loss_is_reported() {
-        const LINES: usize = CAPACITY + 50;
-        let (queue, reader) = queue();
-        let start = Instant::now();
-        for _ in 0..LINES {
-            queue.push(b"line".to_vec());
-        }
-        assert!(start.elapsed() < STUCK_TIMEOUT * 20, "{:?}", start.elapsed());
-        queue.flush(Duration::from_millis(10));
-        let mut whole = 0;
-        let note = loop {
-            let line = reader.recv().unwrap();
-            if line != b"line" {
-                break String::from_utf8(line).unwrap();
-            }
-            whole += 1;
-        };
-        let dropped: usize = note.strip_suffix(" dropped").unwrap().parse().unwrap();
-        assert!((1..=50).contains(&dropped), "{dropped}");
-        for _ in whole..LINES - dropped {
-            assert_eq!(reader.recv().unwrap(), b"line");
-        }
-        queue.push(b"after".to_vec());
-        assert_eq!(reader.recv().unwrap(), b"after");
-    }
-
-    #[test]
-    fn a_slow_reader_loses_nothing() {
-        let (queue, reader) = queue();
-        let reader = thread::spawn(move || reader.iter().take(3 * CAPACITY).map(|line| line.len()).sum::<usize>());
-        for _ in 0..3 * CAPACITY {
-            queue.push(b"line".to_vec());
-        }
-        assert_eq!(reader.join().unwrap(), 3 * CAPACITY * 4);
-    }
-
-    #[test]
-    fn a_flush_ends_when_all_is_written() {
-        let (queue, reader) = queue();
-        let reader = thread::spawn(move || reader.iter().count());
-        for _ in 0..100 {
-            queue.push(b"line".to_vec());
-        }
-        queue.flush(Duration::from_secs(60));
-        drop(queue);
-        assert_eq!(reader.join().unwrap(), 100);
     }
 }

@@ -12,16 +12,16 @@ const _: () = assert!(KEPT / 2 + (4 << 10) <= LARGEST_BLOCK);
 
 /// Lets the allocator keep some free memory. Otherwise each scrape takes memory from the system and gives it back, several times.
 ///
-/// Source: mallopt(3), `M_MMAP_THRESHOLD`. Once glibc has freed a block that it had mapped, it keeps free memory of up to twice the size
-/// of that block.
+/// Source: mallopt(3), `M_MMAP_THRESHOLD`. Once glibc has freed a block that it had mapped, it keeps free memory of up to twice
+/// the size of that block.
 pub fn keep_some() {
     drop(black_box(Vec::<u8>::with_capacity(KEPT / 2)));
 }
 
 /// The limit of the process's cgroup and of those above it, in bytes. None if there is no limit, or no cgroup can be read.
 ///
-/// Source: cgroups(7). Version 2 has `memory.max`, which holds `max` without a limit; version 1 has `memory.limit_in_bytes`, which
-/// then holds a number beyond any memory.
+/// Source: cgroups(7). Version 2 has `memory.max`, which holds `max` without a limit; version 1 has `memory.limit_in_bytes`,
+/// which then holds a number beyond any memory.
 pub fn limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = groups.lines().flat_map(|group| {

@@ -4,7 +4,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::str;
 
 use thiserror::Error;
 
@@ -22,8 +21,8 @@ pub enum BadSecret {
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// Its file is no file of a secret.
-    #[error("is larger than {} KiB", MAX_FILE_SIZE >> 10)]
-    TooLarge,
+    #[error("is larger than {} KiB", .0 >> 10)]
+    TooLarge(u64),
     /// Windows' editors write this.
     #[error("is UTF-16: save it as UTF-8")]
     Utf16,
@@ -77,16 +76,24 @@ impl Secret {
 /// # Errors
 /// The file cannot be read, or it holds no text.
 pub fn text(path: &Path) -> Result<String, BadSecret> {
+    let bytes = bytes(path, MAX_FILE_SIZE)?;
+    String::from_utf8(bytes).map_err(|error| BadSecret::Character(error.utf8_error().valid_up_to()))
+}
+
+/// Reads a file of at most this size, without a byte order mark.
+///
+/// # Errors
+/// The file cannot be read, or it is UTF-16.
+pub fn bytes(path: &Path, max_size: u64) -> Result<Vec<u8>, BadSecret> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_SIZE {
-        return Err(BadSecret::TooLarge);
+    File::open(path)?.take(max_size + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_size {
+        return Err(BadSecret::TooLarge(max_size));
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(BadSecret::Utf16);
     }
-    let text = str::from_utf8(&bytes).map_err(|error| BadSecret::Character(error.valid_up_to()))?;
-    Ok(text.trim_start_matches('\u{feff}').to_owned())
+    Ok(bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes))
 }
 
 impl fmt::Debug for Secret {

@@ -20,8 +20,8 @@ pub enum Event {
     Reload,
 }
 
-/// Handles signals from now on, on a separate thread, so that no request delays them. `notify` gets each event and must not block.
-/// After a stop the program has `grace` to end by itself; then the process exits with `code`.
+/// Handles signals from now on, on a separate thread, so that no request delays them. `notify` gets each event and must not
+/// block. After a stop the program has `grace` to end by itself; then the process exits with `code`.
 ///
 /// # Errors
 /// The system refuses the handlers or the thread.

@@ -29,7 +29,8 @@ fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
     })
 }
 
-/// Whether a character has no look of its own: of the direction of writing, of width zero, a tag. Blanks and combining marks have one.
+/// Whether a character has no look of its own: of the direction of writing, of width zero, a tag. Blanks and combining marks have
+/// one.
 fn is_invisible(c: char) -> bool {
     // The standard library knows which characters are printable. It does not escape a combining mark behind a letter.
     !c.is_ascii() && !c.is_whitespace() && format!("a{c}").escape_debug().count() > 2

@@ -80,8 +80,8 @@ impl ApiConnection {
             .pool_idle_timeout(Duration::from_secs(4))
             // One for discovery and one for the state of the devices, which ask at the same time.
             .pool_max_idle_per_host(2)
-            // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last address
-            // still has its time.
+            // reqwest divides this among the addresses of a name, and bounds the whole connection with TLS by it: the last
+            // address still has its time.
             .connect_timeout(api.timeout.mul_f64(CONNECT_SHARE))
             .dns_resolver(Arc::new(Resolver::new()))
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
@@ -232,9 +232,9 @@ impl ApiConnection {
     }
 }
 
-/// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before it:
-/// enough of the answer is read that the key is never cut in two. An answer about the key is not shown, since it may have the key in
-/// another form.
+/// The beginning of a text answer, or the place that a redirect leads to. If the server echoes the key, the excerpt ends before
+/// it: enough of the answer is read that the key is never cut in two. An answer about the key is not shown, since it may have the
+/// key in another form.
 fn excerpt(key: &Secret, response: Response) -> String {
     if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return String::new();

@@ -257,8 +257,8 @@ fn broken<'a>(raw: &RawValue, error: &serde_json::Error) -> Device<'a> {
     Device { id, uuid: text("uuid"), device_name: text("device_name"), broken, ..Device::default() }
 }
 
-/// The value of the tag with this key; null counts as empty. If a key occurs twice, the lesser value counts, since the API's order
-/// may change.
+/// The value of the tag with this key; null counts as empty. If a key occurs twice, the lesser value counts, since the API's
+/// order may change.
 pub fn tag_value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
     let named = tags.iter().filter(|tag| tag.key.as_deref() == Some(key));
     named.map(|tag| tag.value.as_deref().unwrap_or_default()).min()

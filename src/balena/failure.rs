@@ -86,8 +86,8 @@ impl Failure {
         Failure { reason, message: message.to_string(), causes: String::new(), status: None, retry_after: None }
     }
 
-    /// Whether the API may refuse what this request asks for, so that another one can succeed: it is too old for a field, for which it
-    /// answers 400, 404 or 500, or the key may not read it.
+    /// Whether the API may refuse what this request asks for, so that another one can succeed: it is too old for a field, for
+    /// which it answers 400, 404 or 500, or the key may not read it.
     pub fn is_of_this_request(&self) -> bool {
         use Reason::{BadAnswer, BadRequest, Forbidden, NotFound, Unauthorized};
         matches!(self.reason, Unauthorized | Forbidden | NotFound | BadRequest | BadAnswer) || self.status == Some(500)

@@ -11,8 +11,8 @@ use super::source::{Fetched, Source};
 
 /// Records in a page. 5,030 devices came in one 4.9 MB answer from a real server; smaller pages change less often.
 pub const PAGE_SIZE: usize = 1000;
-/// The smallest limit of a page ahead of need. A page with fewer records has a few large ones, and becomes smaller only once its answer
-/// is too large: each page is a request, and a few hostile devices must not make many.
+/// The smallest limit of a page ahead of need. A page with fewer records has a few large ones, and becomes smaller only once its
+/// answer is too large: each page is a request, and a few hostile devices must not make many.
 const SMALL_PAGE: usize = PAGE_SIZE / 16;
 /// The most pages that are kept, whatever the server sends: a million records.
 const MAX_PAGES: usize = 1000;
@@ -85,8 +85,8 @@ pub struct Place<'a, T> {
     pub old: Option<&'a T>,
 }
 
-/// Walks over pages. One that a rate limit stops goes on at the next try: the pages that it has asked for are not asked for again, so
-/// that it ends where a window holds fewer requests than it needs.
+/// Walks over pages. One that a rate limit stops goes on at the next try: the pages that it has asked for are not asked for
+/// again, so that it ends where a window holds fewer requests than it needs.
 #[derive(Default)]
 pub struct Walks {
     number: u64,
@@ -259,8 +259,8 @@ impl<T> Pages<T> {
 /// Whether there is a record behind this id: a page that is shorter than it was asked for is the last one, unless the server, or
 /// a gateway before it, puts fewer records into an answer than it is asked for.
 ///
-/// Nothing is asked behind a page that has not changed. So one hole remains: if a gateway gives exactly as many records as there were
-/// when the page was read, a record that comes later is found only once the page itself changes.
+/// Nothing is asked behind a page that has not changed. So one hole remains: if a gateway gives exactly as many records as there
+/// were when the page was read, a record that comes later is found only once the page itself changes.
 fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
     let request = Request::NextId(list.listing(), highest);
     let Fetched::Body { body, .. } = list.source().get(request, None)? else {

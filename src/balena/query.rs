@@ -45,8 +45,8 @@ pub enum Listing<'a> {
 /// Which of the `STATE_FIELDS` are asked for.
 pub type StateFields = [bool; STATE_FIELDS.len()];
 
-/// Fields of the state of a device that older servers do not know, or that a key may not read: a part of the `$select` and a part of the
-/// `$expand` each.
+/// Fields of the state of a device that older servers do not know, or that a key may not read: a part of the `$select` and a part
+/// of the `$expand` each.
 const STATE_FIELDS: [[&str; 2]; 4] = [
     ["update_status,last_update_status_event", ""],
     ["created_at", ""],
@@ -76,8 +76,8 @@ pub struct Query {
     releases: String,
 }
 
-/// The labels that discovery understands, and those that are almost spelled like them. `composition` of a release has them too, without
-/// the overrides; it is many times as large, and holds the services' environment, in which there may be secrets.
+/// The labels that discovery understands, and those that are almost spelled like them. `composition` of a release has them too,
+/// without the overrides; it is many times as large, and holds the services' environment, in which there may be secrets.
 const LABELS: &str = "$select=label_name,value;$filter=startswith(label_name,'prometheus')%20or%20\
     startswith(label_name,'Prometheus')%20or%20startswith(label_name,'io.prometheus');$orderby=label_name%20asc";
 
@@ -162,8 +162,8 @@ impl Query {
     }
 }
 
-/// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses. `of` is what the
-/// fields of a device begin with.
+/// Any of the fleets and all of the tags. `and` and `or` have equal precedence in the API, hence the parentheses. `of` is what
+/// the fields of a device begin with.
 fn filter(selection: &Selection, of: &str) -> Option<String> {
     let tags = selection.tags.iter().filter_map(|tag| tag_clause(tag, of));
     fleet_filter(&selection.fleets, of).into_iter().chain(tags).reduce(|filter, clause| filter + "%20and%20" + &clause)

@@ -2,7 +2,7 @@
 //! the report says what to do where one does not answer.
 
 mod anonymous;
-mod hints;
+pub mod hints;
 mod probe;
 mod report;
 
@@ -73,8 +73,8 @@ pub enum Form {
     Anonymous,
 }
 
-/// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there is no
-/// report. `stop` ends it while it tries targets: the report has what is known by then.
+/// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there
+/// is no report. `stop` ends it while it tries targets: the report has what is known by then.
 ///
 /// # Errors
 /// The system does not let it start.

@@ -167,7 +167,8 @@ fn cells(row: &Row) -> [String; 8] {
     ]
 }
 
-/// The report as a table of `shown`, with the counts of all rows; two lines for each row where the table is wider than the terminal.
+/// The report as a table of `shown`, with the counts of all rows; two lines for each row where the table is wider than the
+/// terminal.
 pub fn table<'a>(shown: impl Iterator<Item = &'a Row>, all: &[Row], terminal: Option<usize>) -> String {
     let mut lines: Vec<_> = shown.map(cells).collect();
     if !lines.is_empty() {

@@ -7,7 +7,8 @@ use crate::secret::BadSecret;
 use crate::values::BadValue;
 
 impl ConfigError {
-    /// Whether another start may succeed without a change: a file may be on a mount that comes later, and a name may resolve then.
+    /// Whether another start may succeed without a change: a file may be on a mount that comes later, and a name may resolve
+    /// then.
     pub fn may_pass(&self) -> bool {
         match self {
             ConfigError::Value { why, .. } => why.may_pass,

@@ -17,8 +17,8 @@ pub enum Verb {
 pub struct Opt {
     /// Its flag without the dashes; empty if it is a variable only.
     pub flag: &'static str,
-    /// Its variables; more than one are names for the same thing. balena reserves `BALENA_*`: a fleet cannot set such a variable, and
-    /// the supervisor may. So it counts only where no other name is set.
+    /// Its variables; more than one are names for the same thing. balena reserves `BALENA_*`: a fleet cannot set such a variable,
+    /// and the supervisor may. So it counts only where no other name is set.
     pub vars: &'static [&'static str],
     /// Its value in the help. A boolean has none, and its flag needs no value. With `,…` the flag can be repeated.
     pub value: &'static str,

@@ -1,7 +1,6 @@
 //! How the text of options is checked, each alone and those that belong together.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +18,7 @@ use crate::discovery::target::Address;
 use crate::key::{self, CREATE_KEY, KeySource};
 use crate::net;
 use crate::net::guard::{ANY_HOST, Guard, Token};
-use crate::secret::{BadSecret, Secret};
+use crate::secret::{self, BadSecret, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
 
 /// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
@@ -32,8 +31,8 @@ pub(super) fn log_filter(text: &str) -> Result<String, BadValue> {
     Ok(text.to_owned())
 }
 
-/// Who may ask the status endpoint or the tunnel, which listens at the address of this option. The host in the address is an allowed
-/// name, too. Only the status endpoint has a token.
+/// Who may ask the status endpoint or the tunnel, which listens at the address of this option. The host in the address is an
+/// allowed name, too. Only the status endpoint has a token.
 pub(super) fn guard(from: &mut Sources, listen: &str) -> Guard {
     let mut hosts = from.list("status-host", |text| items(text).map(status_host).collect());
     let listen = from.given(listen).map(|(_, values)| values).unwrap_or_default();
@@ -174,21 +173,12 @@ pub(super) fn unencrypted(url: &Uri) -> Option<String> {
 
 /// The certificates of a PEM file.
 pub(super) fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, BadValue> {
-    let mut pem = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_CA_FILE_SIZE + 1).read_to_end(&mut pem));
-    read.map_err(|error| BadValue {
-        may_pass: error.kind() == ErrorKind::NotFound,
-        ..format!("the file cannot be read: {error}").into()
+    let pem = secret::bytes(Path::new(path), MAX_CA_FILE_SIZE).map_err(|why| BadValue {
+        may_pass: matches!(&why, BadSecret::Unreadable(error) if error.kind() == ErrorKind::NotFound),
+        ..format!("the file {why}").into()
     })?;
-    if pem.len() as u64 > MAX_CA_FILE_SIZE {
-        return Err(format!("the file is larger than {} MiB", MAX_CA_FILE_SIZE >> 20).into());
-    }
-    let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&pem); // a byte order mark
-    if pem.starts_with(b"\xff\xfe") || pem.starts_with(b"\xfe\xff") {
-        return Err("the file is UTF-16: save it as UTF-8".into());
-    }
     let roots: Vec<_> =
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "the file is not PEM")?;
     for (index, root) in (1..).zip(&roots) {
         let added = RootCertStore::empty().add(root.clone());
         added.map_err(|error| format!("certificate {index} in the file cannot be used: {error}"))?;

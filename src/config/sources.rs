@@ -25,8 +25,8 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Where an option is given, and its values, without the white space around them. A variable without any character counts as not
-    /// given. Other values without content are mistakes: a fleet of no name would select every device.
+    /// Where an option is given, and its values, without the white space around them. A variable without any character counts as
+    /// not given. Other values without content are mistakes: a fleet of no name would select every device.
     pub fn given(&mut self, name: &str) -> Option<(String, Vec<String>)> {
         let opt = option(self.verb, name);
         if !opt.flag.is_empty() && self.matches.value_source(opt.flag) == Some(ValueSource::CommandLine) {
@@ -52,8 +52,8 @@ impl Sources<'_> {
         self.checked(name, variable.into(), vec![value.trim().to_owned()])
     }
 
-    /// The same source and values, if each value has content and no quotes around it. Docker's `--env-file` and balena's dashboard
-    /// keep quotes, unlike a shell.
+    /// The same source and values, if each value has content and no quotes around it. Docker's `--env-file` and balena's
+    /// dashboard keep quotes, unlike a shell.
     fn checked(&mut self, name: &str, source: String, values: Vec<String>) -> Option<(String, Vec<String>)> {
         if values.iter().any(|value| is_quoted(value)) {
             self.report(ConfigError::Quotes { given: source });

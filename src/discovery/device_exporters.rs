@@ -1,5 +1,5 @@
-//! The exporters of a device, and how each is scraped: its tags, its fleet's tags, the labels of the services that it runs, and an option
-//! decide.
+//! The exporters of a device, and how each is scraped: its tags, its fleet's tags, the labels of the services that it runs, and
+//! an option decide.
 //!
 //! A device can write its own tags, so they are not trusted: they narrow what its fleet has, unless an option lets them do more.
 //! No tag can name another host, and a tag that cannot be understood counts as absent.

@@ -1,5 +1,5 @@
-//! LAN addresses that several devices report, as after a lease that another device has now: the data of the one would be shown as that
-//! of the other.
+//! LAN addresses that several devices report, as after a lease that another device has now: the data of the one would be shown as
+//! that of the other.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::entry::{Entry, Page};
 use super::left_out::{LeftOut, LeftOutReason};
 
-/// Leaves out the devices that are offline while another one with their address is online. Where nobody knows which device has the
-/// address, all stay. Gives a warning for each such address.
+/// Leaves out the devices that are offline while another one with their address is online. Where nobody knows which device has
+/// the address, all stay. Gives a warning for each such address.
 pub fn leave_out(pages: &mut [Arc<Page>]) -> Vec<String> {
     let mut by_address: HashMap<IpAddr, Vec<&Arc<Entry>>> = HashMap::new();
     for entry in pages.iter().flat_map(|page| &page.entries) {

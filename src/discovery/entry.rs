@@ -16,7 +16,8 @@ use super::service_labels::Declared;
 use super::tags::{QUIET, Tags};
 use crate::balena::device::{Device, display_name, up_to};
 
-/// The most characters of a name that are kept. A name of more than 512 bytes becomes no label, and 255 characters of it are shown.
+/// The most characters of a name that are kept. A name of more than 512 bytes becomes no label, and 255 characters of it are
+/// shown.
 const MAX_NAME_LENGTH: usize = 513;
 
 /// A device as it was mapped: its targets, or why it has none.
@@ -162,8 +163,8 @@ pub struct Common {
     pub host_suffix: Box<str>,
     /// Whether the name of the device stays on every series.
     pub has_name_label: bool,
-    /// Labels of the targets as members of a JSON object, with a comma before each: those before the id of the device, those after
-    /// it, and those that come from tags of the fleet.
+    /// Labels of the targets as members of a JSON object, with a comma before each: those before the id of the device, those
+    /// after it, and those that come from tags of the fleet.
     pub labels: [Box<str>; 3],
     /// Labels of `balena_device_info` in the text format 0.0.4, with a comma before each.
     pub info: Box<str>,
@@ -251,8 +252,8 @@ impl Page {
     }
 }
 
-/// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the fingerprint
-/// of its record.
+/// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the
+/// fingerprint of its record.
 pub fn fingerprint(text: &[u8]) -> u64 {
     static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
     XxHash3_64::oneshot_with_seed(*SEED, text)

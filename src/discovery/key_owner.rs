@@ -1,4 +1,5 @@
-//! Warns about a key that shows one device or none, and about a selection without a device: the API answers them without an error.
+//! Warns about a key that shows one device or none, and about a selection without a device: the API answers them without an
+//! error.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,8 +20,8 @@ pub struct KeyOwner {
 }
 
 impl KeyOwner {
-    /// After a refresh that found so many devices, or failed: asks once about a key that shows at most one device, or that the API
-    /// refuses. With the time that the refresh took, this takes no longer than the time-out of a request.
+    /// After a refresh that found so many devices, or failed: asks once about a key that shows at most one device, or that the
+    /// API refuses. With the time that the refresh took, this takes no longer than the time-out of a request.
     pub fn check(&mut self, source: &mut dyn Source, refreshed: &Result<(), Failure>, devices: usize, took: Duration) {
         // A list that becomes empty later has its own warning.
         if refreshed.is_ok() && !self.is_explained {

@@ -16,11 +16,12 @@ const SHOWN_VALUE: usize = 80;
 /// Characters of what is wrong with it, which may quote all of it.
 const SHOWN_ERROR: usize = 200;
 
-/// The tags of a device or a fleet, or the labels of a service: the key as it is written and the value, by the name behind the prefix.
+/// The tags of a device or a fleet, or the labels of a service: the key as it is written and the value, by the name behind the
+/// prefix.
 pub type Declarations<'a> = BTreeMap<&'a str, (&'a str, &'a str)>;
 
-/// Reads keys and values. If a name is there twice, the spelling with a dot counts, and then the lesser value, since the API's order may
-/// change. `unknown` gets each key that is meant for this program and has none of the known names.
+/// Reads keys and values. If a name is there twice, the spelling with a dot counts, and then the lesser value, since the API's
+/// order may change. `unknown` gets each key that is meant for this program and has none of the known names.
 pub fn read<'a>(
     pairs: impl Iterator<Item = (&'a str, &'a str)>, known: &[&str], mut unknown: impl FnMut(&'a str),
 ) -> Declarations<'a> {

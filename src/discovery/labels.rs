@@ -1,5 +1,5 @@
-//! Every label, declared once: its name, its text for docs/metrics.md, its value, the API's field that it needs, and whether it is
-//! part of `balena_device_info`.
+//! Every label, declared once: its name, its text for docs/metrics.md, its value, the API's field that it needs, and whether it
+//! is part of `balena_device_info`.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -102,8 +102,8 @@ pub const INTERVAL: &str = "__scrape_interval__";
 /// The label with a time-out that is not the scrape config's.
 pub const TIMEOUT: &str = "__scrape_timeout__";
 
-/// Label values longer than this, in bytes, are left out. Not more than `label_value_length_limit` of `prometheus.yml`, which fails the
-/// scrape of a target with a longer one.
+/// Label values longer than this, in bytes, are left out. Not more than `label_value_length_limit` of `prometheus.yml`, which
+/// fails the scrape of a target with a longer one.
 pub const MAX_VALUE_SIZE: usize = 512;
 /// Tags of a device or a fleet that become labels: a device can give itself any number of tags.
 const MAX_TAGS: usize = 64;
@@ -141,8 +141,8 @@ impl LabelSet {
         self.table.iter().filter_map(|label| label.field)
     }
 
-    /// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma before
-    /// each: those before the id of the device, those after it, and those that come from tags of its fleet.
+    /// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma
+    /// before each: those before the id of the device, those after it, and those that come from tags of its fleet.
     pub fn common(&self, tags: &mut Tags) -> [Box<str>; 3] {
         let mut parts = <[String; 2]>::default();
         let mut part = 0;
@@ -174,8 +174,8 @@ impl LabelSet {
         label.kind == Meta || self.chosen.contains(&label.name)
     }
 
-    /// The labels of `balena_device_info` that other devices have, too, in the text format 0.0.4 with a comma before each. Absent and
-    /// too long ones are empty. A device that is not muted has no label [`ALERT`].
+    /// The labels of `balena_device_info` that other devices have, too, in the text format 0.0.4 with a comma before each. Absent
+    /// and too long ones are empty. A device that is not muted has no label [`ALERT`].
     pub fn info(&self, device: &Device, is_muted: bool) -> Box<str> {
         let mut info = String::with_capacity(256);
         for label in self.table.iter().filter(|label| !OWN.contains(&label.name)) {

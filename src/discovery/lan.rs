@@ -53,8 +53,9 @@ const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
 pub struct Lan {
     /// The networks that devices may be in.
     pub networks: Vec<IpNet>,
-    /// This machine's addresses, each with its network. In a container these are the stack's networks and no LAN, so devices are in
-    /// them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is named.
+    /// This machine's addresses, each with its network. In a container these are the stack's networks and no LAN, so devices are
+    /// in them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is
+    /// named.
     pub own: Vec<IpNet>,
     /// Whether `own` is read again at each refresh.
     pub follows_own: bool,
@@ -68,8 +69,8 @@ impl Default for Lan {
 }
 
 impl Lan {
-    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts adds
-    /// link-local ones, which are refused in any case.
+    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts
+    /// adds link-local ones, which are refused in any case.
     pub fn renew_own(&mut self) -> bool {
         if !self.follows_own {
             return false;

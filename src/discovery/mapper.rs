@@ -123,8 +123,8 @@ impl<'a> OldPage<'a> {
 }
 
 impl Mapper<'_> {
-    /// Whether a device was mapped with the service labels that its release has now. A release that the API does not list any more
-    /// counts as unchanged.
+    /// Whether a device was mapped with the service labels that its release has now. A release that the API does not list any
+    /// more counts as unchanged.
     fn has_current_labels(&self, entry: &Entry) -> bool {
         let common = &entry.common;
         let Some(now) = self.services.as_ref().and_then(|services| services.get(common.release?)) else { return true };

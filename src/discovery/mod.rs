@@ -100,8 +100,8 @@ impl<'a> Discovery<'a> {
         Discovery { source, sink, report, liveness, rules, inventory, key_owner, changes }
     }
 
-    /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns whether
-    /// the last refresh succeeded.
+    /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns
+    /// whether the last refresh succeeded.
     pub fn run(mut self, interval: Option<Duration>, clock: &mut dyn Clock) -> bool {
         let Some(interval) = interval else {
             return match self.refresh(clock) {

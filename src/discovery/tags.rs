@@ -119,7 +119,8 @@ impl<'a, 'w> Tags<'a, 'w> {
         self.read(ALERT, boolean, |_, _| Ok(())) == Some(false)
     }
 
-    /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as absent.
+    /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as
+    /// absent.
     pub fn read<T: Copy>(
         &mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
     ) -> Option<T> {
@@ -128,8 +129,8 @@ impl<'a, 'w> Tags<'a, 'w> {
         read[0]
     }
 
-    /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without both
-    /// it stays. Returns whether there is such a tag.
+    /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without
+    /// both it stays. Returns whether there is such a tag.
     pub fn set<S, T: Copy>(
         &mut self, exporters: &mut [S], name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
         property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,

@@ -86,8 +86,8 @@ impl Rules {
 
 const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 
-/// Maps a device. `declared` is what the release that it runs declares. Problems that do not leave the device out go to `warnings`, with
-/// its name.
+/// Maps a device. `declared` is what the release that it runs declares. Problems that do not leave the device out go to
+/// `warnings`, with its name.
 pub fn map(
     device: &Device, declared: Option<&Arc<Declared>>, rules: &Rules, commons: &mut Commons, warnings: &mut Vec<String>,
 ) -> Entry {
@@ -111,8 +111,8 @@ pub fn map(
     entry
 }
 
-/// Adds the targets of a device, and the labels that they have in common with those of other devices. Returns its LAN address, if it is
-/// reached by that.
+/// Adds the targets of a device, and the labels that they have in common with those of other devices. Returns its LAN address, if
+/// it is reached by that.
 fn targets<'a>(
     tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, rules: &'a Rules, common: &mut Common,
 ) -> Result<Option<IpAddr>, LeftOut> {

@@ -51,7 +51,8 @@ impl TargetFile {
         TargetFile { path, scratch, mode, write_empty, keeps_mode: true, lock: None, seen: None }
     }
 
-    /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left there.
+    /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left
+    /// there.
     ///
     /// # Errors
     /// The folder cannot be used. `WouldBlock` means that another process writes this file, `AlreadyExists` that something else than
@@ -84,8 +85,8 @@ impl TargetFile {
         kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
     }
 
-    /// Makes the folder, unless it is there. A folder that somebody else owns, or a link, could make this program remove others' files.
-    /// A directory that has vanished since the start may be a disk that is not mounted: it is not made again.
+    /// Makes the folder, unless it is there. A folder that somebody else owns, or a link, could make this program remove others'
+    /// files. A directory that has vanished since the start may be a disk that is not mounted: it is not made again.
     fn make_scratch(&self) -> io::Result<()> {
         if let Some(lock) = &self.lock {
             let device = |path: &Path| fs::metadata(path).map(|found| found.dev());

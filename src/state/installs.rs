@@ -1,4 +1,5 @@
-//! What runs on each device, as its supervisor reported it: services that do not run, images that run, and what both say together.
+//! What runs on each device, as its supervisor reported it: services that do not run, images that run, and what both say
+//! together.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -153,8 +154,9 @@ impl<'a> DeviceServices<'a> {
         self.of_running_release().count()
     }
 
-    /// Whether the device reports any service of the release that it runs. It reports none after an update was rejected, and before its
-    /// first report; the API forgets them when the release or a service is deleted, and when the device moves to another fleet.
+    /// Whether the device reports any service of the release that it runs. It reports none after an update was rejected, and
+    /// before its first report; the API forgets them when the release or a service is deleted, and when the device moves to
+    /// another fleet.
     pub fn are_reported(&self) -> bool {
         self.running() + self.not_running() > 0
     }
@@ -178,8 +180,8 @@ impl<'a> DeviceServices<'a> {
         self.declared.is_some_and(|declared| declared.muted.iter().any(|muted| **muted == *service))
     }
 
-    /// Whether an image belongs to the release that the device runs. An image that two releases share moves to the newer one while that
-    /// is only being downloaded. `if_unknown` decides where the images of the running release are not known.
+    /// Whether an image belongs to the release that the device runs. An image that two releases share moves to the newer one
+    /// while that is only being downloaded. `if_unknown` decides where the images of the running release are not known.
     fn is_own(&self, image: Image, if_unknown: bool) -> bool {
         let Some(running) = self.state.running else { return false };
         image.release == Some(running)

@@ -108,8 +108,8 @@ impl<T: RecordKind> List for Reading<T> {
         T::list(self.more)
     }
 
-    /// A record that cannot be read is skipped, and the log names it. If none of a full page or of the first one can be read, that
-    /// is a failure: no value would look like one that is known.
+    /// A record that cannot be read is skipped, and the log names it. If none of a full page or of the first one can be read,
+    /// that is a failure: no value would look like one that is known.
     fn read(
         &mut self, records: Vec<&RawValue>, place: &Place<'_, Self::Page>,
     ) -> Result<Vec<(Option<u64>, T)>, Failure> {

@@ -34,8 +34,8 @@ pub struct DeviceState {
     pub target: Option<NonZeroU64>,
     /// The version of that release, such as `1.2.3`.
     pub target_version: Option<Arc<str>>,
-    /// What became of its last update: `rejected`, `aborted`, `downloading`, `downloaded`, `applying changes` or `done`. None where the
-    /// supervisor is older than 16.10.0.
+    /// What became of its last update: `rejected`, `aborted`, `downloading`, `downloaded`, `applying changes` or `done`. None
+    /// where the supervisor is older than 16.10.0.
     pub update: Option<Arc<str>>,
     /// When that changed.
     pub update_since: Option<Moment>,
@@ -152,7 +152,8 @@ impl RecordKind for DeviceState {
 }
 
 impl DeviceState {
-    /// Whether the device runs another release than it should. Without a release that it should run, there is nothing to wait for.
+    /// Whether the device runs another release than it should. Without a release that it should run, there is nothing to wait
+    /// for.
     pub fn update_pending(&self) -> Option<bool> {
         self.target.map(|target| self.running != Some(target))
     }
@@ -187,8 +188,8 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.map_or(f32::NAN, |value| value as f32))
 }
 
-/// Whether the version that should run is newer than the one that runs, as in `6.10.30` and `balenaOS 6.1.24`: an update of the OS can
-/// bring a newer supervisor than the device was assigned.
+/// Whether the version that should run is newer than the one that runs, as in `6.10.30` and `balenaOS 6.1.24`: an update of the
+/// OS can bring a newer supervisor than the device was assigned.
 fn is_newer(should: Option<Release>, runs: Option<Text>) -> Option<bool> {
     let (should, runs) = (should?.raw_version?, runs?);
     let runs = runs.split_whitespace().next_back()?;

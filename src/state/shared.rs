@@ -13,7 +13,8 @@ const MAX_LENGTH: usize = 200;
 pub struct Image {
     /// Its id; none where the key may not read it.
     pub id: Option<NonZeroU64>,
-    /// Id of the release that it belongs to. An image that two releases share belongs to the newer one as soon as that is downloaded.
+    /// Id of the release that it belongs to. An image that two releases share belongs to the newer one as soon as that is
+    /// downloaded.
     pub release: Option<NonZeroU64>,
 }
 

@@ -1,6 +1,7 @@
 //! Asks for the state of the devices, for what runs on them, and for the reports of their supervisors.
 //!
-//! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect discovery.
+//! These values change all the time, so they have their own requests, interval and thread. A failure here does not affect
+//! discovery.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -17,7 +18,8 @@ use crate::balena::query::{self, StateFields};
 use crate::balena::{Client, Failure};
 use crate::net::threads::{self, NoThread};
 
-/// A supervisor reports no more often than this: <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
+/// A supervisor reports no more often than this:
+/// <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// The most requests for the state from one request for the reports to the next.
 const STATES_TO_REPORT: u32 = 5;
@@ -39,9 +41,9 @@ pub struct Settings {
     pub reports: bool,
 }
 
-/// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets what is known
-/// as soon as a part of it is new: a failure of one does not affect the others. It asks for nothing while `is_limited`: discovery goes first.
-/// `woken` ends a wait.
+/// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets
+/// what is known as soon as a part of it is new: a failure of one does not affect the others. It asks for nothing while
+/// `is_limited`: discovery goes first. `woken` ends a wait.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -202,7 +204,8 @@ impl StateRequests {
         StateRequests { records: RecordList::new(client), tried_all: Instant::now(), told: StateFields::default() }
     }
 
-    /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest then.
+    /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest
+    /// then.
     fn refresh(&mut self) -> Result<(), Failure> {
         if self.tried_all.elapsed() > UNKNOWN_INTERVAL {
             (self.records.reading.more, self.tried_all) = ([true; _], Instant::now());
@@ -225,7 +228,8 @@ impl StateRequests {
         }
     }
 
-    /// Stops asking for the fields that are refused, and returns them. If it is none of them, or all requests are, the failure stays.
+    /// Stops asking for the fields that are refused, and returns them. If it is none of them, or all requests are, the failure
+    /// stays.
     fn forget_unknown(&mut self, failure: Failure) -> Result<StateFields, Failure> {
         self.records.probe(StateFields::default())?;
         let mut unknown = StateFields::default();

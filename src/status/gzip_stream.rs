@@ -1,5 +1,5 @@
-//! An answer in pieces, with gzip: it is made from what is kept while the client reads, so that a slow or large answer takes no more memory
-//! than a piece. What it is made from is fixed when it begins, so that it shows one moment.
+//! An answer in pieces, with gzip: it is made from what is kept while the client reads, so that a slow or large answer takes no
+//! more memory than a piece. What it is made from is fixed when it begins, so that it shows one moment.
 
 use std::convert::Infallible;
 use std::io::Write;

@@ -17,8 +17,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that the message shows.
 const EXCERPT_SIZE: u64 = 200;
 
-/// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For a
-/// container's HEALTHCHECK, where there is no curl.
+/// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For
+/// a container's HEALTHCHECK, where there is no curl.
 ///
 /// # Errors
 /// It is not healthy, or does not answer.

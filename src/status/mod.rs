@@ -67,22 +67,13 @@ struct Shown {
     refreshed: Option<SystemTime>,
     /// When the list was last equal to that of the API.
     confirmed: Option<SystemTime>,
-    /// Why the last refresh has not published its list, if it has not.
-    trouble: Option<Trouble>,
-}
-
-/// Why a refresh has not published its list.
-#[derive(Clone)]
-struct Trouble {
-    what: &'static str,
-    why: String,
-    /// The API refused it for too many requests.
-    is_limited: bool,
+    /// What became of the last refresh.
+    outcome: Option<Result<Published, Failure>>,
 }
 
 impl Status {
-    /// Starts the endpoint, and the requests for the state of the devices, which `woken` makes at once. Nothing is known yet but the list
-    /// that the target file has.
+    /// Starts the endpoint, and the requests for the state of the devices, which `woken` makes at once. Nothing is known yet but
+    /// the list that the target file has.
     ///
     /// # Errors
     /// The address cannot be used, or a thread cannot be started.
@@ -116,7 +107,7 @@ impl Status {
 
     /// Whether the API has refused the last refresh for too many requests.
     fn is_limited(&self) -> bool {
-        self.shown().trouble.as_ref().is_some_and(|trouble| trouble.is_limited)
+        matches!(&self.shown().outcome, Some(Err(failure)) if failure.reason == Reason::RateLimited)
     }
 
     fn learn(&self, known: &FleetState) {
@@ -131,21 +122,9 @@ impl Status {
     /// Shows a refresh that has ended after so long.
     pub fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
         self.metrics.refreshed(took, outcome);
-        let trouble = match outcome {
-            Ok(Published::HeldBack) => {
-                let (what, why) = ("The new list is held back", HELD_BACK.into());
-                Some(Trouble { what, why, is_limited: false })
-            }
-            Ok(_) => None,
-            Err(failure) => {
-                let is_limited = failure.reason == Reason::RateLimited;
-                let (what, why) = ("The last refresh failed", failure.message.clone());
-                Some(Trouble { what, why, is_limited })
-            }
-        };
         // A list that no disk takes is right all the same for those who read it here.
         if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
-            self.shown().trouble = trouble;
+            self.shown().outcome = Some(outcome.clone());
             return;
         }
         let known = self.shown().list.as_ref().map(|known| known.version);
@@ -156,7 +135,7 @@ impl Status {
         });
         let mut shown = self.shown();
         shown.refreshed = Some(SystemTime::now());
-        shown.trouble = trouble;
+        shown.outcome = Some(outcome.clone());
         if matches!(outcome, Ok(Published::HeldBack)) {
             return;
         }
@@ -173,19 +152,28 @@ impl Status {
 }
 
 impl Shown {
+    /// Why the last refresh has not published its list, if it has not: what is wrong, and the cause.
+    fn trouble(&self) -> Option<(&'static str, &str)> {
+        match self.outcome.as_ref()? {
+            Ok(Published::HeldBack) => Some(("The new list is held back", HELD_BACK)),
+            Ok(_) => None,
+            Err(failure) => Some(("The last refresh failed", &failure.message)),
+        }
+    }
+
     /// What `/-/ready` says. An old list is ready as well, with its age in the text: `http_sd` needs it.
     fn readiness(&self) -> (StatusCode, String) {
         let age = |time: SystemTime| {
             let age = SystemTime::now().duration_since(time).unwrap_or_default();
             humantime::format_duration(Duration::from_secs(age.as_secs()))
         };
-        let why = self.trouble.as_ref().map_or("the first refresh has not ended", |trouble| &trouble.why);
+        let why = self.trouble().map_or("the first refresh has not ended", |(_, why)| why);
         let text = match (&self.list, &self.stored, self.confirmed) {
             (None, None, _) => return (StatusCode::SERVICE_UNAVAILABLE, format!("there is no list yet: {why}\n")),
             (None, Some(stored), _) => {
                 format!("ready; the list is the file's, written {} ago: {why}\n", age(stored.changed))
             }
-            (Some(_), _, Some(confirmed)) if self.trouble.is_some() => {
+            (Some(_), _, Some(confirmed)) if self.trouble().is_some() => {
                 format!("ready; the list was right {} ago: {why}\n", age(confirmed))
             }
             _ => "ready\n".into(),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use html_escape::encode_text;
 
-use super::{Shown, Status, Trouble};
+use super::{Shown, Status};
 use crate::state::devices::{ListedDevice, ListedDevices};
 
 /// The style sheet. A content security policy allows it by its place, `/style.css`.
@@ -55,7 +55,7 @@ impl Status {
     }
 
     fn write_head(&self, out: &mut String, shown: &Shown, now: SystemTime, devices: usize, targets: usize) -> Result {
-        let state = match (&shown.trouble, self.liveness.late(), &shown.list) {
+        let state = match (shown.trouble(), self.liveness.late(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
             (None, None, None) => "starting",
@@ -92,7 +92,7 @@ impl Status {
         if let Some(late) = self.liveness.late() {
             problems.push(format!("Discovery hangs: it is {} late. Restart it and look at its log.", about(late)));
         }
-        if let Some(Trouble { what, why, .. }) = &shown.trouble {
+        if let Some((what, why)) = shown.trouble() {
             problems.push(format!("{what}: {why}"));
         }
         match &shown.list {

@@ -82,8 +82,8 @@ fn put_samples(out: &mut Vec<u8>, metric: &Metric, device: &ListedDevice) -> boo
     }
 }
 
-/// One sample for each service: of a download with how far it is, else with the status. One that a device has twice would make all of
-/// `/metrics` invalid: the first counts.
+/// One sample for each service: of a download with how far it is, else with the status. One that a device has twice would make
+/// all of `/metrics` invalid: the first counts.
 fn put_services(out: &mut Vec<u8>, metric: &Metric, uuid: &str, device: &ListedDevice) -> bool {
     let Some(services) = &device.services else { return false };
     let installs: Vec<_> = match metric.value {
@@ -115,8 +115,8 @@ fn put_sample<N: Copy + Display + Into<f64>, const P: usize>(
     true
 }
 
-/// Appends a value. Most are whole numbers, which are written several times as fast. An f32 has only as many digits as tell it from
-/// its neighbours.
+/// Appends a value. Most are whole numbers, which are written several times as fast. An f32 has only as many digits as tell it
+/// from its neighbours.
 fn put_number<N: Copy + Display + Into<f64>>(out: &mut Vec<u8>, value: N) {
     let number = value.into();
     #[allow(clippy::cast_possible_truncation)] // it is whole, and small enough
