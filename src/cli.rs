@@ -158,7 +158,7 @@ fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> 
     let sink: &mut dyn Sink = if config.dry_run { &mut StandardOutput } else { &mut file };
     let liveness = Arc::new(Liveness::start());
     let status = if has_status {
-        Some(Status::start(&config.status, &mut client, liveness.clone(), stored, woken)?)
+        Some(Status::start(config.status, &mut client, liveness.clone(), stored, woken)?)
     } else {
         None
     };

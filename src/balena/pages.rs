@@ -161,8 +161,8 @@ impl<T> Pages<T> {
     /// Asks for every page that this walk has not asked for.
     ///
     /// # Errors
-    /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that the
-    /// next try is cheaper.
+    /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that
+    /// the next try is cheaper.
     pub fn refresh(&mut self, list: &mut impl List<Page = T>, walk: u64) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;

@@ -87,40 +87,35 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
-    let (rules, fleets) = (settings.rules.clone(), settings.selection.fleets.clone());
-    let (form, failing, service_labels) = (settings.form, settings.failing, settings.service_labels);
-    let (name, options) = (settings.name.clone(), anonymous::options(&settings));
-    let (mut client, prober) = connect(settings)?;
+    let form = settings.form;
+    let options = anonymous::options(&settings);
+    let (mut client, prober) = connect(&settings)?;
     let start = Instant::now();
-    let mut list = Inventory::new(service_labels);
-    let refreshed = list.refresh(&mut client, &rules);
+    let mut list = Inventory::new(settings.service_labels);
+    let refreshed = list.refresh(&mut client, &settings.rules);
     KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
     let refresh = start.elapsed();
-    if let Err(failure) = refreshed {
-        if form == Form::Anonymous {
+    match refreshed {
+        Err(failure) if form == Form::Anonymous => {
             log::error!("cannot check; without --report the message says more");
             print(&anonymous::failed(&options, &failure));
-        } else {
-            log::error!("cannot check: {failure}");
+            return Ok(false);
         }
-        return Ok(false);
+        Err(failure) => {
+            log::error!("cannot check: {failure}");
+            return Ok(false);
+        }
+        Ok(()) => {}
     }
     let known = if form == Form::Json { services(&client) } else { FleetState::default() };
-    let mut devices =
-        ListedDevices::new(DeviceList { version: 0, pages: list.pages().cloned().collect() }.into(), known);
-    let mut rows = Vec::new();
-    while let Some(device) = devices.next() {
-        if name.as_deref().is_none_or(|name| is_named(device.entry, name)) {
-            rows.extend(self::rows(&device));
-        }
-    }
-    if let Some(name) = name.filter(|_| rows.is_empty()) {
+    let mut rows = all_rows(&list, known, settings.name.as_deref());
+    if let Some(name) = settings.name.filter(|_| rows.is_empty()) {
         let devices = count(list.entries().count(), "device");
         let name = if form == Form::Anonymous { "this".to_owned() } else { format!("{name:?}") };
         log::error!("no device has {name} in its name or at the start of its uuid; the API lists {devices}");
         return Ok(false);
     }
-    for warning in changes::warnings(&list, &fleets) {
+    for warning in changes::warnings(&list, &settings.selection.fleets) {
         log::warn!("{warning}");
     }
     probe_all(&mut rows, prober, stop)?;
@@ -132,7 +127,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     }
     // Without a device, there is nothing that could answer.
     let succeeds = all > 0 && untried == 0 && !rows.iter().any(Row::fails);
-    let shown = rows.iter().filter(|row| !failing || row.fails());
+    let shown = rows.iter().filter(|row| !settings.failing || row.fails());
     let text = match form {
         Form::Json => report::json(shown),
         Form::Anonymous => anonymous::report(&options, refresh, &rows),
@@ -142,6 +137,19 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
         }
     };
     Ok(print(&text) && succeeds)
+}
+
+/// The rows of the devices with this name, or of all.
+fn all_rows(list: &Inventory, known: FleetState, name: Option<&str>) -> Vec<Row> {
+    let list = DeviceList { version: 0, pages: list.pages().cloned().collect() };
+    let mut devices = ListedDevices::new(list.into(), known);
+    let mut rows = Vec::new();
+    while let Some(device) = devices.next() {
+        if name.is_none_or(|name| is_named(device.entry, name)) {
+            rows.extend(self::rows(&device));
+        }
+    }
+    rows
 }
 
 /// Whether a device has this in its name, or at the start of its uuid.
@@ -163,7 +171,7 @@ fn print(text: &str) -> bool {
     written.map_err(|error| log::error!("cannot write to standard output: {error}")).is_ok()
 }
 
-fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
+fn connect(settings: &Settings) -> Result<(Client, Prober), CannotStart> {
     let connector = Connector::new(settings.api.roots.clone(), settings.api.proxies.clone())?;
     let public = Uri::builder().scheme("https").authority(&*settings.rules.public_domain).path_and_query("/").build();
     if settings.rules.address == Address::Public
@@ -175,7 +183,7 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
         );
     }
     let vpn = if settings.rules.address == Address::Vpn {
-        Some(Vpn::new(connector.clone(), settings.tunnel, settings.api.key.clone()))
+        Some(Vpn::new(connector.clone(), settings.tunnel.clone(), settings.api.key.clone()))
     } else {
         None
     };
@@ -183,7 +191,7 @@ fn connect(settings: Settings) -> Result<(Client, Prober), CannotStart> {
     let is_asked_for = settings.rules.fields().any(|field| field == "is_connected_to_vpn");
     let online = (!is_asked_for).then_some("is_connected_to_vpn");
     let query = Query::new(settings.rules.fields().chain(online), &settings.selection);
-    Ok((Client::new(settings.api, query)?, Prober { connector, vpn }))
+    Ok((Client::new(settings.api.clone(), query)?, Prober { connector, vpn }))
 }
 
 /// What runs on the devices; nothing where the API does not say it, which the log has.

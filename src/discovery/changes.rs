@@ -160,7 +160,7 @@ impl Display for Change<'_> {
                 if origin == Origin::Option { Ok(()) } else { write!(f, ", {}", origin.as_str()) }
             }
             Change::Changed(entry) => write!(f, "changed {}", entry.shown()),
-            Change::LeftOut(entry, left_out) => f.write_str(&left_out.log_line(&entry.shown())),
+            Change::LeftOut(entry, left_out) => write!(f, "left out {}: {left_out}", entry.shown()),
             Change::Removed(device) => write!(f, "removed {}: the API does not list it any more", device.name()),
         }
     }

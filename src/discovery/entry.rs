@@ -199,7 +199,7 @@ impl ListedFleet {
         let fleet = tags.device.fleet.as_ref()?;
         let name = fleet.app_name.as_deref().unwrap_or_default().to_owned();
         let slug = fleet.slug.as_deref().unwrap_or_default().to_owned();
-        let quiet = tags.of_fleet(QUIET, QuietTimes::parse).unwrap_or_default();
+        let quiet = tags.of(false, QUIET, &QuietTimes::parse).unwrap_or_default();
         Some(ListedFleet { id: fleet.id, name, slug, quiet })
     }
 }

@@ -123,13 +123,6 @@ impl std::fmt::Debug for LabelSet {
     }
 }
 
-/// All plain labels of [`LABELS`].
-impl Default for LabelSet {
-    fn default() -> Self {
-        LabelSet { table: LABELS, chosen: plain(LABELS).map(|label| label.name).collect() }
-    }
-}
-
 /// The plain labels of a table.
 pub fn plain(table: &'static [Label]) -> impl Iterator<Item = &'static Label> {
     table.iter().filter(|label| label.kind == Plain)
@@ -163,11 +156,6 @@ impl LabelSet {
         }
         let [before, after] = parts.map(String::into);
         [before, after, of_tags(tags, false)]
-    }
-
-    /// Whether the name of the device stays on every series.
-    pub fn has_name(&self) -> bool {
-        self.chosen.contains(&DEVICE_NAME)
     }
 
     fn stays(&self, label: &Label) -> bool {

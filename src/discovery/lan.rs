@@ -61,13 +61,6 @@ pub struct Lan {
     pub follows_own: bool,
 }
 
-/// [`PRIVATE`], on a machine without addresses.
-impl Default for Lan {
-    fn default() -> Self {
-        Lan { networks: networks(PRIVATE).unwrap_or_default(), own: Vec::new(), follows_own: false }
-    }
-}
-
 impl Lan {
     /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts
     /// adds link-local ones, which are refused in any case.

@@ -60,13 +60,6 @@ pub struct LeftOut {
     pub detail: Box<str>,
 }
 
-impl LeftOut {
-    /// The line of the log about the device with this name.
-    pub fn log_line(&self, name: &str) -> String {
-        format!("left out {name}: {self}")
-    }
-}
-
 impl From<LeftOutReason> for LeftOut {
     fn from(reason: LeftOutReason) -> Self {
         LeftOut { reason, detail: "".into() }

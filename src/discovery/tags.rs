@@ -143,11 +143,6 @@ impl<'a, 'w> Tags<'a, 'w> {
         own.or(fleet).is_some()
     }
 
-    /// The value of the fleet's tag. The device's own does not count.
-    pub fn of_fleet<T>(&mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
-        self.of(false, name, &parse)
-    }
-
     /// Whether a value of the device's own tag may replace a known one.
     fn may<T>(&mut self, name: &str, own: T, known: Option<T>, narrows: Narrows<T>) -> bool {
         self.own_tags == OwnTags::All || narrows(own, known).map_err(|why| self.ignored(name, &why.into())).is_ok()
@@ -191,8 +186,8 @@ impl<'a, 'w> Tags<'a, 'w> {
         Some((PORT, single))
     }
 
-    /// A tag of one owner.
-    fn of<T>(&mut self, is_own: bool, name: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
+    /// The value of a tag of one owner: of the device itself, or else of its fleet.
+    pub fn of<T>(&mut self, is_own: bool, name: &str, parse: &impl Fn(&'a str) -> Result<T, BadValue>) -> Option<T> {
         let tags = if is_own { &self.own } else { &self.fleet };
         let (key, value) = *tags.get(name)?;
         if is_own && self.own_tags == OwnTags::Off {

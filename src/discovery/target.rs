@@ -7,7 +7,7 @@ use super::device_exporters::{self, DeviceExporters, Origin, ScrapedExporter};
 use super::entry::{Common, Commons, Entry, ListedFleet, Target};
 use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
-use super::labels::{self, LabelSet};
+use super::labels::{self, DEVICE_NAME, LabelSet};
 use super::lan::Lan;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::service_labels::Declared;
@@ -58,22 +58,6 @@ pub struct Rules {
     pub online_only: bool,
     /// Tags that a device must have. A tag of the device beats the same tag of its fleet.
     pub tags: Vec<TagFilter>,
-}
-
-/// Every device as a target in the VPN, with all labels and no exporter.
-impl Default for Rules {
-    fn default() -> Self {
-        Rules {
-            address: Address::Vpn,
-            exporters: Vec::new(),
-            own_tags: OwnTags::default(),
-            public_domain: "balena-devices.com".into(),
-            lan: Lan::default(),
-            labels: LabelSet::default(),
-            online_only: false,
-            tags: Vec::new(),
-        }
-    }
 }
 
 impl Rules {
@@ -140,7 +124,7 @@ fn targets<'a>(
         Address::Public => format!(".{}", rules.public_domain).into(),
         Address::Lan => "".into(),
     };
-    common.has_name_label = rules.labels.has_name();
+    common.has_name_label = rules.labels.chosen.contains(&DEVICE_NAME);
     common.labels = rules.labels.common(tags);
     Ok(address)
 }

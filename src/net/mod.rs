@@ -8,7 +8,7 @@ pub(crate) mod interfaces;
 pub mod proxy;
 mod records;
 pub(crate) mod scrape;
-pub(crate) mod scrape_error;
+pub mod scrape_error;
 pub mod server;
 pub(crate) mod threads;
 pub(crate) mod traffic;

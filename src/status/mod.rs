@@ -46,11 +46,8 @@ pub struct Settings {
 pub struct Status {
     liveness: Arc<Liveness>,
     metrics: Metrics,
-    guard: Guard,
+    settings: Settings,
     started: SystemTime,
-    /// From one request for the state of the devices to the next.
-    device_refresh: Duration,
-    dashboard: Option<&'static str>,
     packing: Packing,
     shown: Mutex<Shown>,
 }
@@ -78,30 +75,34 @@ impl Status {
     /// # Errors
     /// The address cannot be used, or a thread cannot be started.
     pub fn start(
-        settings: &Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<StoredList>,
+        settings: Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<StoredList>,
         woken: Receiver<()>,
     ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness,
             metrics: Metrics::new()?,
-            guard: settings.guard.clone(),
+            settings,
             started: SystemTime::now(),
-            device_refresh: settings.watch.interval,
-            dashboard: settings.dashboard,
             packing: Packing::default(),
             shown: Mutex::default(),
         });
         client.count_requests(status.metrics.requests.clone());
         status.metrics.published(stored.as_ref().map_or(0, |stored| stored.targets));
         status.shown().stored = stored;
-        let listener = server::listen(&settings.listen, "LISTEN_ADDRESS")?;
+        let listener = server::listen(&status.settings.listen, "LISTEN_ADDRESS")?;
         log::info!("status on http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let served = status.clone();
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
         let limited = status.clone();
-        watching::watch(client, settings.watch, woken, move || limited.is_limited(), move |known| shown.learn(known))?;
+        watching::watch(
+            client,
+            status.settings.watch,
+            woken,
+            move || limited.is_limited(),
+            move |known| shown.learn(known),
+        )?;
         Ok(status)
     }
 

@@ -106,7 +106,7 @@ impl Status {
             Some(_) => {}
         }
         let age = now.duration_since(shown.known.states_read.unwrap_or(self.started)).unwrap_or_default();
-        if age > 3 * self.device_refresh.max(MIN_STATE_AGE) {
+        if age > 3 * self.settings.watch.interval.max(MIN_STATE_AGE) {
             let age = about(age);
             problems.push(format!("The state of the devices was read {age} ago for the last time: the log says why."));
         }
@@ -118,7 +118,7 @@ impl Status {
         let (entry, state) = (device.entry, device.state);
         let name = format!("<bdi>{}</bdi>", encode_text(&entry.shown()));
         let is_plain = |uuid: &&str| uuid.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        match (&self.dashboard, entry.uuid().filter(is_plain)) {
+        match (&self.settings.dashboard, entry.uuid().filter(is_plain)) {
             (Some(url), Some(uuid)) => write!(out, "<tr><td><a href=\"{url}/devices/{uuid}/summary\">{name}</a>")?,
             _ => write!(out, "<tr><td>{name}")?,
         }

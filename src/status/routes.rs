@@ -56,7 +56,7 @@ impl Status {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        if let Err(refused) = self.guard.check(request) {
+        if let Err(refused) = self.settings.guard.check(request) {
             let (status, text) = refused.answer();
             return whole(status, TEXT, text);
         }

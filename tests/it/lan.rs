@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
+use crate::support::fakes;
 use crate::support::fleet::gateways;
 use crate::support::sidecar::finish;
 use crate::support::tools::installed;
@@ -28,7 +29,7 @@ fn lan(named: &str) -> Lan {
 }
 
 fn default() -> Lan {
-    Lan { own: lan("").own, ..Lan::default() }
+    Lan { own: lan("").own, ..fakes::lan() }
 }
 
 #[test]

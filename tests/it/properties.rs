@@ -223,7 +223,10 @@ fn wild_rows() -> impl Strategy<Value = Vec<Row>> {
 
 fn rules() -> impl Strategy<Value = Rules> {
     let exporters = select(&["80", "node:9100,app:8080/internal/metrics", "a:80,b:80/x,65535"][..]);
-    let labels = subsequence(LabelSet::default().chosen, 0..=labels::plain(LABELS).count());
+    let labels = subsequence(
+        labels::plain(LABELS).map(|label| label.name).collect::<Vec<_>>(),
+        0..=labels::plain(LABELS).count(),
+    );
     let address = select(&[Address::Vpn, Address::Public, Address::Lan][..]);
     let own_tags = select(&[OwnTags::Narrow, OwnTags::All, OwnTags::Off][..]);
     let strategy = (address, exporters, labels, own_tags, prop::bool::weighted(0.2));
@@ -240,7 +243,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 
 /// Devices in any network that can have one.
 fn anywhere() -> Lan {
-    Lan { networks: lan::networks("0.0.0.0/0,::/0").expect("all networks"), ..Lan::default() }
+    Lan { networks: lan::networks("0.0.0.0/0,::/0").expect("all networks"), ..fakes::lan() }
 }
 
 /// The rules of `file_sd_configs`, the project's own, and what only a look at the devices tells. Gives the number of groups.

@@ -12,7 +12,7 @@ use baletheus::discovery::labels::{self, Kind, LABELS, Label, LabelSet, SCRAPE_L
 use baletheus::discovery::target::Rules;
 use serde_json::{Value, json};
 
-use crate::support::fakes::{Bytes, list};
+use crate::support::fakes::{self, Bytes, list};
 use crate::support::fleet::gateways;
 
 const OPTIONS_PAGE: (&str, &str) = ("docs/options.md", include_str!("../../docs/options.md"));
@@ -74,7 +74,7 @@ fn a_label_is_one_line_of_the_table() {
     };
     let table: &'static [Label] = Vec::leak([LABELS, &[added]].concat());
     let all = LabelSet { table, chosen: labels::plain(table).map(|label| label.name).collect() };
-    let rules = Rules { labels: all, exporters: exporter::parse_list("9100").unwrap(), ..Rules::default() };
+    let rules = Rules { labels: all, exporters: exporter::parse_list("9100").unwrap(), ..fakes::rules() };
 
     let query = Query::new(rules.fields(), &Selection::default()).path(Request::Page {
         list: Listing::Devices,
@@ -82,7 +82,7 @@ fn a_label_is_one_line_of_the_table() {
         limit: 10,
     });
     assert!(query.contains(",ip_address"), "{query}");
-    let query = Query::new(Rules::default().fields(), &Selection::default()).path(Request::Page {
+    let query = Query::new(fakes::rules().fields(), &Selection::default()).path(Request::Page {
         list: Listing::Devices,
         after: 0,
         limit: 10,

@@ -9,8 +9,11 @@ use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
 use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
 use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::labels::{self, LABELS, LabelSet};
+use baletheus::discovery::lan::{self, Lan};
 use baletheus::discovery::stored::StoredDevice;
-use baletheus::discovery::target::Rules;
+use baletheus::discovery::tags::OwnTags;
+use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
 use baletheus::key::{self, KeySource};
 use baletheus::liveness::Liveness;
@@ -19,7 +22,21 @@ use serde_json::{Value, json};
 
 /// All devices over the VPN, with an exporter on port 80 and with every label.
 pub fn rules() -> Rules {
-    Rules { exporters: exporter::parse_list("80").expect("an exporter"), ..Rules::default() }
+    Rules {
+        address: Address::Vpn,
+        exporters: exporter::parse_list("80").expect("an exporter"),
+        own_tags: OwnTags::default(),
+        public_domain: "balena-devices.com".into(),
+        lan: lan(),
+        labels: LabelSet { table: LABELS, chosen: labels::plain(LABELS).map(|label| label.name).collect() },
+        online_only: false,
+        tags: Vec::new(),
+    }
+}
+
+/// Private networks, on a machine without addresses.
+pub fn lan() -> Lan {
+    Lan { networks: lan::networks(lan::PRIVATE).expect("networks"), own: Vec::new(), follows_own: false }
 }
 
 /// The target file of these devices.
