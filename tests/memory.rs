@@ -211,7 +211,7 @@ fn an_answer_is_bounded_by_the_memory_there_is() {
     // 9.6 MB come in one page. The tags are too long for a label, so that the list is small.
     let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
     let running = sidecar.start_in(&group.0);
-    running.wait_for("updated balena.json: 320 targets of 320 devices");
+    running.wait_for("updated balena.json: 320 targets on 320 devices");
     let limits: Vec<_> = cloud
         .requests()
         .iter()

@@ -86,7 +86,7 @@ impl Changes {
         });
         let left_out = listed.iter().filter(|entry| entry.targets().is_empty()).count();
         let summary = format!(
-            "{} of {} (devices: +{added} -{removed} ~{changed}), {} left out",
+            "{} on {} (devices: +{added} -{removed} ~{changed}), {} left out",
             count(listed.iter().map(|entry| entry.targets().len()).sum(), "target"),
             count(listed.len() - left_out, "device"),
             count(left_out, "device")

@@ -96,7 +96,7 @@ fn get(url: &str) -> Value {
 #[test]
 fn shows_a_fleet_until_ctrl_c() {
     let demo = Demo::start(300);
-    demo.wait_for("updated balena.json: 25 targets of 24 devices (devices: +24 -0 ~0), 1 device left out");
+    demo.wait_for("updated balena.json: 25 targets on 24 devices (devices: +24 -0 ~0), 1 device left out");
     let list = demo.list();
     let groups: Value = serde_json::from_slice(&fs::read(&list).expect("the target file")).expect("JSON");
     assert_eq!(groups.as_array().map(Vec::len), Some(25));
@@ -128,7 +128,7 @@ fn shows_a_fleet_until_ctrl_c() {
     let first = table.lines().nth(1).expect("a row");
     assert!(first.starts_with("freezer-01 ") && first.contains("port 80 closed"), "{table}");
     demo.wait_for("now runs release");
-    demo.wait_for("updated balena.json: 26 targets of 24 devices (devices: +0 -0 ~1)");
+    demo.wait_for("updated balena.json: 26 targets on 24 devices (devices: +0 -0 ~1)");
     kill("INT", &format!("-{}", demo.group));
     demo.expect_end(&list);
 }

@@ -345,7 +345,7 @@ fn a_lock_of_another_kind_harms_nobody() {
     for kind in ["a link", "a pipe"] {
         foreign(&lock, &other, kind);
         let running = sidecar.start();
-        running.wait_for("20 targets of 20 devices");
+        running.wait_for("20 targets on 20 devices");
         assert_eq!(fs::read(&other).unwrap(), b"of somebody");
         fs::remove_file(&lock).unwrap();
     }
@@ -494,7 +494,7 @@ fn permissions_that_somebody_changes_are_put_right() {
     running.wait_for("updated disk/balena.json");
     for (count, mode) in [(2, 0), (3, 0o600), (4, 0o666)] {
         chmod(&sidecar.path(FILE), mode);
-        running.wait_for_lines("updated disk/balena.json: 20 targets of 20 devices (devices: +0 -0 ~0)", count - 1);
+        running.wait_for_lines("updated disk/balena.json: 20 targets on 20 devices (devices: +0 -0 ~0)", count - 1);
         let found = fs::metadata(sidecar.path(FILE)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, 0o644, "after {mode:o}");
     }

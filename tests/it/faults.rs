@@ -142,8 +142,8 @@ fn devices_that_change_between_two_pages_are_neither_lost_nor_doubled() {
     go.send(()).expect("the cloud waits");
     drop(go);
     // What went is there until the next refresh, and nothing is there twice.
-    running.wait_for("updated balena.json: 2501 targets of 2501 devices (devices: +1 -0 ~1)");
-    running.wait_for("updated balena.json: 2499 targets of 2499 devices (devices: +0 -2 ~0)");
+    running.wait_for("updated balena.json: 2501 targets on 2501 devices (devices: +1 -0 ~1)");
+    running.wait_for("updated balena.json: 2499 targets on 2499 devices (devices: +0 -2 ~0)");
     let wanted: Vec<_> = (1..=2501).filter(|id| ![5, 1500].contains(id)).map(|id| format!("{id:032x}")).collect();
     assert_eq!(uuids(&sidecar.list()), wanted);
     assert!(sidecar.list().contains("\"renamed\""));

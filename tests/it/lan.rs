@@ -207,13 +207,13 @@ fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
     set([false, true]);
     let sidecar = sidecar(&cloud).args(["--address", "lan", "--exporter", "node:9100"]);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2 targets of 2 devices (devices: +2 -0 ~0), 1 device left out");
+    running.wait_for("updated balena.json: 2 targets on 2 devices (devices: +2 -0 ~0), 1 device left out");
     running.wait_for("left out gw-1 (0000000): it is offline, and a device that is online has its address now");
     let line = running.wait_for("WARN  2 devices report the address 10.1.0.7 (gw-1 (0000000), gw-2 (0000000)): ");
     assert!(line.ends_with(": only the one that is online is scraped"), "{line}");
     for (states, targets) in [([true, true], 3), ([true, false], 2), ([false, false], 3)] {
         set(states);
-        running.wait_for(&format!("updated balena.json: {targets} targets of {targets} devices"));
+        running.wait_for(&format!("updated balena.json: {targets} targets on {targets} devices"));
         let first = sidecar.list().matches("gw-1").count();
         assert_eq!(first > 0, states[0] || !states[1], "{states:?}");
     }
@@ -241,11 +241,11 @@ fn the_own_addresses_are_read_at_each_refresh() {
     let cloud = Cloud::start(devices);
     let sidecar = sidecar(&cloud).args(["--address", "lan"]);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    running.wait_for("updated balena.json: 2 targets on 2 devices");
     ip("address add 10.7.0.5/24 dev lo");
     running.wait_for(
         "left out gw-1 (0000000): none of its addresses may be scraped: 10.7.0.9 (in 10.7.0.0/24, a network of this",
     );
     ip("address del 10.7.0.5/24 dev lo");
-    running.wait_for_lines("updated balena.json: 2 targets of 2 devices", 1);
+    running.wait_for_lines("updated balena.json: 2 targets on 2 devices", 1);
 }

@@ -85,7 +85,7 @@ fn recorded_devices_over_the_vpn() {
     let (list, log) = run(&Cloud::start(recorded_devices()), &[]);
     expect_golden("recorded-vpn", &list);
     assert!(
-        log.contains("updated balena.json: 30 targets of 30 devices (devices: +30 -0 ~0), 0 devices left out"),
+        log.contains("updated balena.json: 30 targets on 30 devices (devices: +30 -0 ~0), 0 devices left out"),
         "{log}"
     );
 }
@@ -96,7 +96,7 @@ fn recorded_devices_by_public_url() {
     let (list, log) = run(&Cloud::start(recorded_devices()), &options);
     expect_golden("recorded-public", &list);
     assert!(
-        log.contains("updated balena.json: 24 targets of 12 devices (devices: +12 -0 ~0), 18 devices left out"),
+        log.contains("updated balena.json: 24 targets on 12 devices (devices: +12 -0 ~0), 18 devices left out"),
         "{log}"
     );
 }
@@ -107,7 +107,7 @@ fn recorded_devices_on_the_lan() {
     let (list, log) = run(&Cloud::start(recorded_devices()), &options);
     expect_golden("recorded-lan", &list);
     assert!(
-        log.contains("updated balena.json: 36 targets of 18 devices (devices: +18 -0 ~0), 12 devices left out"),
+        log.contains("updated balena.json: 36 targets on 18 devices (devices: +18 -0 ~0), 12 devices left out"),
         "{log}"
     );
 }
@@ -178,7 +178,7 @@ fn what_is_null_empty_or_missing_is_no_label() {
     let (list, log) = run(&serve(&lacking()), &[]);
     expect_golden("lacking", &list);
     assert!(
-        log.contains("updated balena.json: 10 targets of 10 devices (devices: +10 -0 ~0), 0 devices left out"),
+        log.contains("updated balena.json: 10 targets on 10 devices (devices: +10 -0 ~0), 0 devices left out"),
         "{log}"
     );
 }
@@ -290,7 +290,7 @@ fn a_broken_device_costs_itself_alone_and_is_named() {
     }
     expect_line(&log, &["left out 00000000000000000000000000000042: ", "integer `42`"]);
     let counts = format!(
-        "{0} targets of {0} devices (devices: +{0} -0 ~0), {1} devices left out",
+        "{0} targets on {0} devices (devices: +{0} -0 ~0), {1} devices left out",
         lines.len(),
         fleet.len() - lines.len()
     );
@@ -317,7 +317,7 @@ fn a_record_that_cannot_even_be_read_is_named_and_counted() {
     let labels = &groups[1]["labels"];
     assert!(labels.get("os_version").is_none() && labels["__meta_balena_tag_c"] == "d", "{labels}");
     expect_line(&log, &["left out a large number (0000000)"]);
-    assert!(log.contains("3 targets of 3 devices (devices: +3 -0 ~0), 3 devices left out"), "{log}");
+    assert!(log.contains("3 targets on 3 devices (devices: +3 -0 ~0), 3 devices left out"), "{log}");
 }
 
 #[test]
@@ -684,7 +684,7 @@ fn a_lan_address_is_chosen() {
     ));
     let (list, log) = run(&serve(&fleet), &[ALL, ("TARGET_ADDRESS", "lan"), ("EXPORTERS", "node:9100")]);
     expect_golden("lan", &list);
-    assert!(log.contains("18 targets of 18 devices (devices: +18 -0 ~0), 21 devices left out"), "{log}");
+    assert!(log.contains("18 targets on 18 devices (devices: +18 -0 ~0), 21 devices left out"), "{log}");
 }
 
 /// Keys that are almost those of a tag that is understood.

@@ -185,7 +185,7 @@ fn a_list_is_written_where_directories_do_not_sync_and_permissions_do_not_stay()
     let inject = ["inject=fchmod:error=EPERM", "inject=fsync:error=EINVAL:when=2+2"];
     let sidecar = sidecar(&cloud).env("LOG_LEVEL", "debug");
     let running = Running::spawn(strict(&failing(&sidecar, &inject, &[])));
-    running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +3 -0 ~0)");
+    running.wait_for("updated balena.json: 3 targets on 3 devices (devices: +3 -0 ~0)");
     let line = running.wait_for("cannot sync the directory of balena.json: Invalid argument");
     assert!(line.contains("DEBUG"), "{line}");
     let line = running.wait_for("cannot set the permissions of balena.json to 0644: Operation not permitted");
@@ -197,7 +197,7 @@ fn a_list_is_written_where_directories_do_not_sync_and_permissions_do_not_stay()
     running.wait_for_lines("balena.json is unchanged", 2);
     assert_eq!(running.log().iter().filter(|line| line.contains("updated")).count(), 1);
     cloud.change(|devices| drop(devices.pop()));
-    running.wait_for("updated balena.json: 2 targets of 2 devices (devices: +0 -1 ~0)");
+    running.wait_for("updated balena.json: 2 targets on 2 devices (devices: +0 -1 ~0)");
     assert!(!running.log().iter().any(|line| line.contains("WARN")), "{:#?}", running.log());
 }
 
@@ -302,7 +302,7 @@ fn a_thread_that_is_refused_fails_a_refresh_and_the_next_one_works() {
     let most = limits.lines().find_map(|line| line.strip_prefix("Max processes")).unwrap().split_whitespace().nth(1);
     limit(most.unwrap());
     cloud.change(|devices| drop(devices.pop()));
-    running.wait_for("updated disk/balena.json: 2 targets of 2 devices (devices: +0 -1 ~0)");
+    running.wait_for("updated disk/balena.json: 2 targets on 2 devices (devices: +0 -1 ~0)");
 }
 
 #[test]

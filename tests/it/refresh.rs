@@ -43,7 +43,7 @@ fn an_unchanged_fleet_costs_a_304_and_no_write() {
     let cloud = Cloud::start(recorded_devices());
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 30 targets of 30 devices (devices: +30 -0 ~0), 0 devices left out");
+    running.wait_for("updated balena.json: 30 targets on 30 devices (devices: +30 -0 ~0), 0 devices left out");
     let before = fs::metadata(sidecar.path("balena.json")).unwrap();
     while asked(&cloud).len() < 4 {
         cloud.wait_for_requests(cloud.requests().len() + 1, PATIENCE);
@@ -87,7 +87,7 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
     let (list, before) = (sidecar.list(), fs::metadata(sidecar.path("balena.json")).unwrap().ino());
     let log = sidecar.oneshot();
     assert!(
-        log.contains("balena.json is up to date: 30 targets of 30 devices (devices: +0 -0 ~0), 0 devices left out"),
+        log.contains("balena.json is up to date: 30 targets on 30 devices (devices: +0 -0 ~0), 0 devices left out"),
         "{log}"
     );
     assert_eq!(fs::metadata(sidecar.path("balena.json")).unwrap().ino(), before);
@@ -98,7 +98,7 @@ fn a_restart_in_place_finds_the_list_and_tells_what_changed_meanwhile() {
     });
     let log = sidecar.oneshot();
     assert!(
-        log.contains("updated balena.json: 30 targets of 30 devices (devices: +1 -1 ~1), 0 devices left out"),
+        log.contains("updated balena.json: 30 targets on 30 devices (devices: +1 -1 ~1), 0 devices left out"),
         "{log}"
     );
     assert!(log.contains("changed wandering-pond (67ae729)\n"), "{log}");
@@ -156,7 +156,7 @@ fn a_page_that_fails_costs_the_refresh_but_not_the_pages_before_it() {
     cloud.heal();
     cloud.clear_requests();
     running.signal("HUP");
-    running.wait_for("updated balena.json: 2500 targets of 2500 devices");
+    running.wait_for("updated balena.json: 2500 targets on 2500 devices");
     assert_eq!(asked(&cloud)[..3], ["0 1000 304", "1000 1000 304", "2000 1000 200"]);
 }
 
@@ -173,7 +173,7 @@ fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_down_to_the_device_that
     });
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 19 targets of 19 devices (devices: +19 -0 ~0), 1 device left out");
+    running.wait_for("updated balena.json: 19 targets on 19 devices (devices: +19 -0 ~0), 1 device left out");
     let line = running.wait_for("left out gw-7 (0000000)");
     assert!(line.contains("too large"), "{line}");
     let tops: Vec<String> = asked(&cloud).iter().map(|seen| seen.split(' ').nth(1).unwrap().to_owned()).collect();
@@ -205,7 +205,7 @@ fn no_targets_do_not_replace_some() {
     assert!(apart.min().unwrap() < Duration::from_secs(4), "{seen:?}");
     assert_eq!(running.log().iter().filter(|line| line.contains("WARN")).count(), 2, "{:#?}", running.log());
     cloud.change(|devices| devices.extend(gateways(2)));
-    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    running.wait_for("updated balena.json: 2 targets on 2 devices");
     drop(running);
 
     cloud.change(Vec::clear);
@@ -219,19 +219,19 @@ fn a_list_that_is_held_back_claims_no_removals_and_no_additions_afterwards() {
     let cloud = Cloud::start(gateways(3));
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +3 -0 ~0)");
+    running.wait_for("updated balena.json: 3 targets on 3 devices (devices: +3 -0 ~0)");
     let all = cloud.change(std::mem::take);
     let line = running.wait_for("balena.json keeps its targets");
     assert!(line.contains("there would be none left: the API lists no device; if that is right"), "{line}");
     cloud.change(|devices| devices.clone_from(&all));
-    running.wait_for("balena.json is up to date: 3 targets of 3 devices (devices: +0 -0 ~0), 0 devices left out");
+    running.wait_for("balena.json is up to date: 3 targets on 3 devices (devices: +0 -0 ~0), 0 devices left out");
     // All are left out at once: the warning has the reasons, and the lines of devices wait until the list changes.
     let switched_off = json!([{"tag_key": "prometheus.io/scrape", "value": "false"}]);
     cloud.change(|devices| devices.iter_mut().for_each(|device| device["device_tag"] = switched_off.clone()));
     let line = running.wait_for_lines("balena.json keeps its targets", 2);
     assert!(line.contains("none left: 3 devices left out (switched_off: 3); if"), "{line}");
     cloud.change(|devices| devices[0]["device_tag"] = json!([]));
-    running.wait_for("updated balena.json: 1 target of 1 device (devices: +0 -2 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 1 target on 1 device (devices: +0 -2 ~0), 2 devices left out");
     running.wait_for_lines("left out gw-", 2);
     let log = running.log();
     for (text, lines) in [(" added ", 3), (" removed ", 0), (" left out gw-", 2), (" WARN ", 2)] {
@@ -269,7 +269,7 @@ fn a_fleet_that_is_renamed_is_said_to_be_perhaps_renamed() {
     let running = sidecar.start();
     running.wait_for("updated balena.json: 3 targets");
     cloud.change(|devices| devices.iter_mut().for_each(|device| rename(device, "acme/edge")));
-    running.wait_for("updated balena.json: 3 targets of 3 devices (devices: +0 -0 ~3)");
+    running.wait_for("updated balena.json: 3 targets on 3 devices (devices: +0 -0 ~3)");
 }
 
 /// Requests that hang are counted: each of them takes its time-out.
@@ -312,7 +312,7 @@ fn a_page_that_is_shorter_than_asked_for_is_not_the_last_if_there_is_more() {
     cloud.limit_answers(400);
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 1300 targets of 1300 devices");
+    running.wait_for("updated balena.json: 1300 targets on 1300 devices");
     let shown =
         |seen: &Seen| format!("{} {}{}", range(seen).0, seen.status, if asks_for_more(seen) { " more?" } else { "" });
     let devices = |cloud: &Cloud| -> Vec<String> {
@@ -373,7 +373,7 @@ fn releases_and_states_come_whole_from_behind_a_gateway() {
     }
     let sidecar = sidecar(&cloud).env("SERVICE_LABELS", "true").env("LISTEN_ADDRESS", "127.0.0.1:0");
     let status = Status::of(sidecar.start());
-    status.running.wait_for("updated balena.json: 70 targets of 70 devices");
+    status.running.wait_for("updated balena.json: 70 targets on 70 devices");
     assert!(cloud.requests().iter().all(|seen| !seen.target.contains("id%20in%20(")), "releases were missing");
     status.wait_until("all states", |metrics| {
         metrics.keys().filter(|name| name.starts_with("balena_device_online{")).count() == 70
@@ -386,7 +386,7 @@ fn devices_of_an_archived_fleet_are_targets_until_a_tag_of_the_fleet_says_otherw
     cloud.change(|devices| devices[1]["belongs_to__application"][0]["is_archived"] = true.into());
     let sidecar = sidecar(&cloud);
     let log = sidecar.oneshot();
-    assert!(log.contains("updated balena.json: 3 targets of 3 devices"), "{log}");
+    assert!(log.contains("updated balena.json: 3 targets on 3 devices"), "{log}");
     assert!(pages(&cloud).iter().all(|page| !page.target.contains("archived")));
     cloud.change(|devices| {
         devices[1]["belongs_to__application"][0]["application_tag"] =
@@ -394,7 +394,7 @@ fn devices_of_an_archived_fleet_are_targets_until_a_tag_of_the_fleet_says_otherw
     });
     let log = sidecar.oneshot();
     assert!(
-        log.contains("updated balena.json: 2 targets of 2 devices (devices: +0 -1 ~0), 1 device left out"),
+        log.contains("updated balena.json: 2 targets on 2 devices (devices: +0 -1 ~0), 1 device left out"),
         "{log}"
     );
 }
@@ -416,7 +416,7 @@ fn what_cannot_be_read_as_a_list_is_replaced_by_targets_but_not_by_none() {
     assert_eq!(sidecar.command().arg("--oneshot").output().unwrap().status.code(), Some(1));
     cloud.change(|devices| devices.extend(gateways(1)));
     let log = sidecar.oneshot();
-    assert!(log.contains("updated balena.json: 1 target of 1 device (devices: +1 -0 ~0), 0 devices left out"), "{log}");
+    assert!(log.contains("updated balena.json: 1 target on 1 device (devices: +1 -0 ~0), 0 devices left out"), "{log}");
     assert_eq!(targets(&sidecar.list()), 1);
 }
 
@@ -428,7 +428,7 @@ fn another_process_that_replaces_the_file_is_put_right() {
     running.wait_for("updated balena.json");
     let list = sidecar.list();
     fs::write(sidecar.path("balena.json"), "[]").unwrap();
-    running.wait_for_lines("updated balena.json: 2 targets of 2 devices (devices: +0 -0 ~0)", 1);
+    running.wait_for_lines("updated balena.json: 2 targets on 2 devices (devices: +0 -0 ~0)", 1);
     assert_eq!(sidecar.list(), list);
 }
 
@@ -441,7 +441,7 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
     });
     let sidecar = sidecar(&cloud).args(["--online-only"]);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 28 targets of 28 devices (devices: +28 -0 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 28 targets on 28 devices (devices: +28 -0 ~0), 2 devices left out");
     running.wait_for("and 10 more such lines at log level debug");
     running.wait_for("left out gw-1 (0000000): balenaCloud sees it offline");
     running.wait_for("left out gw-2 (0000000): the tag prometheus.io/scrape switches it off");
@@ -449,7 +449,7 @@ fn the_log_tells_of_each_device_up_to_twenty_and_of_left_out_ones_why() {
         devices[0]["is_connected_to_vpn"] = true.into();
         devices[2]["is_connected_to_vpn"] = false.into();
     });
-    running.wait_for("updated balena.json: 28 targets of 28 devices (devices: +1 -1 ~0), 2 devices left out");
+    running.wait_for("updated balena.json: 28 targets on 28 devices (devices: +1 -1 ~0), 2 devices left out");
     running.wait_for("added gw-1 (0000000): 1 target");
     running.wait_for("left out gw-3 (0000000): balenaCloud sees it offline");
     assert_eq!(running.log().iter().filter(|line| line.contains("gw-2 ")).count(), 1, "told again");
@@ -474,7 +474,7 @@ fn a_failure_is_told_with_the_next_try_and_waits_grow() {
     assert!(["8s", "9s", "10s"].iter().any(|wait| line.ends_with(&format!("next try in {wait}"))), "{line}");
     cloud.heal();
     running.signal("HUP");
-    running.wait_for("updated balena.json: 1 target of 1 device");
+    running.wait_for("updated balena.json: 1 target on 1 device");
 }
 
 #[test]
@@ -724,7 +724,7 @@ fn a_refresh_that_needs_more_requests_than_a_window_goes_on_where_it_stopped() {
     });
     let sidecar = sidecar(&cloud);
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2500 targets of 2500 devices");
+    running.wait_for("updated balena.json: 2500 targets on 2500 devices");
     let due = ["0 1000 200", "1000 1000 200", "2000 1000 429", "2000 1000 200"];
     assert_eq!(asked(&cloud)[..4], due);
 }
@@ -747,7 +747,7 @@ fn under_a_tight_rate_limit_discovery_goes_before_the_state_of_the_devices() {
     });
     let sidecar = sidecar(&cloud).env("LISTEN_ADDRESS", "127.0.0.1:0").env("DEVICE_REFRESH_RATE", "1s");
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2000 targets of 2000 devices");
+    running.wait_for("updated balena.json: 2000 targets on 2000 devices");
     let all = cloud.requests();
     let refused =
         all.iter().position(|seen| is_discovery(seen) && seen.status == 429).expect("two requests are not enough");

@@ -273,7 +273,7 @@ fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_r
     cloud.set_services(1450, &[("app", &[("prometheus.io.port", "80")], &[])]);
     let sidecar = sidecar(&cloud).env("REFRESH_RATE", "1h");
     let running = sidecar.start();
-    running.wait_for("1401 targets of 1401 devices");
+    running.wait_for("1401 targets on 1401 devices");
     let first = ["release 200", "release more 200", "device 200", "device 200", "device more 200"];
     assert_eq!(asked(&cloud), first);
     let refresh = |cloud: &Cloud, requests: usize| {
@@ -303,7 +303,7 @@ fn a_quiet_fleet_costs_one_more_304_and_a_label_costs_the_devices_that_run_its_r
     );
     cloud.change(|devices| devices[..2].iter_mut().for_each(|device| run(device, 2000)));
     assert_eq!(refresh(&cloud, 4), ["release 200", "release more 200", "device 200", "device 304"]);
-    running.wait_for("1403 targets of 1401 devices (devices: +0 -0 ~2)");
+    running.wait_for("1403 targets on 1401 devices (devices: +0 -0 ~2)");
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn a_server_without_releases_has_no_labels_and_says_so_once() {
     cloud.intercept(|seen, _| is_release(seen).then(|| Reply::status(404, &[], b"")));
     let sidecar = sidecar(&cloud).env("EXPORTERS", "9100").env("LOG_LEVEL", "debug");
     let running = sidecar.start();
-    running.wait_for("updated balena.json: 2 targets of 2 devices");
+    running.wait_for("updated balena.json: 2 targets on 2 devices");
     running.wait_for_lines("balena.json is unchanged", 2);
     // It is updated, and knows releases from then on.
     cloud.heal();

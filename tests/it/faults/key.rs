@@ -45,7 +45,7 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     let more = |count: u64| {
         cloud.change(|fleet| fleet.push(gateway(count)));
         running.signal("HUP");
-        running.wait_for(&format!("updated balena.json: {count} targets of {count} devices (devices: +1 -0 ~0)"));
+        running.wait_for(&format!("updated balena.json: {count} targets on {count} devices (devices: +1 -0 ~0)"));
     };
 
     // The API has the new key first, and the file a moment later.

@@ -38,7 +38,7 @@ pub fn endure(fault: Fault) -> u64 {
     let sidecar = env.env("BALENA_API_URL", &url).env("RUST_LOG", "trace").env("SERVICE_LABELS", "false");
     fs::write(sidecar.path("ca.pem"), &CERTIFICATES.ca).unwrap();
     let running = sidecar.start();
-    running.wait_for(&format!("updated balena.json: {devices} targets of {devices} devices"));
+    running.wait_for(&format!("updated balena.json: {devices} targets on {devices} devices"));
     let before = Look::at(&sidecar);
     assert!(before.list == list_of(devices), "{name}");
 

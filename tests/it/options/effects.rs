@@ -306,7 +306,7 @@ fn the_start_line_tells_what_it_does_and_how_often() {
     ];
     for (words, expected) in rows {
         let (_dir, running) = start(&cloud, words);
-        running.wait_for("updated balena.json: 4 targets of 4 devices");
+        running.wait_for("updated balena.json: 4 targets on 4 devices");
         let run = stop(running, "TERM");
         let first = run.err.lines().next().expect("a first line");
         assert!(first.ends_with(expected), "{words:?}: {first}");
