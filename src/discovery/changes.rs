@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::Published;
 use super::announced::{Announced, key};
 use super::device_exporters::Origin;
 use super::entry::Entry;
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
+use super::sink::Published;
 use super::stored::StoredDevice;
 use crate::balena::selection::FleetRef;
 use crate::text::count;

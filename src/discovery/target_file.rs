@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::inventory::Inventory;
+use super::sink::{Published, Sink};
 use super::stored::{self, StoredDevice, StoredList};
 use super::target_groups;
-use super::{Published, Sink};
 use crate::balena::{Failure, Reason};
 
 /// The beginning of the names of unfinished files.

@@ -1,0 +1,37 @@
+//! Where the list goes, and what becomes of it there.
+
+use super::inventory::Inventory;
+use super::stored::StoredDevice;
+use crate::balena::Failure;
+
+/// Where the list goes.
+pub trait Sink {
+    /// Its name in messages.
+    fn name(&self) -> String;
+    /// The devices of the list that is there; none if it cannot be read.
+    fn published(&self) -> Option<Vec<StoredDevice>>;
+    /// What becomes of the list that is there when a refresh fails, as the end of a sentence.
+    fn stays(&self) -> String {
+        format!("; {} stays as it is", self.name())
+    }
+    /// Puts the list there, unless it is there already.
+    ///
+    /// # Errors
+    /// The list cannot be written.
+    fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
+}
+
+/// Why a list was not published, and what to do if it should be.
+pub const HELD_BACK: &str = "the API returned no scrapable device; keeping the previous list; if it should be empty, set --write-empty \
+    (WRITE_EMPTY=true)";
+
+/// What became of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It replaced another one.
+    Written,
+    /// It was there already.
+    Unchanged,
+    /// It has no targets, and the list that is there has some.
+    HeldBack,
+}
