@@ -45,7 +45,7 @@ pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
     let mut results = BTreeMap::<_, usize>::new();
     let mut lines = String::new();
     for row in rows {
-        let device = devices.of(row.uuid.as_deref().unwrap_or(&row.device));
+        let device = format!("device-{}", devices.of(row.uuid.as_deref().unwrap_or(&row.device)));
         let fleet = row.fleet.as_deref().map_or("-".into(), |fleet| format!("fleet-{}", fleets.of(fleet)));
         let url = row.url.as_deref().and_then(|url| reqwest::Url::parse(url).ok());
         let target = url
@@ -57,10 +57,8 @@ pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
         *results.entry((result, reason)).or_default() += 1;
         let state = row.online.map_or("unknown", |online| if online { "online" } else { "offline" });
         let origin = row.origin.unwrap_or("-");
-        let _ = writeln!(
-            lines,
-            "| device-{device} | {fleet} | {state} | {target} | {origin} | {result} | {reason} | {status} | {samples} | {seconds} |"
-        );
+        let cells = [&device, &fleet, state, &target, origin, result, reason, &status, &samples, &seconds];
+        let _ = writeln!(lines, "| {} |", cells.join(" | ")); // into memory: cannot fail
     }
     let result = |((result, reason), count): (&(_, _), _)| match *reason {
         "-" => format!("{count} {result}"),

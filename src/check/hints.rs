@@ -69,8 +69,8 @@ pub fn scrape(refused: &ScrapeError) -> &'static str {
         }
         ScrapeReason::Redirect => "name the port and path that answer (--exporter NAME:PORT/PATH)",
         ScrapeReason::NotTarget => {
-            "discovery and tunnel need the same --sd-file (SD_FILE_PATH); https needs the tag or label prometheus.io/scheme; port \
-             22222 is never scraped"
+            "discovery and tunnel need the same --sd-file (SD_FILE_PATH); https needs the tag or label prometheus.io/scheme; \
+             port 22222 is never scraped"
         }
         ScrapeReason::NotHttp => "does it want https (tag prometheus.io/scheme)? is it the exporter's port?",
         ScrapeReason::BrokeOff | ScrapeReason::TooLarge => OWN_LOG,

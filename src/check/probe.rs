@@ -30,7 +30,8 @@ const MAX_ANSWER: usize = 16 << 20;
 /// The longest line of an answer, in bytes: each target that is tried keeps one.
 const MAX_LINE: usize = 64 << 10;
 /// The `Accept` header of Prometheus 2.42.
-const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+    text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
 /// Tries targets.
 pub struct Prober {

@@ -51,12 +51,12 @@ Example:
     baletheus tunnel --api-key-file balena.key --sd-file balena.json
 ";
 
-const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 the single refresh failed or was stopped, or a later start may \
-    succeed (a port in use, a file not mounted yet), 2 the configuration is wrong, or another baletheus writes the target file.";
-const CHECK_CODES: &str = "Exit codes: 0 every target that should answer does, 1 one does not, there is no device, or the API fails, 2 the \
-    configuration is wrong.";
-const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted yet), 2 the \
-    configuration is wrong.";
+const DISCOVER_CODES: &str = "Exit codes: 0 ended by a signal or done, 1 the single refresh failed or was stopped, or a later \
+    start may succeed (a port in use, a file not mounted yet), 2 the configuration is wrong, or another baletheus writes the file.";
+const CHECK_CODES: &str = "Exit codes: 0 every target that should answer does, 1 one does not, there is no device, or the API \
+    fails, 2 the configuration is wrong.";
+const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted \
+    yet), 2 the configuration is wrong.";
 
 /// The command line.
 pub fn command() -> Command {

@@ -52,8 +52,8 @@ fn token(from: &mut Sources) -> Option<Token> {
 }
 
 /// What a file that systemd makes should hold.
-const CREDENTIAL: &str = "key. In containers of LXC, LXD and Incus, systemd may give an empty file or none (LoadCredential): docs/kubernetes-debian.md \
-                          says what to set there";
+const CREDENTIAL: &str = "key. In containers of LXC, LXD and Incus, systemd may give an empty file or none (LoadCredential): \
+    docs/kubernetes-debian.md says what to set there";
 
 pub(super) fn key(from: &mut Sources) -> KeySource {
     let before = from.errors.len();

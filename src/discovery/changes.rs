@@ -22,7 +22,8 @@ use crate::text::count;
 const MAX_LINES: usize = 20;
 
 const NO_EXPORTER: &str = "devices without an exporter are left out: declare it with the label prometheus.io.port of a service \
-    in the fleet's docker-compose.yml, or set --exporter, such as EXPORTERS=node:80 for devices that run the example of version 0.1";
+    in the fleet's docker-compose.yml, or set --exporter, such as EXPORTERS=node:80 for devices that run \
+    the example of version 0.1";
 /// How often the warning is repeated that a list without targets is held back.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 

@@ -55,7 +55,8 @@ impl Releases {
     /// Asks for the releases that the selected fleets' devices run.
     ///
     /// # Errors
-    /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or 500.
+    /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or
+    /// 500.
     pub fn refresh(&mut self, source: &mut dyn Source, walk: u64) -> Result<(), Failure> {
         let mut list = ReleaseList { source, known: &self.by_release };
         match self.pages.refresh(&mut list, walk) {

@@ -22,8 +22,8 @@ pub trait Sink {
 }
 
 /// Why a list was not published, and what to do if it should be.
-pub const HELD_BACK: &str = "the API returned no scrapable device; keeping the previous list; if it should be empty, set --write-empty \
-    (WRITE_EMPTY=true)";
+pub const HELD_BACK: &str = "the API returned no scrapable device; keeping the previous list; if it should be empty, set \
+    --write-empty (WRITE_EMPTY=true)";
 
 /// What became of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

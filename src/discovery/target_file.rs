@@ -55,8 +55,8 @@ impl TargetFile {
     /// there.
     ///
     /// # Errors
-    /// The folder cannot be used. `WouldBlock` means that another process writes this file, `AlreadyExists` that something else than
-    /// a file is in its place.
+    /// The folder cannot be used. `WouldBlock` means that another process writes this file, `AlreadyExists` that something else
+    /// than a file is in its place.
     pub fn lock(&mut self) -> io::Result<()> {
         self.check_place()?;
         let path = self.scratch.join("lock");

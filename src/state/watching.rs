@@ -217,8 +217,8 @@ impl StateRequests {
                 if self.told != unknown {
                     self.told = unknown;
                     log::warn!(
-                        "the API refuses {} of devices, so the metrics of it are absent: is the server too old for it, or may the key \
-                         not read it? {failure}",
+                        "the API refuses {} of devices, so the metrics of it are absent: is the server too old for it, or may the \
+                         key not read it? {failure}",
                         query::names(unknown)
                     );
                 }

@@ -44,7 +44,8 @@ impl Parts for Series {
         };
         let start = out.len();
         if !self.begun {
-            let _ = write!(out, "# HELP {} {}.\n# TYPE {} gauge\n", metric.name, metric.about, metric.name); // into memory: cannot fail
+            let Metric { name, about, .. } = metric;
+            let _ = write!(out, "# HELP {name} {about}.\n# TYPE {name} gauge\n"); // into memory: cannot fail
         }
         if put_samples(out, metric, &device) {
             self.begun = true;
