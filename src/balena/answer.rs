@@ -207,7 +207,7 @@ impl ApiConnection {
         let connector = Connector::new(self.api.roots.clone(), self.api.proxies.clone()).ok()?;
         let runtime = Builder::new_current_thread().enable_all().build().ok()?;
         let url = self.api.url.parse().ok()?;
-        let deadline = Deadline::after(REFUSAL_TIMEOUT);
+        let deadline = Deadline::after(REFUSAL_TIMEOUT.min(self.api.timeout));
         let opened = runtime.block_on(deadline.wait(connector.open(&url, deadline)));
         opened.flatten().err().filter(|error| error.reason == ScrapeReason::Proxy)
     }

@@ -56,7 +56,11 @@ pub fn watch(
         loop {
             let wait = if is_limited() { settings.interval } else { rounds.next(&publish) };
             match woken.recv_timeout(wait) {
-                Ok(()) => rounds.hurry(),
+                Ok(()) => {
+                    // Those that came meanwhile ask for the same.
+                    woken.try_iter().for_each(drop);
+                    rounds.hurry();
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(wait),
             }
