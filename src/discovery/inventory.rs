@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::duplicates;
 use super::entry::{Commons, Entry, Page};
 use super::mapper::Mapper;
 use super::releases::Releases;
+use super::shared_addresses;
 use super::target::Rules;
 use crate::balena::pages::{Pages, Walks};
 use crate::balena::selection::FleetRef;
@@ -60,7 +60,7 @@ impl Inventory {
             self.pages.refresh(&mut mapper, walk)
         })?;
         self.shown = self.pages.contents().cloned().collect();
-        self.shared = duplicates::leave_out(&mut self.shown);
+        self.shared = shared_addresses::leave_out(&mut self.shown);
         self.commons.tidy();
         self.mapped_services = self.services.as_ref().map_or(0, Releases::version);
         Ok(())

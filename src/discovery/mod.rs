@@ -3,7 +3,6 @@
 mod announced;
 pub mod changes;
 pub mod device_exporters;
-mod duplicates;
 pub mod entry;
 pub mod exporter;
 pub mod inventory;
@@ -16,6 +15,7 @@ mod mapper;
 pub mod quiet_times;
 pub mod releases;
 pub mod service_labels;
+mod shared_addresses;
 mod sink;
 pub mod stored;
 pub mod tags;
