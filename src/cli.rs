@@ -11,12 +11,10 @@ use clap_complete::Shell;
 use tokio::sync::Notify;
 
 use crate::balena::query::Query;
-use crate::balena::{Client, Failure, Reason};
+use crate::balena::{Client, Failure};
 use crate::discovery::inventory::Inventory;
-use crate::discovery::stored::StoredDevice;
 use crate::discovery::target_file::TargetFile;
-use crate::discovery::target_groups;
-use crate::discovery::{Clock, Discovery, Published, Sink};
+use crate::discovery::{Clock, Discovery, Published, Sink, StandardOutput};
 use crate::early_messages::{misconfigured, print, without_key};
 use crate::liveness::Liveness;
 use crate::logging;
@@ -245,31 +243,5 @@ impl Clock for Wakeups {
             Ok(event) => event == Event::Reload && self.0.try_iter().all(|event| event == Event::Reload),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => true,
         }
-    }
-}
-
-/// The sink of a dry run.
-struct StandardOutput;
-
-impl Sink for StandardOutput {
-    fn name(&self) -> String {
-        "standard output".into()
-    }
-
-    fn stays(&self) -> String {
-        String::new()
-    }
-
-    fn published(&self) -> Option<Vec<StoredDevice>> {
-        None
-    }
-
-    fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
-        let mut out = io::stdout().lock();
-        let written = target_groups::write(list.entries().map(|entry| &**entry), &mut out).and_then(|()| out.flush());
-        written.map_err(|error| {
-            Failure::new(Reason::Write, format!("cannot write the list to standard output: {error}"))
-        })?;
-        Ok(Published::Written)
     }
 }

@@ -33,7 +33,7 @@ use crate::text::count;
 use changes::Changes;
 use inventory::Inventory;
 use key_owner::KeyOwner;
-pub use sink::{HELD_BACK, Published, Sink};
+pub use sink::{HELD_BACK, Published, Sink, StandardOutput};
 use target::Rules;
 
 /// What a refresh is reported to: how long it took, what became of its list, and what the API lists.

@@ -1,8 +1,11 @@
 //! Where the list goes, and what becomes of it there.
 
+use std::io::{self, Write};
+
 use super::inventory::Inventory;
 use super::stored::StoredDevice;
-use crate::balena::Failure;
+use super::target_groups;
+use crate::balena::{Failure, Reason};
 
 /// Where the list goes.
 pub trait Sink {
@@ -34,4 +37,30 @@ pub enum Published {
     Unchanged,
     /// It has no targets, and the list that is there has some.
     HeldBack,
+}
+
+/// The sink of a dry run.
+pub struct StandardOutput;
+
+impl Sink for StandardOutput {
+    fn name(&self) -> String {
+        "standard output".into()
+    }
+
+    fn stays(&self) -> String {
+        String::new()
+    }
+
+    fn published(&self) -> Option<Vec<StoredDevice>> {
+        None
+    }
+
+    fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
+        let mut out = io::stdout().lock();
+        let written = target_groups::write(list.entries().map(|entry| &**entry), &mut out).and_then(|()| out.flush());
+        written.map_err(|error| {
+            Failure::new(Reason::Write, format!("cannot write the list to standard output: {error}"))
+        })?;
+        Ok(Published::Written)
+    }
 }
