@@ -21,7 +21,7 @@ pub enum BadSecret {
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// Its file is no file of a secret.
-    #[error("is larger than {} KiB", .0 >> 10)]
+    #[error("is larger than {}", binary(*.0))]
     TooLarge(u64),
     /// Windows' editors write this.
     #[error("is UTF-16: save it as UTF-8")]
@@ -94,6 +94,11 @@ pub fn bytes(path: &Path, max_size: u64) -> Result<Vec<u8>, BadSecret> {
         return Err(BadSecret::Utf16);
     }
     Ok(bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes))
+}
+
+/// `4 KiB`, `16 MiB`.
+fn binary(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{} KiB", bytes >> 10) } else { format!("{} MiB", bytes >> 20) }
 }
 
 impl fmt::Debug for Secret {
