@@ -202,5 +202,7 @@ fn narrow([device, _, exporter, from, address, state, answer, hint]: &[String; 8
     // The name has the beginning of the uuid.
     let port = address.rsplit_once(':').map_or(&**address, |(_, port)| port);
     let hint = if hint.is_empty() { format!("from {from}") } else { hint.clone() };
-    format!("{device}, {state}: {answer}\n    {exporter}:{port} {hint}\n")
+    let target: Vec<_> = [&**exporter, port].into_iter().filter(|part| *part != "-").collect();
+    let target = if target.is_empty() { String::new() } else { target.join(":") + ": " };
+    format!("{device}, {state}: {answer}\n    {target}{hint}\n")
 }

@@ -584,12 +584,16 @@ fn what_fails_comes_first_and_can_be_all_that_is_shown() {
 #[test]
 fn a_narrow_terminal_gets_two_lines_a_device() {
     let (_cloud, _vpn, sidecar) = three();
-    let output = check(&sidecar.env("COLUMNS", "80"), &[]);
+    let sidecar = sidecar.env("COLUMNS", "80");
+    let output = check(&sidecar, &[]);
     let table = text(&output.stdout);
     let lines: Vec<_> = table.lines().take_while(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 6, "{table}");
     assert!(lines[0].starts_with("fridge-0") && lines[0].contains("), online: "), "{table}");
-    assert!(lines[1].starts_with("    node:9100 "), "{table}");
+    assert!(lines[1].starts_with("    node:9100: "), "{table}");
+    let left_out = check(&sidecar.env("EXPORTERS", "none"), &[]);
+    assert!(text(&left_out.stdout).contains("online: left out: "), "{}", text(&left_out.stdout));
+    assert!(text(&left_out.stdout).contains("\n    declare it with "), "{}", text(&left_out.stdout));
 }
 
 /// What it has can be pasted into a public issue.
