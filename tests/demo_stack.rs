@@ -33,7 +33,12 @@ fn the_demo_shows_a_fleet() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let compose = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/docker_compose/docker-compose");
     let start = Instant::now();
-    let up = Command::new(compose).args(["--file", "examples/demo/docker-compose.yml", "up", "--detach"]).status();
+    let compose = |arguments: &[&str]| {
+        let mut command = Command::new(&compose);
+        command.args(["--file", "examples/demo/docker-compose.yml"]).args(arguments);
+        command
+    };
+    let up = compose(&["up", "--detach"]).status();
     assert!(up.expect("scripts/check/stack demo gets docker-compose").success());
     let client = Client::new();
     let dashboards = dashboards();
@@ -65,5 +70,12 @@ fn the_demo_shows_a_fleet() {
         assert!(start.elapsed() < PATIENCE, "no exporter of a device answers");
         thread::sleep(Duration::from_secs(1));
     }
+    let check = compose(&["exec", "-T", "baletheus", "/baletheus", "check", "--failing"]).output().unwrap();
+    let table = String::from_utf8_lossy(&check.stdout);
+    assert!(
+        table.contains("freezer-01") && table.contains(" 1 fail, "),
+        "{table}{}",
+        String::from_utf8_lossy(&check.stderr)
+    );
     println!("every figure of Fleet overview had data {} s after the start", start.elapsed().as_secs());
 }
