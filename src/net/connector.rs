@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::net::cannot_start::CannotStart;
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::proxy::{Proxies, Proxy};
-use crate::net::records::Records;
+use crate::net::tls_records::Records;
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};

@@ -1,5 +1,5 @@
-//! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set. And the headers that keep a browser from
-//! using an answer for anything else.
+//! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set.
+//! And the headers that keep a browser from using an answer for anything else.
 
 use std::fs;
 use std::net::IpAddr;
@@ -14,9 +14,9 @@ use subtle::ConstantTimeEq;
 
 use crate::secret::{self, BadSecret, Secret};
 
-/// The page has one style sheet and no scripts. Nothing may frame it, and its form leads to itself.
+/// The page has one style sheet and no scripts. Nothing may frame it, and it has no form.
 const POLICY: &str =
-    "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+    "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Headers of every answer.
 const HEADERS: [(&str, &str); 4] = [
@@ -117,7 +117,7 @@ impl Refused {
 }
 
 impl Guard {
-    /// Judges a request. Health is open without a token: it says nothing about the fleet, and a container's health check has none.
+    /// Judges a request. Health needs no token: it says nothing about the fleet, and a health check has none.
     ///
     /// # Errors
     /// The request is to be refused.

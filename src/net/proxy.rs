@@ -105,8 +105,8 @@ fn check(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The hosts of `NO_PROXY`, as the matcher takes them: it knows neither blanks between them nor `*.` before a domain, and its `*` is
-/// for names only.
+/// The hosts of `NO_PROXY`, as the matcher takes them: it knows neither blanks between them nor `*.` before a domain, and
+/// its `*` is for names only.
 fn exclusions(variable: &str, text: &str, warnings: &mut Vec<String>) -> String {
     let entries = text.split([',', ' ', '\t']).filter(|entry| !entry.is_empty());
     let known = entries.filter_map(|entry| {

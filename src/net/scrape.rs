@@ -89,7 +89,7 @@ pub async fn send(
     let (too_many, seen) = (Arc::new(Notify::new()), informational.clone());
     let notify = too_many.clone();
     on_informational(&mut request, move |_| {
-        // hyper reads the next one at once, as long as bytes come. Each counts like a read, so that other scrapes have their turn.
+        // hyper reads the next one at once, as long as bytes come. Each counts like a read, so that other scrapes go on.
         if let Poll::Ready(proceeds) = poll_proceed(&mut Context::from_waker(Waker::noop())) {
             proceeds.made_progress();
         }

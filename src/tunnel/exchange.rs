@@ -48,7 +48,7 @@ impl Http {
         }
     }
 
-    /// Polls `something` that depends on the connection. If it is not ready, the connection reads and writes, and it is polled again.
+    /// Polls `something` that depends on the connection. If it is not ready, the connection reads and writes first.
     fn poll<T>(&mut self, cx: &mut Context<'_>, mut something: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let first = something(cx);
         if first.is_ready() {

@@ -1,4 +1,4 @@
-//! Which targets could not be scraped the last time, and why: as a metric, as text, and in the log if that is no matter of one target.
+//! Which targets could not be scraped the last time, and why: as a metric, as text, and in the log when all of them fail.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -1,5 +1,5 @@
-//! Tunnels that are open: places for them, those that are kept between scrapes, and the relays that idle. A kept tunnel saves the
-//! handshake of the next scrape.
+//! Tunnels that are open: places for them, those that are kept between scrapes, and the relays that idle. A kept tunnel saves
+//! the handshake of the next scrape.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +53,7 @@ struct Idle {
     tunnels: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
     /// The numbers of each target's tunnels, from the one that has waited longest.
     by_target: HashMap<Arc<str>, Vec<u64>>,
-    /// All relays by number, from the one that has waited longest: the place of each, and how it learns that it has lost the place.
+    /// All relays by number, from the one that has waited longest: the place of each, and how it learns that it has lost it.
     relays: BTreeMap<u64, (OwnedSemaphorePermit, Arc<Notify>)>,
 }
 
@@ -113,8 +113,8 @@ impl KeptTunnels {
         self.idle().relays.remove(&number).map(|(place, _)| place)
     }
 
-    /// A place for a new tunnel; none if all are in use. If necessary it is that of the kept tunnel that was used last: targets are
-    /// scraped in turns, so this tunnel would be needed last. Without kept tunnels it is that of the relay that has idled longest.
+    /// A place for a new tunnel; none if all are in use. If necessary it is that of the kept tunnel that was used last: targets
+    /// are scraped in turns, so it would be needed last. Without kept tunnels it is that of the relay that has idled longest.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);

@@ -34,7 +34,7 @@ const SPARE_CONNECTIONS: usize = 16;
 impl Places {
     /// The places within the limits of this process. The limit for open files is raised as far as the process may.
     pub fn of_this_process() -> Self {
-        // Without a limit it is as much as the processor can address. On a 32-bit processor that is less than the most tunnels take.
+        // Without a limit it is as much as the processor can address: with 32 bits, less than the most tunnels take.
         let memory = memory::limit().and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX);
         Self::within(open_files(), memory)
     }

@@ -1,5 +1,5 @@
-//! Devices that are not connected to the VPN. Without this memory, each scrape of each target of an offline device costs a connection
-//! to the tunnel host, with its TLS.
+//! Devices that are not connected to the VPN. Without this memory, each scrape of each target of an offline device costs a
+//! connection to the tunnel host, with its TLS.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +16,8 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// The devices that were not connected when they were asked for.
 ///
-/// The tunnel host is asked once for each interval of the device's fastest target: an answer holds until a target that has had it is
-/// scraped again.
+/// The tunnel host is asked once for each interval of the device's fastest target: an answer holds until a target that has had
+/// it is scraped again.
 pub struct Offline {
     devices: Mutex<HashMap<Box<str>, Device>>,
     /// Scrapes that are answered from memory.

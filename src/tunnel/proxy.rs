@@ -263,8 +263,8 @@ fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty
     Ok(passed)
 }
 
-/// The headers without those that are always for the next hop only. An answer has no others: Go's HTTP client, which Prometheus uses,
-/// takes headers even if `Connection` names them.
+/// The headers without those that are always for the next hop only. An answer has no others: Go's HTTP client, which
+/// Prometheus uses, takes headers even if `Connection` names them.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
     let always = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];

@@ -1,7 +1,7 @@
 //! The relay for https targets: bytes between Prometheus and the device, which the tunnel does not read.
 //!
-//! Prometheus keeps its connection to an https target. So a relay has a place among the scrapes only while it works: from the first
-//! byte of Prometheus until the device has answered.
+//! Prometheus keeps its connection to an https target. So a relay has a place among the scrapes only while it works: from the
+//! first byte of Prometheus until the device has answered.
 
 use std::convert::Infallible;
 use std::future::poll_fn;

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use crate::memory;
 use crate::values::prometheus_duration;
 
-/// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that and for
-/// what is made of it.
+/// The largest target file, in bytes: as much as discovery writes, and less on a 32-bit processor, which has no room for that
+/// and for what is made of it.
 const MAX_FILE: u64 = if usize::BITS < 64 { 1 << 28 } else { 1 << 30 };
 /// The lowest bound of the file, in bytes.
 const MIN_MAX_FILE: u64 = 1 << 20;
@@ -48,8 +48,8 @@ impl Target {
         device_of(&self.address)
     }
 
-    /// The exporters at this path; all of them if there is no path. A single one answers for any path, since a scrape config or a
-    /// redirect may set another one.
+    /// The exporters at this path; all of them if there is no path. A single one answers for any path, since a scrape config or
+    /// a redirect may set another one.
     pub fn exporters_at(&self, path: Option<&str>) -> impl Iterator<Item = &Arc<Exporter>> {
         let path = path.filter(|_| self.exporters.len() > 1);
         self.exporters.iter().filter(move |exporter| path.is_none_or(|path| exporter.path() == path))

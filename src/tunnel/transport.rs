@@ -53,9 +53,10 @@ impl Transport {
         Ok(Tunnel::new(opened?, place))
     }
 
-    /// Sends a request in a kept tunnel, or else in a new one. Like Go's HTTP client, it repeats the request only if a kept tunnel
-    /// ends before the first byte of the answer. A kept tunnel without an answer fails the scrape: the device may have lost its VPN
-    /// connection in silence, or its exporter may hang. So all kept tunnels to the device are closed, and the next scrape opens one.
+    /// Sends a request in a kept tunnel, or else in a new one. Like Go's HTTP client, it repeats the request only if a kept
+    /// tunnel ends before the first byte of the answer. A kept tunnel without an answer fails the scrape: the device may have
+    /// lost its VPN connection in silence, or its exporter may hang. So all kept tunnels to the device close, and the next
+    /// scrape opens one.
     pub async fn exchange(
         &self, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<(Parts, Exchange), ScrapeError> {

@@ -103,7 +103,7 @@ fn every_answer_keeps_a_browser_from_using_it_for_anything_else() {
             for header in [
                 "x-content-type-options: nosniff\r\n",
                 "content-security-policy: default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; \
-                 form-action 'self'; frame-ancestors 'none'\r\n",
+                 form-action 'none'; frame-ancestors 'none'\r\n",
                 "referrer-policy: no-referrer\r\n",
                 "cross-origin-resource-policy: same-origin\r\n",
             ] {

@@ -6,8 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A TLS connection whose reads return all records that have come, as far as there is room. rustls returns one at a time, and each
-/// would go to Prometheus in its own system call.
+/// A TLS connection whose reads return all records that have come, as far as there is room. rustls returns one at a time,
+/// and each would go to Prometheus in its own system call.
 pub struct Records<S> {
     tls: S,
     /// An error that came after bytes were read in the same call. The next read returns it.
