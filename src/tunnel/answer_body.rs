@@ -1,13 +1,14 @@
 //! The body of an answer on its way to Prometheus, within bounds of time and size.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use hyper::StatusCode;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::net::scrape::{Deadline, broken};
@@ -67,17 +68,11 @@ impl AnswerBody {
 
     fn end(&mut self) {
         self.scrape.outcome = Outcome::Passed(self.status);
-        if let Some(exchange) = self.exchange.take() {
-            let (kept, target) = (self.kept.clone(), self.target.clone());
-            let mut end = Box::pin(async move {
-                if let Some(tunnel) = exchange.end().await {
-                    kept.keep(target.address.clone(), tunnel);
-                }
-            });
-            // Nearly always it ends at once, which needs no task.
-            if end.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                tokio::spawn(end);
-            }
+        let Some(exchange) = self.exchange.take() else { return };
+        // It ends at once, unless the target has answered before it has read the whole request: then the tunnel closes.
+        let end = pin!(unconstrained(exchange.end()));
+        if let Poll::Ready(Some(tunnel)) = end.poll(&mut Context::from_waker(Waker::noop())) {
+            self.kept.keep(self.target.address.clone(), tunnel);
         }
     }
 

@@ -14,8 +14,9 @@ use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use log::Level;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -182,24 +183,20 @@ impl Proxy {
         let mut scrape = Scrape::start(self.metrics.clone(), target.clone(), request.uri().path());
         let answered = async {
             let place = self.place()?;
-            let request = request_to(&target.address, &request)?;
+            let request = request_to(&target.address, request)?;
             let (head, exchange) = self.transport.exchange(&target, request, deadline).await?;
             Ok::<_, ScrapeError>((place, head, exchange))
         };
-        let (place, head, exchange) =
+        let (place, mut head, exchange) =
             answered.await.inspect_err(|error| scrape.outcome = Outcome::Failed(error.reason))?;
         let kept = self.transport.kept.clone();
         let body = AnswerBody::new(target, head.status, exchange, kept, deadline, scrape, place);
-        let mut answer = Response::new(Either::Right(body));
-        *answer.status_mut() = head.status;
-        *answer.headers_mut() = end_to_end(&head.headers);
         if head.headers.contains_key(TRANSFER_ENCODING) {
-            answer.headers_mut().remove(CONTENT_LENGTH); // chunks overrule it (RFC 9112, 6.3)
+            head.headers.remove(CONTENT_LENGTH); // chunks overrule it (RFC 9112, 6.3)
         }
-        if let Some(phrase) = head.extensions.get::<ReasonPhrase>() {
-            answer.extensions_mut().insert(phrase.clone());
-        }
-        Ok(answer)
+        end_to_end(&mut head.headers);
+        head.version = Version::HTTP_11; // the exporter's may be older
+        Ok(Response::from_parts(head, Either::Right(body)))
     }
 
     /// Answers Prometheus' CONNECT, and relays what follows.
@@ -243,36 +240,35 @@ fn scrape_timeout(headers: &HeaderMap) -> Duration {
 }
 
 /// Prometheus' request, as the target gets it.
-fn request_to(target: &str, request: &Request<Incoming>) -> Result<Request<Empty<Bytes>>, ScrapeError> {
-    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+fn request_to(target: &str, request: Request<Incoming>) -> Result<Request<Empty<Bytes>>, ScrapeError> {
+    let (Parts { uri, mut headers, .. }, _) = request.into_parts(); // the body is not passed
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let no_path = |_| ScrapeError::new(ScrapeReason::NotTarget, "refused: the path is invalid");
     let mut passed = Request::get(path).body(Empty::new()).map_err(no_path)?;
-    *passed.headers_mut() = end_to_end(request.headers());
     // `Connection` names headers for the next hop (RFC 9110, 7.6.1)
-    let named = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    for name in named.flat_map(|names| names.split(',')) {
-        passed.headers_mut().remove(name.trim());
+    let named: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
+    for name in named.iter().filter_map(|value| value.to_str().ok()).flat_map(|names| names.split(',')) {
+        headers.remove(name.trim());
     }
-    // the body is not passed
-    passed.headers_mut().remove(CONTENT_LENGTH);
-    passed.headers_mut().remove(EXPECT);
+    end_to_end(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(EXPECT);
     if let Ok(host) = HeaderValue::from_str(target) {
-        passed.headers_mut().insert(HOST, host);
+        headers.insert(HOST, host);
     }
+    *passed.headers_mut() = headers;
     Ok(passed)
 }
 
-/// The headers without those that are always for the next hop only. An answer has no others: Go's HTTP client, which
-/// Prometheus uses, takes headers even if `Connection` names them.
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
+/// Removes the headers that are always for the next hop only. An answer has no others: Go's HTTP client, which Prometheus uses,
+/// takes headers even if `Connection` names them.
+fn end_to_end(headers: &mut HeaderMap) {
     let always = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
     let older = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
     for name in always.into_iter().chain(older) {
-        kept.remove(name);
+        headers.remove(name);
     }
-    kept
 }
 
 /// The answer to a failed scrape. Prometheus shows the reason phrase, and people read the body.
