@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::secret::{self, BadSecret, Secret};
 
@@ -73,7 +75,7 @@ impl KeySource {
 
     /// The key to use now.
     pub fn current(&self) -> Secret {
-        self.lock().clone()
+        self.key.lock().clone()
     }
 
     /// Whether there is another key to try than the refused one. Reads the file again, unless another thread has renewed the key
@@ -85,7 +87,7 @@ impl KeySource {
             && fs::metadata(file).is_ok_and(|file| file.is_file())
             && let Ok(key) = read(file)
         {
-            *self.lock() = key;
+            *self.key.lock() = key;
         }
         self.current() != *refused
     }
@@ -98,9 +100,5 @@ impl KeySource {
             _ => read(file).err()?.to_string(),
         };
         Some(format!("the key file {} {why}, so the old key stays", file.display()))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Secret> {
-        self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,10 @@
 //! Whether the loop of discovery lives: each of its waits announces a deadline, and `/-/healthy` and the watchdog of systemd fail
 //! 60 s past it.
 
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Past its deadline by more than this, the loop hangs.
 const MAX_DELAY: Duration = Duration::from_secs(60);
@@ -20,7 +21,7 @@ impl Liveness {
 
     /// Announces the next deadline.
     pub fn expect(&self, next: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        *self.0.lock() = next;
     }
 
     /// How long the loop is past its deadline, if it hangs. A process that was frozen (`docker pause`) is past it until its loop
@@ -33,7 +34,7 @@ impl Liveness {
 
     /// How long the loop is past its deadline by now.
     pub fn late(&self) -> Option<Duration> {
-        let next = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = *self.0.lock();
         let late = Instant::now().saturating_duration_since(next);
         (late > MAX_DELAY).then_some(late)
     }

@@ -4,12 +4,13 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::http::uri::Authority;
 use hyper::{Request, Response, StatusCode};
+use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 
 use crate::secret::{self, BadSecret, Secret};
@@ -67,7 +68,7 @@ impl Token {
 
     /// The token of now: that of the file, or the last one while the file holds none.
     fn current(&self) -> Secret {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         // Reading a pipe would block until somebody writes into it.
         if fs::metadata(&self.file).is_ok_and(|file| !file.is_file()) {
             return last.token.clone();

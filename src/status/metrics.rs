@@ -1,9 +1,10 @@
 //! The metrics of the sidecar itself.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, Result};
 
 use crate::balena::{Failure, NO_ANSWER, Reason};
@@ -111,7 +112,7 @@ impl Metrics {
         let fleets = pages.iter().flat_map(|page| &page.entries).filter_map(|entry| entry.common.fleet.as_ref());
         let fleets = fleets.filter(|fleet| !fleet.slug.is_empty());
         let fleets = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
-        *self.fleets.lock().unwrap_or_else(PoisonError::into_inner) = fleets;
+        *self.fleets.lock() = fleets;
     }
 
     /// Shows how many targets are published.
@@ -122,7 +123,7 @@ impl Metrics {
     /// All of them in the text format 0.0.4.
     pub fn text(&self) -> String {
         self.quiet.reset();
-        for (fleet, quiet) in &*self.fleets.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (fleet, quiet) in &*self.fleets.lock() {
             self.quiet.with_label_values(&[fleet]).set(f64::from(u8::from(quiet.has(SystemTime::now()))));
         }
         self.registry.text()

@@ -10,8 +10,8 @@ mod routes;
 mod series;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
@@ -28,6 +28,7 @@ use crate::state::devices::{DeviceList, FleetState};
 use crate::state::watching;
 use gzip_stream::Packing;
 use metrics::Metrics;
+use parking_lot::Mutex;
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -88,7 +89,7 @@ impl Status {
         });
         client.count_requests(status.metrics.requests.clone());
         status.metrics.published(stored.as_ref().map_or(0, |stored| stored.targets));
-        status.shown().stored = stored;
+        status.shown.lock().stored = stored;
         let listener = server::listen(&status.settings.listen, "LISTEN_ADDRESS")?;
         log::info!("status on http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -108,16 +109,12 @@ impl Status {
 
     /// Whether the API has refused the last refresh for too many requests.
     fn is_limited(&self) -> bool {
-        matches!(&self.shown().outcome, Some(Err(failure)) if failure.reason == Reason::RateLimited)
+        matches!(&self.shown.lock().outcome, Some(Err(failure)) if failure.reason == Reason::RateLimited)
     }
 
     fn learn(&self, known: &FleetState) {
         self.metrics.known(known);
-        self.shown().known = known.clone();
-    }
-
-    fn shown(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock().known = known.clone();
     }
 
     /// Shows a refresh that has ended after so long.
@@ -125,16 +122,16 @@ impl Status {
         self.metrics.refreshed(took, outcome);
         // A list that no disk takes is right all the same for those who read it here.
         if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
-            self.shown().outcome = Some(outcome.clone());
+            self.shown.lock().outcome = Some(outcome.clone());
             return;
         }
-        let known = self.shown().list.as_ref().map(|known| known.version);
+        let known = self.shown.lock().list.as_ref().map(|known| known.version);
         let list = (known != Some(list.version())).then(|| {
             let pages: Vec<_> = list.pages().cloned().collect();
             self.metrics.listed(&pages);
             DeviceList { version: list.version(), pages }
         });
-        let mut shown = self.shown();
+        let mut shown = self.shown.lock();
         shown.refreshed = Some(SystemTime::now());
         shown.outcome = Some(outcome.clone());
         if matches!(outcome, Ok(Published::HeldBack)) {

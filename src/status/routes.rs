@@ -60,7 +60,7 @@ impl Status {
             let (status, text) = refused.answer();
             return whole(status, TEXT, text);
         }
-        let shown = self.shown().clone();
+        let shown = self.shown.lock().clone();
         let headers = request.headers();
         match request.uri().path() {
             "/metrics" => {

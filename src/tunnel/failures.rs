@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 
+use parking_lot::Mutex;
 use prometheus::GaugeVec;
 
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
@@ -35,13 +36,9 @@ impl Failures {
         Failures { known: Mutex::default(), series, busy: Once::new() }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A scrape of this exporter ends: with a failure, or without. The exporter may have left the list meanwhile.
     pub fn ended(&self, exporter: &Arc<Exporter>, failure: Option<ScrapeReason>) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         match failure.filter(|_| is_in(&known.list, exporter)) {
             Some(reason) => drop(known.failed.insert(exporter.clone(), reason)),
             None => drop(known.failed.remove(exporter)),
@@ -50,7 +47,7 @@ impl Failures {
 
     /// Forgets exporters that the list does not have, or not with these labels.
     pub fn retain(&self, list: &Arc<TargetList>) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known.exporters = list.values().map(|target| target.exporters.len()).sum();
         known.failed.retain(|exporter, _| is_in(list, exporter));
         known.list = list.clone();
@@ -58,7 +55,7 @@ impl Failures {
 
     /// Says that scrapes succeed again, if the log has said that all fail.
     pub fn log_success(&self) {
-        if let Some(reason) = self.known().all_fail.take() {
+        if let Some(reason) = self.known.lock().all_fail.take() {
             log::info!("scrapes succeed again (before: {reason})");
         }
     }
@@ -73,7 +70,7 @@ impl Failures {
             ScrapeReason::NoTunnel => &*format!("; {}", unreachable_hint(error)),
             _ => "",
         };
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if known.all_fail.is_none() && known.failed.len() == known.exporters {
             known.all_fail = Some(error.reason);
             log::warn!("every scrape fails: {error}{hint}");
@@ -82,7 +79,7 @@ impl Failures {
 
     /// For people: a line for each exporter whose last scrape failed.
     pub fn text(&self) -> String {
-        let Known { failed, exporters, .. } = &*self.known();
+        let Known { failed, exporters, .. } = &*self.known.lock();
         let all = count(*exporters, "exporter");
         let mut text = format!("{all} in the target file; the last scrape of {} failed\n", failed.len());
         for (Exporter { job, instance, .. }, reason) in failed.iter().map(|(exporter, reason)| (&**exporter, reason)) {
@@ -93,7 +90,7 @@ impl Failures {
 
     /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.
     pub fn publish(&self) {
-        let known = self.known();
+        let known = self.known.lock();
         self.series.reset();
         let mut last = None;
         for (exporter, reason) in &known.failed {

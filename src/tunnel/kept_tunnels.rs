@@ -2,9 +2,10 @@
 //! the handshake of the next scrape.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -83,7 +84,7 @@ impl KeptTunnels {
 
     /// A kept tunnel to this target, which may turn out to be closed.
     pub fn take(&self, target: &str) -> Option<Tunnel> {
-        let mut idle = self.idle();
+        let mut idle = self.idle.lock();
         let number = *idle.by_target.get(target)?.last()?;
         idle.remove(number)
     }
@@ -93,7 +94,7 @@ impl KeptTunnels {
         if kept.until <= Instant::now() {
             return;
         }
-        let mut idle = self.idle();
+        let mut idle = self.idle.lock();
         let number = idle.number();
         idle.by_target.entry(target.clone()).or_default().push(number);
         idle.tunnels.insert(number, (target, Instant::now(), kept));
@@ -102,7 +103,7 @@ impl KeptTunnels {
     /// A relay idles: it leaves its place here, and learns by `lost` if the place is given away. Returns a number for
     /// [`KeptTunnels::relay_works`].
     pub fn relay_idles(&self, place: OwnedSemaphorePermit, lost: Arc<Notify>) -> u64 {
-        let mut idle = self.idle();
+        let mut idle = self.idle.lock();
         let number = idle.number();
         idle.relays.insert(number, (place, lost));
         number
@@ -110,7 +111,7 @@ impl KeptTunnels {
 
     /// The place of a relay that has work; none if it was given away.
     pub fn relay_works(&self, number: u64) -> Option<OwnedSemaphorePermit> {
-        self.idle().relays.remove(&number).map(|(place, _)| place)
+        self.idle.lock().relays.remove(&number).map(|(place, _)| place)
     }
 
     /// A place for a new tunnel; none if all are in use. If necessary it is that of the kept tunnel that was used last: targets
@@ -119,7 +120,7 @@ impl KeptTunnels {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);
         }
-        let mut idle = self.idle();
+        let mut idle = self.idle.lock();
         if let Some(latest) = idle.tunnels.last_key_value().map(|(number, _)| *number) {
             return idle.remove(latest).map(|kept| kept.place);
         }
@@ -139,16 +140,12 @@ impl KeptTunnels {
     }
 
     fn close(&self, ends: impl Fn(&str, &Instant) -> bool) {
-        let mut idle = self.idle();
+        let mut idle = self.idle.lock();
         let ended: Vec<_> =
             idle.tunnels.iter().filter(|(_, (target, since, _))| ends(target, since)).map(|(n, _)| *n).collect();
         for number in ended {
             idle.remove(number);
         }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

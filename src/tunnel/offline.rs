@@ -2,9 +2,10 @@
 //! connection to the tunnel host, with its TLS.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
@@ -40,7 +41,7 @@ impl Offline {
 
     /// The remembered answer for a target, if it holds.
     pub fn find(&self, target: &Target) -> Option<ScrapeError> {
-        let mut devices = self.lock();
+        let mut devices = self.devices.lock();
         let device = devices.get_mut(target.device())?;
         // A target that is new in the list may be there because its device is back.
         let holds = device.answered > target.listed && device.answered.elapsed() < MAX_AGE;
@@ -58,20 +59,16 @@ impl Offline {
         // An answer from memory says nothing about the tunnel host, so it has no status.
         let error = ScrapeError { status: None, ..error.clone() };
         let device = Device { error, answered: Instant::now(), told: [target.address.clone()].into() };
-        self.lock().insert(target.device().into(), device);
+        self.devices.lock().insert(target.device().into(), device);
     }
 
     /// A tunnel to the target opens: its device is connected.
     pub fn succeeded(&self, target: &Target) {
-        self.lock().remove(target.device());
+        self.devices.lock().remove(target.device());
     }
 
     /// Forgets answers that hold no more.
     pub fn expire(&self) {
-        self.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Device>> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+        self.devices.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
     }
 }

@@ -7,10 +7,11 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::error::Elapsed;
@@ -121,7 +122,7 @@ impl Relay {
 
     /// Takes the places that it needs for a scrape, if it does not have them.
     fn works(&self) -> Result<(), End> {
-        let mut places = self.places();
+        let mut places = self.places.lock();
         if places.scrape.is_none() {
             places.tunnel = Some(self.kept.relay_works(places.number).ok_or(End::Closed)?);
             places.scrape = Some(self.scrapes.clone().try_acquire_owned().map_err(|_| End::Busy)?);
@@ -130,21 +131,17 @@ impl Relay {
     }
 
     fn idles(&self) {
-        let mut places = self.places();
+        let mut places = self.places.lock();
         places.scrape = None;
         if let Some(tunnel) = places.tunnel.take() {
             places.number = self.kept.relay_idles(tunnel, self.lost.clone());
         }
     }
-
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let number = self.places().number;
+        let number = self.places.lock().number;
         self.kept.relay_works(number);
     }
 }
