@@ -462,24 +462,37 @@ fn https_targets_that_idle_give_way_the_longest_idle_first() {
     const PLACES: usize = 32;
     let vpn = vpn(exporter());
     let sidecar = sidecar(0);
-    let mut groups = https_targets(0..PLACES, "1s");
-    groups.push(json!({"targets": [target(PLACES)]}));
+    let mut groups = https_targets(0..PLACES, "1h");
+    groups.extend(https_targets(PLACES..PLACES + 1, "1s"));
+    let http = PLACES + 1;
+    groups.push(json!({"targets": [target(http)]}));
     fs::write(sidecar.path("balena.json"), json!(groups).to_string()).unwrap();
     let (running, url) = sidecar.tunnel_within(64 + 3 * PLACES, &vpn.url());
+    // A relay works from the start until its device has answered.
     let mut kept: Vec<_> = (0..PLACES).map(|number| Https::connect(&url, number)).collect();
-    for https in &mut kept {
-        assert!(https.scrape());
-        https.say_more();
+    for _ in 0..2 {
+        let answer = scrape(&url, http);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }
-    // The relays work, or they did so for a second: then the first one gives its place to the http target.
-    let deadline = Instant::now() + PATIENCE;
-    while !scrape(&url, PLACES).starts_with("HTTP/1.1 200 OK\r\n") {
-        assert!(Instant::now() < deadline, "{:?}", running.log());
-    }
-    assert!(!kept[0].scrape(), "the longest idle");
-    assert!(kept[PLACES - 1].scrape(), "the last one");
     running.wait_for("WARN  too many scrapes at once");
     assert_eq!(running.log().iter().filter(|line| line.contains("too many scrapes at once")).count(), 1);
+    // Two idle: the second one first.
+    assert!(kept[1].scrape() && kept[0].scrape());
+    let answer = scrape(&url, http);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(!kept[1].scrape(), "the longest idle");
+    assert!(kept[0].scrape() && kept[PLACES - 1].scrape(), "the other ones");
+
+    // Without an answer, a relay idles after the time-out of the scrape. Here it has the only place.
+    let (running, url) = sidecar.tunnel_within(64 + 3, &vpn.url());
+    let mut https = Https::connect(&url, PLACES);
+    assert!(https.scrape());
+    https.say_more();
+    let deadline = Instant::now() + PATIENCE;
+    while !scrape(&url, http).starts_with("HTTP/1.1 200 OK\r\n") {
+        assert!(Instant::now() < deadline, "{:?}", running.log());
+    }
+    assert!(!https.scrape());
 }
 
 /// The bound follows from the memory limit: half a gigabyte would not fit.
