@@ -180,8 +180,8 @@ fn scrape(running: &Running, devices: u64) {
     }
 }
 
-const FEW: u64 = 200;
-const MANY: u64 = 400;
+const FEW: u64 = 100;
+const MANY: u64 = 200;
 
 /// Of a whole run with few devices, and what a device costs by the first list and by a changed refresh.
 fn count(configuration: Configuration) -> (u64, u64, u64) {

@@ -5,15 +5,12 @@ use crate::support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::iter;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use serde_json::Value;
 use support::alerts::{Rule, read, rule_files, rules, test_files};
-use support::scenarios::Scenario;
+use support::scenarios::{Scenario, test_rules};
 use support::tools;
 
 const RUNBOOK: &str = include_str!("../../docs/alerts.md");
@@ -44,23 +41,7 @@ fn promtool(major: u8, mut scenarios: Vec<Scenario>) {
         (scenario.name, file)
     };
     let files: Vec<_> = scenarios.into_iter().enumerate().map(write).collect();
-    let run = |(name, file): &(String, std::path::PathBuf)| {
-        // With the default, a third of the time is the collection of garbage of less than 100 MB.
-        let test = Command::new(&promtool).env("GOGC", "400").args(["test", "rules"]).arg(file).output();
-        let output = test.expect("promtool runs");
-        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        (!output.status.success()).then(|| format!("{name}:\n{text}"))
-    };
-    // Some take a hundred times as long as others: each processor takes the next one.
-    let next = AtomicUsize::new(0);
-    let worker =
-        || iter::from_fn(|| files.get(next.fetch_add(1, Ordering::Relaxed))).filter_map(run).collect::<String>();
-    let failed = thread::scope(|scope| {
-        let workers = thread::available_parallelism().map_or(1, usize::from);
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|worker| worker.join().expect("no panic")).collect::<String>()
-    });
-    assert!(failed.is_empty(), "promtool {major}: {failed}");
+    test_rules(major, &files);
 }
 
 #[test]

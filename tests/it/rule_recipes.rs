@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::alerts::rule_files;
 use crate::support::grafana::{list, text};
-use crate::support::tools;
+use crate::support::scenarios::test_rules;
 
 /// Enough for the alerts about fleets on each of two shards.
 const DEVICES: usize = 12;
@@ -245,10 +245,8 @@ fn each_recipe_is_quiet_while_all_is_well_and_tells_each_fault() {
         }
         let file = place.join("tests");
         fs::write(&file, tests).unwrap();
-        files.push(file);
+        files.push((format!("{}, shard {:?}", server.name, server.shard), file));
     }
     // The unit tests of the rules run with Prometheus 2 as well.
-    let output = Command::new(tools::prometheus(3).promtool).args(["test", "rules"]).args(&files).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{text}");
+    test_rules(3, &files);
 }
