@@ -60,6 +60,8 @@ fn exporters(cloud: &Cloud) {
             "/untyped" => Reply::status(200, &[], METRICS.as_bytes()),
             "/bomb" => gzip(&b"# nothing\n".repeat(2 << 20)),
             "/endless" => typed(TEXT, &"# nothing\n".repeat(2 << 20)),
+            "/endless-line" => typed(TEXT, &"a".repeat(65 << 10)),
+            "/upgrade" => Reply::status(101, &[], b""),
             "/hang" => Reply::steps([Step::Hang]),
             "/close" => Reply::steps([Step::Close]),
             "/half" => Reply::steps([
@@ -161,6 +163,8 @@ fn through_the_vpn() {
         ("open-half", "9100/open-half"),
         ("bomb", "9100/bomb"),
         ("endless", "9100/endless"),
+        ("endless-line", "9100/endless-line"),
+        ("upgrade", "9100/upgrade"),
         ("hangs", "9100/hang"),
         ("closes", "9100/close"),
         ("half", "9100/half"),
@@ -223,6 +227,8 @@ fn through_the_vpn() {
             ("open-half (", "fails", "not_metrics", "OpenMetrics without # EOF"),
             ("bomb (", "fails", "not_metrics", "more than 16 MiB"),
             ("endless (", "fails", "not_metrics", "more than 16 MiB"),
+            ("endless-line (", "fails", "not_metrics", "a line of more than 64 KiB"),
+            ("upgrade (", "fails", "not_http", "101 Switching Protocols was not asked for"),
             ("hangs (", "fails", "timeout", "timed out after 10 s"),
             ("closes (", "fails", "broke_off", "broke off"),
             ("half (", "fails", "broke_off", "broke off"),
@@ -244,8 +250,8 @@ fn through_the_vpn() {
     assert_eq!((&row["online"], &row["samples"], &row["status"]), (&json!(true), &json!(12_345), &Value::Null));
     assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
     assert_eq!(rows(&output)[7]["status"], 500);
-    assert_eq!(rows(&output)[19]["hint"], "the exporter's own log may tell more");
-    assert_eq!(rows(&output)[22]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
+    assert_eq!(rows(&output)[21]["hint"], "the exporter's own log may tell more");
+    assert_eq!(rows(&output)[24]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
     let log = text(&output.stderr);
     assert!(log.lines().count() == 1 && log.contains("tag prometheus.io/exporters of bad-tag"), "{log}");
     // neither the redirect's device nor any host's SSH gets a request
@@ -261,16 +267,16 @@ fn through_the_vpn() {
     let output = check(&sidecar, &[]);
     let table = text(&output.stdout);
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines.len(), 1 + 31 + 2, "{table}");
+    assert_eq!(lines.len(), 1 + 33 + 2, "{table}");
     assert!(lines[0].starts_with("DEVICE ") && lines[0].ends_with("WHAT TO DO"), "{table}");
-    let (failing, others) = lines.split_at(22);
+    let (failing, others) = lines.split_at(24);
     let has = |lines: &[&str], part: &str| lines.iter().filter(|line| line.contains(part)).count();
     let is_long = |line: &&str| line.contains(".balena:9100/metrics") && !line.contains("https://");
     assert!(has(others, ".balena:9100  ") > 0 && !lines.iter().any(is_long), "{table}");
     assert!(has(&lines, "  unknown  ") == 1 && has(others, "  offline  ") == 1, "{table}");
     assert!(lines.iter().any(|line| line.starts_with("evil\\u{1b}[31m\\u{202e}")), "{table}");
     assert!(has(others, ".balena:9100/gzip  ") == 1 && has(failing, "line 2 is \"Hello") == 1, "{table}");
-    assert_eq!(lines[33], "30 targets: 8 answer, 21 fail, 1 offline; 1 device left out");
+    assert_eq!(lines[35], "32 targets: 8 answer, 23 fail, 1 offline; 1 device left out");
 }
 
 /// The hints are about what an operator can change: the path only where the path may be wrong.
@@ -392,6 +398,12 @@ fn a_tunnel_host_that_is_none() {
     let authority = Authority::generate();
     let untrusted = Vpn::start(KEY, Some(authority.server(&["127.0.0.1"])));
     let wrong_key = Vpn::start("another", None);
+    let endless = Cloud::start(Vec::new());
+    endless.intercept(|_, _| {
+        let header = format!("X-More: {}\r\n", "more".repeat(1000));
+        let head = format!("HTTP/1.1 200 OK\r\n{}", header.repeat(20));
+        Some(Reply::steps([Step::Send(head.into()), Step::Hang]))
+    });
     let cloud = Cloud::start(devices(&[("well", "")]));
     let cases = [
         ("http://127.0.0.1:1".to_owned(), "no_tunnel", "tunnel host not reachable: connection refused"),
@@ -404,6 +416,7 @@ fn a_tunnel_host_that_is_none() {
         (format!("https://{}", untrusted.addr), "no_tunnel", "tunnel host not reachable: TLS: …certificate"),
         (format!("http://{}", wrong_key.addr), "no_access", "(407)"),
         (other.url(), "bad_tunnel", "the tunnel host is no VPN proxy of balena's (404)"),
+        (endless.url(), "bad_tunnel", "the tunnel host sends a head of more than 8 KiB"),
     ];
     // All at once, since two of them wait.
     thread::scope(|scope| {

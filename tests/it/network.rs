@@ -312,6 +312,7 @@ fn a_proxy_that_cannot_be_used_is_a_warning_at_the_start() {
     let cloud = Cloud::start(demo_fleet());
     let sidecar = Sidecar::of(binary::path(), &cloud)
         .env("HTTPS_PROXY", "socks5://user:secret@proxy.test")
+        .env("ALL_PROXY", "http://user:secret@")
         .env("NO_PROXY", "a/b, *, 127.0.0.1:80");
     let (running, _) = sidecar.tunnel(&cloud.url());
     let mut command = sidecar.command();
@@ -319,6 +320,10 @@ fn a_proxy_that_cannot_be_used_is_a_warning_at_the_start() {
     let log = String::from_utf8(finish(command).stderr).unwrap();
     for told in [log, running.log().join("\n")] {
         assert!(told.contains("WARN  HTTPS_PROXY is ignored: only http:// and https://"), "{told}");
+        assert!(
+            told.contains("WARN  ALL_PROXY is ignored: it is no URL of a proxy; it takes http://HOST:PORT"),
+            "{told}"
+        );
         assert!(told.contains("WARN  NO_PROXY has \"a/b\", which is no host, network or *"), "{told}");
         assert!(told.contains("WARN  NO_PROXY has \"127.0.0.1:80\""), "{told}");
         assert!(!told.contains("secret"), "{told}");

@@ -118,6 +118,12 @@ fn by_default_a_device_is_scraped_less_often_at_most() {
             (&[(INTERVAL, "2m"), (TIMEOUT, "5s")], &[], &short, &[]),
             (&[(TIMEOUT, "3s")], &[(INTERVAL, "30s")], &shorter, &[]),
             (
+                &[],
+                &[(TIMEOUT, "3s")],
+                &BOTH,
+                &[TIMEOUT, "needs an interval (prometheus.io/interval); it counts as absent"],
+            ),
+            (
                 &[(TIMEOUT, "11s"), (INTERVAL, "2m")],
                 &[],
                 &longer,

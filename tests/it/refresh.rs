@@ -571,6 +571,20 @@ fn whose_key_it_is_gets_asked_once_after_one_device_or_none_or_a_401() {
         assert_eq!(asked(&cloud), 1);
     }
 
+    // A provisioning key, a kind of key that is not known yet, and a server that does not answer.
+    let provisioning = "WARN  the API key is a provisioning key, which cannot read devices: ";
+    for (actor, said) in [("application", provisioning), ("robot", ""), ("", "")] {
+        let cloud = Cloud::start(gateways(1));
+        cloud.intercept(move |seen, _| {
+            let body = json!({ "id": 2, "actorType": actor, "actorTypeId": 2 }).to_string();
+            seen.target.starts_with("/actor").then(|| Reply::status(200, &[], body.as_bytes()))
+        });
+        let warnings: Vec<_> =
+            sidecar(&cloud).oneshot().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+        assert_eq!(warnings.len(), usize::from(!said.is_empty()), "{actor}: {warnings:#?}");
+        assert!(warnings.iter().all(|line| line.contains(said)), "{actor}: {warnings:#?}");
+    }
+
     let cloud = Cloud::start(gateways(1));
     cloud.intercept(|seen, _| seen.target.starts_with("/actor").then(|| Reply::status(500, &[], b"")));
     let sidecar = sidecar(&cloud);

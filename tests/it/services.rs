@@ -213,6 +213,24 @@ fn a_service_that_cannot_be_understood_is_named_once_and_does_not_affect_the_oth
 }
 
 #[test]
+fn of_more_exporters_than_a_device_may_have_the_first_are_scraped() {
+    let cloud = Cloud::start(with_releases(1));
+    let port = [("prometheus.io.port", "9100")];
+    let names: Vec<_> = (10..27).map(|number| format!("app-{number}")).collect();
+    let services: Vec<_> = names.iter().map(|name| (&**name, &port[..], &[][..])).collect();
+    cloud.set_services(1, &services);
+    let sidecar = sidecar(&cloud);
+    let log = sidecar.oneshot();
+    assert!(
+        log.contains("release 1.0.0 of fleet acme/gateways declares more than 16 exporters; the first 16 are scraped"),
+        "{log}"
+    );
+    let listed: Vec<_> =
+        targets(&sidecar.list()).iter().map(|target| target.split(' ').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(listed, names[..16]);
+}
+
+#[test]
 fn what_is_not_read_of_a_release_is_named() {
     let cloud = Cloud::start(with_releases(1));
     let label = |name: &str, value: &str| json!({ "label_name": name, "value": value });

@@ -509,6 +509,11 @@ fn a_restart_while_the_api_is_down_serves_the_list_of_the_file_and_its_age() {
     let ready = status.text("/-/ready");
     assert!(ready.starts_with("ready; the list is the file's, written 2h 1m"), "{ready}");
     assert!(ready.contains("answers 503 Service Unavailable"), "{ready}");
+    let page = status.text("/");
+    assert!(
+        page.contains("no new list since the start: /targets has the list that the target file had then"),
+        "{page}"
+    );
     assert_eq!(status.text("/targets"), list);
     let (_, head, body) = status.send("GET /targets HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
     assert!(head.contains("content-encoding: gzip\r\n"), "{head}");

@@ -594,6 +594,23 @@ fn each_target_that_fails_has_a_series() {
 }
 
 #[test]
+fn an_answer_beyond_64_mib_is_not_whole() {
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device(
+        'a',
+        Exporter::start(|_, stream| {
+            let part = vec![b'a'; 1 << 20];
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", 65 << 20);
+            stream.write_all(head.as_bytes()).is_ok() && (0..65).all(|_| stream.write_all(&part).is_ok())
+        })
+        .addr,
+    );
+    let (_, body) = setup.scrape(&target('a'));
+    assert!(body.len() <= 64 << 20, "{} bytes", body.len());
+    setup.wait_for_metric("baletheus_tunnel_scrapes_total", "{result=\"too_large\"}", 1.0);
+}
+
+#[test]
 fn an_answer_that_breaks_off_is_not_whole() {
     let exporter = Exporter::start(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 99\r\n\r\nup 1\n");
