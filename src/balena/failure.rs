@@ -1,8 +1,9 @@
 //! Why a refresh failed.
 
-use std::error::Error;
-use std::fmt::{self, Display, Formatter};
+use std::fmt::Display;
 use std::time::Duration;
+
+use thiserror::Error;
 
 use crate::words::words;
 
@@ -66,7 +67,8 @@ impl Reason {
 }
 
 /// A refresh that failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}")]
 pub struct Failure {
     /// Its kind.
     pub reason: Reason,
@@ -93,11 +95,3 @@ impl Failure {
         matches!(self.reason, Unauthorized | Forbidden | NotFound | BadRequest | BadAnswer) || self.status == Some(500)
     }
 }
-
-impl Display for Failure {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for Failure {}

@@ -117,9 +117,9 @@ impl Row {
 
 /// The report as a JSON array, with one object on each line.
 pub fn json<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
-    let lines: Vec<_> =
-        rows.filter_map(|row| serde_json::to_string(row).ok()).map(|row| printable_json(&row)).collect();
-    format!("[{}\n]\n", lines.iter().map(|line| format!("\n{line}")).collect::<Vec<_>>().join(","))
+    let rows = rows.filter_map(|row| serde_json::to_string(row).ok());
+    let lines: Vec<_> = rows.map(|row| format!("\n{}", printable_json(&row))).collect();
+    format!("[{}\n]\n", lines.join(","))
 }
 
 /// The columns of the table.

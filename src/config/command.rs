@@ -130,18 +130,10 @@ pub fn mistake(args: &[OsString]) -> Option<String> {
 /// The files that these arguments name as that of the key.
 pub fn key_files(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     const FLAG: &str = "--api-key-file";
-    let mut files = Vec::new();
-    let mut is_flag = false;
-    for arg in args {
-        let value = arg.to_str().and_then(|arg| arg.strip_prefix(FLAG)?.strip_prefix('='));
-        files.extend(value.map(OsString::from));
-        let is_next = arg == FLAG;
-        if is_flag {
-            files.push(arg);
-        }
-        is_flag = is_next;
-    }
-    files
+    let args: Vec<_> = args.collect();
+    let next = args.windows(2).filter(|pair| pair[0] == FLAG).map(|pair| pair[1].clone());
+    let joined = args.iter().filter_map(|arg| arg.to_str()?.strip_prefix(FLAG)?.strip_prefix('='));
+    next.chain(joined.map(OsString::from)).collect()
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {

@@ -10,7 +10,7 @@ use super::tags::Tags;
 use crate::balena::device::{Device, Text};
 
 /// A label of a target.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Label {
     /// Its name on a target. A plain label that is not chosen becomes `__meta_balena_<name>`.
     pub name: &'static str,
@@ -109,18 +109,12 @@ pub const MAX_VALUE_SIZE: usize = 512;
 const MAX_TAGS: usize = 64;
 
 /// The labels in use.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LabelSet {
     /// All labels.
     pub table: &'static [Label],
     /// Names of the plain labels that are attached.
     pub chosen: Vec<&'static str>,
-}
-
-impl std::fmt::Debug for LabelSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        self.chosen.fmt(f)
-    }
 }
 
 /// The plain labels of a table.

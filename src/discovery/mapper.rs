@@ -50,8 +50,8 @@ impl List for Mapper<'_> {
         &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Arc<Page>>,
     ) -> Result<Vec<WithId<PageDevice<'a>>>, Failure> {
         let mut known = OldPage::of(place.old.map(|page| &**page));
-        let found = records.into_iter().map(|raw| known.find(raw, |entry| self.has_current_labels(entry)));
-        Ok(found.map(|found| (found.id(), found)).collect())
+        let find = |raw| known.find(raw, |entry| self.has_current_labels(entry));
+        Ok(records.into_iter().map(find).collect())
     }
 
     fn page(&mut self, found: Vec<WithId<PageDevice<'_>>>) -> Result<(Arc<Page>, usize), Failure> {
@@ -95,13 +95,6 @@ impl PageDevice<'_> {
             PageDevice::New(_, device) => device.release.as_ref()?.id,
         }
     }
-
-    fn id(&self) -> Option<u64> {
-        match self {
-            PageDevice::Same(entry) => entry.id(),
-            PageDevice::New(_, device) => device.id,
-        }
-    }
 }
 
 impl<'a> OldPage<'a> {
@@ -110,15 +103,15 @@ impl<'a> OldPage<'a> {
     }
 
     /// Parses a record, unless it has not changed and the entry `has_current_labels`: then the entry stays.
-    fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> PageDevice<'r> {
+    fn find<'r>(&mut self, raw: &'r RawValue, has_current_labels: impl Fn(&Entry) -> bool) -> WithId<PageDevice<'r>> {
         let record = NonZeroU64::new(fingerprint(raw.get().as_bytes()));
         let is_same = |entry: &&Arc<Entry>| record.is_some() && entry.record == record && has_current_labels(entry);
         if let Some(entry) = self.0.next_if(is_same) {
-            return PageDevice::Same(entry.clone());
+            return (entry.id(), PageDevice::Same(entry.clone()));
         }
         let device = device::parse(raw);
         while self.0.next_if(|entry| entry.id() <= device.id).is_some() {}
-        PageDevice::New(record, Box::new(device))
+        (device.id, PageDevice::New(record, Box::new(device)))
     }
 }
 

@@ -52,25 +52,10 @@ pub fn append(entry: &Entry, is_first: &mut bool, out: &mut Vec<u8>) {
         out.extend_from_slice(if *is_first { START } else { b",\n" });
         *is_first = false;
         let port = target.port.to_string();
-        for part in [
-            "{\"targets\":[\"",
-            &host,
-            ":",
-            &port,
-            "\"],\"labels\":{",
-            &own,
-            before_id,
-            ",\"",
-            DEVICE_ID,
-            "\":\"",
-            &id,
-            "\"",
-            after_id,
-            &entry.tag_labels,
-            fleet_tags,
-            &target.labels,
-            "}}",
-        ] {
+        let address = ["{\"targets\":[\"", &host, ":", &port, "\"],\"labels\":{"];
+        let device: [&str; 8] = [&own, before_id, ",\"", DEVICE_ID, "\":\"", &id, "\"", after_id];
+        let rest: [&str; 4] = [&entry.tag_labels, fleet_tags, &target.labels, "}}"];
+        for part in address.iter().chain(&device).chain(&rest) {
             out.extend_from_slice(part.as_bytes());
         }
     }
