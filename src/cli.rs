@@ -132,7 +132,7 @@ fn end_on_stop(grace: Duration, run: impl FnOnce(Arc<Notify>) -> ExitCode) -> Ex
 }
 
 fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> {
-    logging::init(&config.log);
+    logging::init(&config.log, &config.api.key);
     let mut file = TargetFile::new(config.sd_file.clone(), config.sd_file_mode, config.write_empty);
     let interval = config.refresh;
     let (wake, woken) = channel();

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{self, ConfigError};
+use crate::key;
 use crate::secret;
-
-/// A shorter text is no key, and may be a part of other words.
-const MIN_KEY_SIZE: usize = 8;
 
 /// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
 pub fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[String]) -> ExitCode {
@@ -34,6 +32,5 @@ pub fn without_key(text: &str) -> String {
     // Reading a pipe would block, or take the key from who reads it then.
     let files = files.filter(|file| fs::metadata(file).is_ok_and(|file| file.is_file()));
     let keys = files.filter_map(|file| secret::text(Path::new(&file)).ok()).chain(std::env::var("API_KEY"));
-    keys.filter(|key| key.trim().len() >= MIN_KEY_SIZE)
-        .fold(text.to_owned(), |text, key| text.replace(key.trim(), "(the API key)"))
+    keys.fold(text.to_owned(), |text, key| key::without_key(&text, &key))
 }

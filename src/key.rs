@@ -19,6 +19,9 @@ const PLACEHOLDERS: [&str; 12] = [
 /// A named key has as many letters and digits.
 const KEY_LENGTH: usize = 32;
 
+/// A shorter text is no key, and may be a part of other words.
+const MIN_SIZE: usize = 8;
+
 /// Checks a key.
 ///
 /// # Errors
@@ -42,6 +45,12 @@ pub fn key(text: &str) -> Result<Secret, BadSecret> {
         return Err(BadSecret::Placeholder);
     }
     Secret::new(text)
+}
+
+/// A text without this key, which may be typed in a wrong place.
+pub fn without_key(text: &str, key: &str) -> String {
+    let key = key.trim();
+    if key.len() < MIN_SIZE { text.to_owned() } else { text.replace(key, "(the API key)") }
 }
 
 /// Reads a key from its file.

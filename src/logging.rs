@@ -7,6 +7,7 @@ use env_filter::Filter;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
+use crate::key::{KeySource, without_key};
 use crate::log_queue::Queue;
 use crate::text::{count, printable, printable_json};
 
@@ -24,8 +25,9 @@ pub struct Settings {
     pub json: bool,
 }
 
-/// Starts the log. Libraries log only with `RUST_LOG`: the program's own line already has the error of the library.
-pub fn init(settings: &Settings) {
+/// Starts the log, which does not show this key. Libraries log only with `RUST_LOG`: the program's own line already has the error of
+/// the library.
+pub fn init(settings: &Settings, key: &KeySource) {
     let mut filter = env_filter::Builder::new();
     match &settings.filter {
         // A filter for this program would beat one of `RUST_LOG` for every module. The text was checked.
@@ -42,7 +44,7 @@ pub fn init(settings: &Settings) {
     log::set_max_level(filter.filter());
     let warnings = Metadata::builder().target(env!("CARGO_PKG_NAME")).level(Level::Warn).build();
     let hides_warnings = !filter.enabled(&warnings);
-    let logger = Logger { filter, json, queue };
+    let logger = Logger { filter, json, queue, key: key.clone() };
     if let Some(text) = settings.filter.as_ref().filter(|_| hides_warnings) {
         let text = format!("RUST_LOG={text} hides this program's warnings: add baletheus=info to it");
         logger.write(line(json, Level::Error, module_path!(), &text));
@@ -55,6 +57,7 @@ struct Logger {
     filter: Filter,
     json: bool,
     queue: Option<Queue>,
+    key: KeySource,
 }
 
 impl Logger {
@@ -73,7 +76,8 @@ impl Log for Logger {
 
     fn log(&self, record: &Record) {
         if self.filter.matches(record) {
-            self.write(line(self.json, record.level(), record.target(), &record.args().to_string()));
+            let message = without_key(&record.args().to_string(), self.key.current().reveal());
+            self.write(line(self.json, record.level(), record.target(), &message));
         }
     }
 

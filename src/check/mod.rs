@@ -83,7 +83,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
         // Warnings name devices, and a terminal is copied whole.
         settings.log = logging::Settings { level: LevelFilter::Error, filter: None, ..settings.log };
     }
-    logging::init(&settings.log);
+    logging::init(&settings.log, &settings.api.key);
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }

@@ -72,7 +72,7 @@ pub struct Settings {
 /// # Errors
 /// The system does not let it start.
 pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
-    logging::init(&settings.log);
+    logging::init(&settings.log, &settings.key);
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }

@@ -108,6 +108,25 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     }
 }
 
+/// Whoever sees the log must not see the key, wherever it was typed by mistake.
+#[test]
+fn a_key_that_is_typed_as_an_option_is_not_logged() {
+    let cloud = Cloud::start(gateways(1));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    fs::write(&file, KEY).unwrap();
+    for sidecar in [sidecar(&cloud), sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", file.to_str().unwrap())]
+    {
+        for args in [&["--fleet=1", "--fleet", KEY][..], &["check", "--fleet=1", "--fleet", KEY], &["check", KEY]] {
+            let mut command = sidecar.command();
+            command.args(args).env("ONESHOT", "true").env("RUST_LOG", "trace");
+            let output = finish(command);
+            let log = String::from_utf8(output.stderr).unwrap();
+            assert!(log.contains("(the API key)") && !log.contains(KEY), "{args:?}: {log}");
+        }
+    }
+}
+
 #[test]
 fn a_key_is_in_no_debug_output_no_help_and_no_error() {
     for name in ["API_KEY", "BALENA_API_URL"] {
