@@ -222,10 +222,10 @@ pub fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, serde_json::
 /// The id of a record, whatever else is wrong with it.
 pub fn id(raw: &RawValue) -> Option<u64> {
     #[derive(Deserialize)]
-    struct WithId {
+    struct OnlyId {
         id: Option<u64>,
     }
-    serde_json::from_str::<WithId>(raw.get()).ok()?.id
+    serde_json::from_str::<OnlyId>(raw.get()).ok()?.id
 }
 
 /// Reads a device. A field of the wrong type makes this device unusable and does not affect the others.
