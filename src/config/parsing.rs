@@ -16,7 +16,6 @@ use crate::discovery::labels::{self, LABELS};
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key::{self, CREATE_KEY, KeySource};
-use crate::net;
 use crate::net::guard::{ANY_HOST, Guard, Token};
 use crate::secret::{self, BadSecret, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
@@ -102,7 +101,7 @@ pub(super) fn address(from: &mut Sources) -> Address {
 
 /// Where the devices of a LAN are. This machine's addresses are read only if devices are reached in a LAN.
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
-    let own = if address == Address::Lan { net::interfaces::addresses() } else { Ok(Vec::new()) };
+    let own = if address == Address::Lan { lan::own_addresses() } else { Ok(Vec::new()) };
     let own = own.map_err(|error| from.report(ConfigError::Interfaces(error))).unwrap_or_default();
     Lan { networks: from.list("lan-network", lan::networks), own, follows_own: address == Address::Lan }
 }

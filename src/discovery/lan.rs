@@ -2,13 +2,13 @@
 //! stranger's among them, so only addresses in networks of devices are taken.
 
 use std::borrow::Cow;
+use std::io;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::left_out::{LeftOut, LeftOutReason};
 use crate::balena::device::Device;
-use crate::net::interfaces;
 use crate::values::{BadValue, items};
 
 /// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.
@@ -48,6 +48,22 @@ const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix))
 }
 
+/// Each address of this machine, with its network.
+///
+/// # Errors
+/// The system does not list them.
+pub fn own_addresses() -> io::Result<Vec<IpNet>> {
+    let interfaces = if_addrs::get_if_addrs()?;
+    let network = |interface: &if_addrs::Interface| {
+        let prefix = match &interface.addr {
+            if_addrs::IfAddr::V4(address) => address.prefixlen,
+            if_addrs::IfAddr::V6(address) => address.prefixlen,
+        };
+        IpNet::new(interface.ip(), prefix).ok()
+    };
+    Ok(interfaces.iter().filter_map(network).collect())
+}
+
 /// Where the devices of a LAN are.
 #[derive(Clone, Debug)]
 pub struct Lan {
@@ -68,7 +84,7 @@ impl Lan {
         if !self.follows_own {
             return false;
         }
-        let mut read = match interfaces::addresses() {
+        let mut read = match own_addresses() {
             Ok(addresses) => addresses,
             Err(error) => {
                 log::warn!("cannot read this machine's addresses: {error}");

@@ -4,7 +4,6 @@ pub(crate) mod cannot_start;
 pub mod connector;
 pub mod guard;
 mod http_connect;
-pub(crate) mod interfaces;
 pub mod proxy;
 pub(crate) mod scrape;
 pub mod scrape_error;
