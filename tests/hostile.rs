@@ -2,7 +2,7 @@
 //! limits of `prometheus.yml` as far as it can be. It lasts until an alert names the device and then to the end of the time: Prometheus
 //! does not end, and has all that the honest devices sent since the start.
 //!
-//! `scripts/full hostile` runs all of them for `MINUTES` (20). `HONEST` (25) is the number of honest devices, `FACTOR=12` divides all times
+//! `scripts/full hostile` runs all of them for `MINUTES` (30). `HONEST` (25) is the number of honest devices, `FACTOR=12` divides all times
 //! by 12, those of the rules too. By default the device's own tags do not give it more than its fleet has: one exporter. With
 //! `OWN_TAGS=all`, it has `EXPORTERS` (16) of its own, and Prometheus may end. It needs root, for a memory limit by cgroup.
 
@@ -202,7 +202,7 @@ fn size(folder: &Path) -> u64 {
 
 fn run(name: &str, attack: &Attack) {
     let own_tags = env::var("OWN_TAGS").unwrap_or_else(|_| "narrow".into());
-    let (minutes, honest_devices, factor) = (number("MINUTES", 20), number("HONEST", 25), number("FACTOR", 1));
+    let (minutes, honest_devices, factor) = (number("MINUTES", 30), number("HONEST", 25), number("FACTOR", 1));
     let exporters = u16::try_from(number("EXPORTERS", 16)).expect("a few");
     let _ = rustls::crypto::ring::default_provider().install_default();
     let interval = format!("{}s", 60 / factor);
