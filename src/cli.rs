@@ -15,7 +15,7 @@ use crate::balena::{Client, Failure};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::TargetFile;
 use crate::discovery::{Clock, Discovery, Published, Sink, StandardOutput};
-use crate::early_messages::{misconfigured, print, without_key};
+use crate::early_messages::{exit_code, misconfigured, print, without_key};
 use crate::liveness::Liveness;
 use crate::logging;
 use crate::net::cannot_start::CannotStart;
@@ -84,12 +84,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Logs why the system does not let the program start, and gives the exit code.
 fn cannot_start(why: &CannotStart) -> ExitCode {
     log::error!("cannot start: {why}");
-    code_of(why)
-}
-
-/// 2 is for what another start cannot mend: systemd does not try again then.
-fn code_of(why: &CannotStart) -> ExitCode {
-    if why.may_pass() { ExitCode::FAILURE } else { ExitCode::from(2) }
+    exit_code(why.may_pass())
 }
 
 /// Prints the completions of a shell.
@@ -126,7 +121,7 @@ fn end_on_stop(grace: Duration, run: impl FnOnce(Arc<Notify>) -> ExitCode) -> Ex
         Ok(()) => run(stop),
         Err(error) => {
             print(&format!("cannot start: {error}"));
-            code_of(&error)
+            exit_code(error.may_pass())
         }
     }
 }

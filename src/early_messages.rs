@@ -17,6 +17,11 @@ pub fn misconfigured(command: Option<&str>, errors: &[ConfigError], misspelt: &[
     let errors = errors.iter().map(ToString::to_string).chain(misspelt.iter().cloned());
     let errors: Vec<_> = errors.map(|error| format!("  {error}")).collect();
     print(&format!("{what}\n{}\nbaletheus{command} --help lists all options", errors.join("\n")));
+    exit_code(may_pass)
+}
+
+/// The exit code of what cannot start: 2 is for what another start cannot mend, and systemd does not try again then.
+pub fn exit_code(may_pass: bool) -> ExitCode {
     if may_pass { ExitCode::FAILURE } else { ExitCode::from(2) }
 }
 

@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! Hands the arguments to `cli.rs`.
 
 use std::process::ExitCode;
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounterVec;
 use serde::Deserialize;
 
-use super::answer::ApiConnection;
 use super::failure::{Failure, Reason};
+use super::http::ApiConnection;
 use super::query::{Query, Request};
 use super::source::{Actor, Api, Fetched, Source};
 use crate::liveness::Liveness;

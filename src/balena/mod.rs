@@ -2,10 +2,10 @@
 //!
 //! The facts about the API were recorded from an open-balena-api 49.0.12 (`tests/recordings`).
 
-mod answer;
 pub mod client;
 pub mod device;
 pub mod failure;
+mod http;
 pub mod pages;
 pub mod query;
 pub mod release;

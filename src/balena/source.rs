@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::failure::Failure;
 use super::query::Request;
 use crate::key::KeySource;
-use crate::net::proxy::{Proxies, Proxy};
+use crate::net::env_proxies::{Proxies, Proxy};
 
 /// How the API is reached.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::labels::{LABELS, LabelSet};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
-use crate::net::proxy::Proxies;
+use crate::net::env_proxies::Proxies;
 use crate::net::server::addresses;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, state, status, tunnel};

@@ -17,8 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::net::cannot_start::CannotStart;
+use crate::net::env_proxies::{Proxies, Proxy};
 use crate::net::http_connect::{connect, is_closed};
-use crate::net::proxy::{Proxies, Proxy};
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};

@@ -2,9 +2,9 @@
 
 pub(crate) mod cannot_start;
 pub mod connector;
+pub mod env_proxies;
 pub mod guard;
 mod http_connect;
-pub mod proxy;
 pub(crate) mod scrape;
 pub mod scrape_error;
 pub mod server;

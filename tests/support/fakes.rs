@@ -17,7 +17,7 @@ use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
 use baletheus::key::{self, KeySource};
 use baletheus::liveness::Liveness;
-use baletheus::net::proxy::Proxies;
+use baletheus::net::env_proxies::Proxies;
 use serde_json::{Value, json};
 
 /// All devices over the VPN, with an exporter on port 80 and with every label.

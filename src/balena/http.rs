@@ -1,4 +1,5 @@
-//! The answer to one request, which is sent with the key: it is read within a bound of time and size, and a failure is explained.
+//! One HTTP request with the key and `If-None-Match`, and its answer: read within a bound of time and size, or a failure that is
+//! explained.
 
 use std::error::Error;
 use std::io::{self, Read};
@@ -21,7 +22,7 @@ use crate::backoff;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::{Connector, no_client, trust_hint};
-use crate::net::proxy::Proxy;
+use crate::net::env_proxies::Proxy;
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
