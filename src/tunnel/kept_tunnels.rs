@@ -82,7 +82,7 @@ impl KeptTunnels {
         KeptTunnels { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
     }
 
-    /// A kept tunnel to this target, which may turn out to be closed.
+    /// A kept tunnel to this target. Whether it is dead shows when it is used: see [`Transport::exchange`](super::transport::Transport::exchange).
     pub fn take(&self, target: &str) -> Option<Tunnel> {
         let mut idle = self.idle.lock();
         let number = *idle.by_target.get(target)?.last()?;

@@ -6,10 +6,10 @@
 
 mod allowed_targets;
 mod answer_body;
+mod capacity;
 mod exchange;
 mod failures;
 mod kept_tunnels;
-mod limits;
 mod metrics;
 mod offline;
 mod proxy;
@@ -38,8 +38,8 @@ use crate::net::vpn::Vpn;
 use crate::signals;
 use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
+use crate::tunnel::capacity::Places;
 use crate::tunnel::kept_tunnels::KeptTunnels;
-use crate::tunnel::limits::Places;
 use crate::tunnel::metrics::Metrics;
 use crate::tunnel::offline::Offline;
 use crate::tunnel::proxy::Proxy;

@@ -29,11 +29,12 @@ use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
 use crate::registry;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
+use crate::tunnel::capacity::busy;
 use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Tunnel};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Target;
-use crate::tunnel::transport::{Transport, busy};
+use crate::tunnel::transport::Transport;
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;

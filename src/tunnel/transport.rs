@@ -9,17 +9,13 @@ use hyper::http::response::Parts;
 use prometheus::IntCounter;
 
 use crate::net::scrape::Deadline;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::scrape_error::ScrapeError;
 use crate::net::vpn::Vpn;
+use crate::tunnel::capacity::busy;
 use crate::tunnel::exchange::{Exchange, NoAnswer};
 use crate::tunnel::kept_tunnels::{KeptTunnels, Tunnel};
 use crate::tunnel::offline::Offline;
 use crate::tunnel::target_list::Target;
-
-/// The failure of a scrape that has no place.
-pub fn busy() -> ScrapeError {
-    ScrapeError::new(ScrapeReason::Busy, "too many scrapes at once")
-}
 
 /// Opens tunnels, and uses those that are kept.
 pub struct Transport {

@@ -30,6 +30,7 @@ fn exporters(cloud: &Cloud) {
             Reply::status(200, &[kind, packed], &cloud::gzip(text, Compression::fast()))
         };
         let typed = |kind, body: &str| Reply::status(200, &[("Content-Type", kind)], body.as_bytes());
+        let long_comment = format!("# {}\n", "nothing ".repeat(4 << 10));
         Some(match &*seen.target {
             "/metrics" => typed(TEXT, METRICS),
             "/gzip" => {
@@ -58,8 +59,9 @@ fn exporters(cloud: &Cloud) {
             "/html" => typed("text/html; charset=utf-8", "<html>"),
             "/prose" => typed(TEXT, "up 1\nHello\u{1b}[2J, who is there?\n"),
             "/untyped" => Reply::status(200, &[], METRICS.as_bytes()),
-            "/bomb" => gzip(&b"# nothing\n".repeat(2 << 20)),
-            "/endless" => typed(TEXT, &"# nothing\n".repeat(2 << 20)),
+            // In long lines: there is a limit of time, too, and a line costs more than its bytes.
+            "/bomb" => gzip(long_comment.repeat(17 << 5).as_bytes()),
+            "/endless" => typed(TEXT, &long_comment.repeat(17 << 5)),
             "/endless-line" => typed(TEXT, &"a".repeat(65 << 10)),
             "/upgrade" => Reply::status(101, &[], b""),
             "/hang" => Reply::steps([Step::Hang]),

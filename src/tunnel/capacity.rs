@@ -1,8 +1,9 @@
-//! How much the tunnel takes on, by the limits for open files and for memory.
+//! How much the tunnel takes on, by the limits for open files and for memory, and the failure of what is too much.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::memory;
+use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 
 /// The most tunnels at once, where no limit sets a lower number.
 const MAX_TUNNELS: usize = 30_000;
@@ -48,6 +49,11 @@ impl Places {
         let connections = scrapes.saturating_mul(2).min(tunnels.max(scrapes)) + SPARE_CONNECTIONS;
         Places { tunnels, scrapes, connections }
     }
+}
+
+/// The failure of a scrape that has no place.
+pub fn busy() -> ScrapeError {
+    ScrapeError::new(ScrapeReason::Busy, "too many scrapes at once")
 }
 
 /// The limit for open files, raised as far as the process may.
