@@ -119,21 +119,21 @@ impl Status {
 
     /// Shows a refresh that has ended after so long.
     pub fn refreshed(&self, took: Duration, outcome: &Result<Published, Failure>, list: &Inventory) {
+        // Locked before the metrics change: who sees those of this refresh finds its list, too.
+        let mut shown = self.shown.lock();
         self.metrics.refreshed(took, outcome);
+        shown.outcome = Some(outcome.clone());
         // A list that no disk takes is right all the same for those who read it here.
         if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
-            self.shown.lock().outcome = Some(outcome.clone());
             return;
         }
-        let known = self.shown.lock().list.as_ref().map(|known| known.version);
+        let known = shown.list.as_ref().map(|known| known.version);
         let list = (known != Some(list.version())).then(|| {
             let pages: Vec<_> = list.pages().cloned().collect();
             self.metrics.listed(&pages);
             DeviceList { version: list.version(), pages }
         });
-        let mut shown = self.shown.lock();
         shown.refreshed = Some(SystemTime::now());
-        shown.outcome = Some(outcome.clone());
         if matches!(outcome, Ok(Published::HeldBack)) {
             return;
         }
