@@ -57,7 +57,7 @@ pub fn faketime() -> PathBuf {
 
 /// valgrind, and the folder of its tools where it is not where it was built for.
 pub fn valgrind() -> (PathBuf, Option<PathBuf>) {
-    let program = find("valgrind/valgrind", &["valgrind"], |_| true).unwrap_or_else(|| missing("valgrind"));
+    let program = find("valgrind", &["valgrind"], |_| true).unwrap_or_else(|| missing("valgrind"));
     let library = program.with_file_name("lib");
     (program, Some(library).filter(|library| library.join("default.supp").is_file()))
 }
