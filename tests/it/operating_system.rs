@@ -29,7 +29,7 @@ fn within(outer: &[&str], sidecar: &Sidecar, args: &[&str]) -> Command {
     let mut command = Command::new(outer[0]);
     let set = inside.get_envs().filter_map(|(name, value)| Some((name, value?)));
     command.args(&outer[1..]).arg(binary::path()).args(args).args(inside.get_args());
-    command.env_clear().envs(set).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir(&sidecar.dir);
+    command.env_clear().envs(set).env("PATH", std::env::var_os("PATH").unwrap()).current_dir(&sidecar.dir);
     command.stdin(Stdio::null());
     command
 }
