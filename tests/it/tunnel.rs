@@ -100,7 +100,7 @@ impl Setup {
 
     fn with(vpn: Vpn, sidecar: Sidecar) -> Self {
         let setup = (vpn.url(), sidecar);
-        write(&setup.1, &['a', 'b', 'c'].map(target));
+        write(&setup.1, &groups(&['a', 'b', 'c'].map(target)));
         let (running, url) = setup.1.tunnel(&setup.0);
         Setup { vpn, url, running, sidecar: setup.1 }
     }
@@ -167,21 +167,32 @@ impl Setup {
     fn handshakes(&self) -> usize {
         self.vpn.requests().len()
     }
+
+    /// Replaces the target file, and waits until the tunnel has read it: while the disk is slow, the old list decides.
+    fn replace(&self, text: &str) {
+        let reads = || self.running.log().iter().filter(|line| line.ends_with(" in balena.json")).count();
+        let (before, deadline) = (reads(), Instant::now() + PATIENCE);
+        write(&self.sidecar, text);
+        while reads() == before {
+            assert!(Instant::now() < deadline, "{}", self.running.log().join("\n"));
+            self.metric(""); // it reads the file first
+        }
+    }
 }
 
 /// How long a target may still be scraped after it is gone from the target file.
 const CHECK_HOLDS: Duration = Duration::from_secs(1);
 
-/// Replaces the target file.
-fn write(sidecar: &Sidecar, targets: &[String]) {
+/// The text of a target file.
+fn groups(targets: &[String]) -> String {
     let groups: Vec<_> = targets.iter().map(|target| json!({"targets": [target], "labels": {"uuid": "x"}})).collect();
-    replace(sidecar, &serde_json::to_string(&groups).unwrap());
+    serde_json::to_string(&groups).unwrap()
 }
 
-fn replace(sidecar: &Sidecar, text: &str) {
+/// Replaces the target file.
+fn write(sidecar: &Sidecar, text: &str) {
     fs::write(sidecar.path("new.json"), text).unwrap();
     fs::rename(sidecar.path("new.json"), sidecar.path("balena.json")).unwrap();
-    thread::sleep(CHECK_HOLDS);
 }
 
 #[test]
@@ -310,7 +321,7 @@ fn it_is_no_open_proxy() {
     for letter in ['a', 'd'] {
         setup.vpn.device(&uuid(letter), |device| device.ports.extend([9100, 9101, 22222].map(|p| (p, exporter.addr))));
     }
-    write(&setup.sidecar, &[target('a'), format!("{}.balena:22222", uuid('a')), "192.0.2.1:80".to_owned()]);
+    setup.replace(&groups(&[target('a'), format!("{}.balena:22222", uuid('a')), "192.0.2.1:80".to_owned()]));
     let (a, d, other) = (target('a'), target('d'), format!("{}.balena:9101", uuid('a')));
     let not_target = |target: &str| format!("refused: {target} is no target in the target file");
     let ssh = "refused: port 22222 is the SSH of the host".to_owned();
@@ -356,13 +367,14 @@ fn the_list_is_the_one_of_now() {
         format!("HTTP/1.1 403 refused: {} is no target in the target file", target(letter))
     });
     assert_eq!(['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0), [goes.clone(), goes.clone(), not('d')]);
-    write(&setup.sidecar, &['d', 'b'].map(target));
+    setup.replace(&groups(&['d', 'b'].map(target)));
     let after = [not('a'), goes.clone(), goes];
     assert_eq!(['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0), after);
     // What cannot be read, or has nothing in it, leaves the last one.
     let all = || ['a', 'b', 'd'].map(|letter| setup.scrape(&target(letter)).0);
     for text in ["", "[", "[]", "{}", "[{\"targets\":[7]}]", "\u{feff}[]", "[{\"targets\":[],\"labels\":{}}]"] {
-        replace(&setup.sidecar, text);
+        write(&setup.sidecar, text);
+        thread::sleep(CHECK_HOLDS);
         assert_eq!(all(), after, "{text:?}");
     }
     fs::remove_file(setup.sidecar.path("balena.json")).unwrap();
@@ -375,7 +387,7 @@ fn the_list_is_the_one_of_now() {
     assert_eq!(all(), after);
     setup.running.wait_for_lines("The list that was read before stays, with 2 targets", 10);
     fs::remove_file(setup.sidecar.path("balena.json")).unwrap();
-    write(&setup.sidecar, &[target('a')]);
+    setup.replace(&groups(&[target('a')]));
     assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
     assert_eq!(setup.metric("baletheus_tunnel_targets"), [(String::new(), 1.0)].into());
 }
@@ -401,7 +413,7 @@ fn a_scrape_that_is_given_up_leaves_the_list_to_the_next() {
     let setup = Setup::start(Vpn::start(KEY, None));
     setup.device('d', Exporter::saying(OK).addr);
     let many = (0..20_000).map(|number| format!("{number:032x}.balena:9100"));
-    write(&setup.sidecar, &many.chain([target('d')]).collect::<Vec<_>>());
+    write(&setup.sidecar, &groups(&many.chain([target('d')]).collect::<Vec<_>>()));
     // it reads this as soon as it is asked, and is left in the midst of it
     for _ in 0..20 {
         let mut stream = setup.connect();
@@ -423,7 +435,7 @@ fn without_a_list_all_is_refused() {
     let setup = Setup { vpn, url, running, sidecar };
     setup.expect(&target('a'), 403, &format!("refused: {} is no target in the target file", target('a')));
     setup.device('a', Exporter::saying(OK).addr);
-    write(&setup.sidecar, &[target('a')]);
+    setup.replace(&groups(&[target('a')]));
     assert_eq!(setup.scrape(&target('a')).0, "HTTP/1.1 200 OK");
     setup.running.wait_for("1 target in balena.json");
 }
@@ -434,7 +446,7 @@ fn a_device_that_is_not_connected_is_not_asked_for_at_each_scrape() {
     let setup = Setup::start(Vpn::start(KEY, None));
     let (a, other_port) = (target('a'), format!("{}.balena:8080", uuid('a')));
     let with_another = [a.clone(), other_port.clone(), target('b')];
-    write(&setup.sidecar, &with_another);
+    setup.replace(&groups(&with_another));
     // It closes each connection, so that no tunnel is kept.
     let exporter = Exporter::start(|_, stream| stream.write_all(OK.as_bytes()).is_err());
     setup.device('b', exporter.addr);
@@ -460,12 +472,12 @@ fn a_device_that_is_not_connected_is_not_asked_for_at_each_scrape() {
 
     // A device that discovery lists again is asked for at once.
     setup.vpn.device(&uuid('c'), |device| device.offline = true);
-    write(&setup.sidecar, &['a', 'b', 'c'].map(target));
+    setup.replace(&groups(&['a', 'b', 'c'].map(target)));
     setup.expect(&target('c'), 502, OFFLINE);
-    write(&setup.sidecar, &with_another);
+    setup.replace(&groups(&with_another));
     assert_eq!(setup.scrape(&target('c')).0.split(' ').nth(1), Some("403"));
     setup.device('c', exporter.addr);
-    write(&setup.sidecar, &['a', 'b', 'c'].map(target));
+    setup.replace(&groups(&['a', 'b', 'c'].map(target)));
     assert_eq!(setup.scrape(&target('c')).0, "HTTP/1.1 200 OK");
 }
 
@@ -521,7 +533,7 @@ fn each_target_that_fails_has_a_series() {
         group('b', &[("instance", "a \"name\"")]),
         group('c', &[("job", "safe"), ("__scheme__", "https")]),
     ];
-    replace(&setup.sidecar, &json!(all).to_string());
+    setup.replace(&json!(all).to_string());
     let get = |letter, path: &str| {
         setup.send(&format!("GET http://{}{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", target(letter)))
     };
@@ -556,20 +568,20 @@ fn each_target_that_fails_has_a_series() {
     }
     // Another reason takes the place of the first one, and a target that leaves the list has none.
     setup.vpn.device(&uuid('b'), |device| *device = Device::default());
-    replace(&setup.sidecar, &json!(all[1..]).to_string());
-    replace(&setup.sidecar, &json!(all[2..]).to_string());
+    setup.replace(&json!(all[1..]).to_string());
+    setup.replace(&json!(all[2..]).to_string());
     scrape_all();
     let [_, twin, _, safe] = expected;
     let expected = [twin.clone(), series('b', "", r#"a \"name\""#, "port_closed"), safe.clone()];
     assert_eq!(failures(), expected.into());
     // whether anything is scraped or not
-    replace(&setup.sidecar, &json!([&all[2], &all[3], &all[5]]).to_string());
+    setup.replace(&json!([&all[2], &all[3], &all[5]]).to_string());
     assert_eq!(failures(), [twin, safe].into());
     // and a success ends it
     for letter in ['b', 'c'] {
         setup.device(letter, Exporter::start(|_, stream| stream.write_all(OK.as_bytes()).is_err()).addr);
     }
-    replace(&setup.sidecar, &json!(all[4..]).to_string());
+    setup.replace(&json!(all[4..]).to_string());
     scrape_all();
     assert_eq!(failures(), [].into());
     // A target that leaves the list during its scrape has none either.
@@ -582,11 +594,11 @@ fn each_target_that_fails_has_a_series() {
         false
     });
     setup.device('d', slow.addr);
-    replace(&setup.sidecar, &json!([&all[4], group('d', &[])]).to_string());
+    setup.replace(&json!([&all[4], group('d', &[])]).to_string());
     thread::scope(|scope| {
         scope.spawn(|| get('d', "/metrics"));
         was_asked.recv_timeout(PATIENCE).unwrap();
-        replace(&setup.sidecar, &json!(all[4..5]).to_string());
+        setup.replace(&json!(all[4..5]).to_string());
         assert_eq!(failures(), [].into());
         left.send(()).unwrap();
     });
@@ -688,7 +700,7 @@ fn what_hangs_holds_up_nothing_else() {
     let setup = Setup::start(vpn);
     let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
     let all = (0..HANG).flat_map(|number| [name(number, 'f'), name(number, '0')]).collect::<Vec<_>>();
-    write(&setup.sidecar, &all);
+    setup.replace(&groups(&all));
     let mut hanging: Vec<_> = (0..HANG).map(|_| setup.connect()).collect();
     for (number, stream) in hanging.iter_mut().enumerate() {
         let target = name(number, 'f');
@@ -719,7 +731,10 @@ fn there_is_a_place_for_as_many_tunnels_as_there_may_be() {
     });
     let name = |number: usize, end: char| format!("{number:031x}{end}.balena:9100");
     let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
-    write(&sidecar, &(0..=PLACES).flat_map(|number| [name(number, '0'), name(number, 'f')]).collect::<Vec<_>>());
+    write(
+        &sidecar,
+        &groups(&(0..=PLACES).flat_map(|number| [name(number, '0'), name(number, 'f')]).collect::<Vec<_>>()),
+    );
     let (running, url) = sidecar.tunnel_within(64 + 3 * PLACES, &vpn.url());
     running.wait_for(&format!("{PLACES} at once"));
     let setup = Setup { vpn, url, running, sidecar };
@@ -772,7 +787,7 @@ fn https_targets_are_joined() {
         "HTTP/1.1 403 refused: CONNECT is for targets with the scheme https only (tag prometheus.io/scheme)\r\n";
     assert!(refused.starts_with(expected), "{refused}");
     let groups = ['a', 'b'].map(|letter| json!({"targets": [target(letter)], "labels": {"__scheme__": "https"}}));
-    replace(&setup.sidecar, &json!(groups).to_string());
+    setup.replace(&json!(groups).to_string());
     let mut stream = setup.connect();
     stream.write_all(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", target('a')).as_bytes()).unwrap();
     let mut head = Vec::new();
@@ -826,7 +841,7 @@ fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
             fs::write(sidecar.path("ca.pem"), authority.pem()).unwrap();
             sidecar = sidecar.env("BALENA_CA_FILE", "ca.pem");
         }
-        write(&sidecar, &[target('a')]);
+        write(&sidecar, &groups(&[target('a')]));
         let (running, url) = sidecar.tunnel(&format!("https://localhost:{}", vpn.addr.port()));
         let setup = Setup { vpn, url, running, sidecar };
         setup.device('a', exporter.addr);
@@ -848,7 +863,7 @@ fn the_way_to_the_tunnel_host_is_tls_that_is_verified() {
 #[test]
 fn a_lost_tunnel_host_is_told_once() {
     let sidecar = Sidecar::new(binary::path()).env("API_KEY", KEY);
-    write(&sidecar, &['a', 'b'].map(target));
+    write(&sidecar, &groups(&['a', 'b'].map(target)));
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (running, url) = sidecar.tunnel(&format!("http://{free}"));
     let mut setup = Setup { vpn: Vpn::start(KEY, None), url, running, sidecar };
