@@ -119,6 +119,47 @@ fn each_alert_tells_what_to_do() {
     }
 }
 
+/// The cells of the rows of a table behind this text, without its head.
+fn table(before: &str) -> Vec<Vec<&'static str>> {
+    let (_, rest) = RUNBOOK.split_once(before).unwrap_or_else(|| panic!("docs/alerts.md: no {before}"));
+    let rows = rest.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    rows.skip(2).map(|row| row.trim_matches(['|', ' ']).split(" | ").collect()).collect()
+}
+
+#[test]
+fn the_runbook_says_which_alerts_wait() {
+    let hold = regex::Regex::new(r#"device:hold\{[^}]*by=~?"([^"]+)"#).unwrap();
+    // In the order of the table, which is that of records.yml.
+    let held_by = ["discovery_blind", "tunnel_down", "fleet_offline", "fleet_not_scraped"];
+    let waits = held_by.map(|cause| {
+        let alerts = alerts().into_iter().filter(|(_, rule)| {
+            hold.captures_iter(&rule.expr).any(|found| found[1].split('|').any(|held_by| held_by == cause))
+        });
+        alerts.map(|(name, _)| name).collect::<BTreeSet<_>>()
+    });
+    let told = table("<!-- what waits").into_iter().map(|row| row[1].split(", ").map(str::to_owned).collect());
+    assert_eq!(told.collect::<Vec<BTreeSet<_>>>(), waits);
+}
+
+/// The causes are those of the rule, and the one of `packaging/entrypoints/dropped.yml`.
+#[test]
+fn the_runbook_has_each_cause_of_monitoring_down() {
+    let dropped: Value = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/entrypoints/dropped.yml"));
+    let dropped = dropped["groups"][0]["rules"][0]["labels"]["cause"].as_str().expect("its cause").to_owned();
+    let (_, rule) = alerts().into_iter().find(|(name, _)| name == "MonitoringDown").expect("the alert");
+    let cause = regex::Regex::new(r#""cause", "([^"]+)""#).unwrap();
+    let causes: Vec<_> = cause.captures_iter(&rule.expr).map(|found| found[1].to_owned()).chain([dropped]).collect();
+    assert!(causes.len() > 10, "only {causes:?} are read");
+    let rows = table("\n### MonitoringDown\n");
+    let told: Vec<_> = rows.iter().flat_map(|row| row[0].split("; ")).collect();
+    for cause in &causes {
+        assert!(told.iter().any(|told| cause.contains(told)), "docs/alerts.md, MonitoringDown: no {cause}");
+    }
+    for told in told {
+        assert!(causes.iter().any(|cause| cause.contains(told)), "docs/alerts.md, MonitoringDown: no cause has {told}");
+    }
+}
+
 /// Alertmanager holds nothing back, and repeats a message only while it remembers it.
 #[test]
 fn alertmanager_only_groups_and_repeats() {
