@@ -59,21 +59,21 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(end_on_stop(Duration::ZERO, ask))
         }
         Some(("tunnel", matches)) => config::tunnel(matches, &var).map(|mut settings| {
-            settings.warnings.extend(misspelt.clone());
+            settings.log.warnings.extend(misspelt.clone());
             let Err(error) = tunnel::run(settings);
             cannot_start(&error)
         }),
         Some(("check", matches)) => config::check(matches, &var).map(|mut settings| {
-            settings.warnings.extend(misspelt.clone());
+            settings.log.warnings.extend(misspelt.clone());
             end_on_stop(STOP_GRACE, |stop| match check::run(settings, stop) {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => cannot_start(&error),
             })
         }),
-        _ => config::discovery(&matches, &var).map(|mut config| {
-            config.warnings.extend(misspelt.clone());
-            discover(config).unwrap_or_else(|error| cannot_start(&error))
+        _ => config::discovery(&matches, &var).map(|mut settings| {
+            settings.log.warnings.extend(misspelt.clone());
+            discover(settings).unwrap_or_else(|error| cannot_start(&error))
         }),
     };
     let code = code.unwrap_or_else(|errors| misconfigured(matches.subcommand_name(), &errors, &misspelt));
@@ -192,7 +192,7 @@ fn lock(file: &mut TargetFile, clock: &mut Wakeups) -> io::Result<bool> {
     }
 }
 
-/// One line about what is going to happen, and the warnings about the options.
+/// One line about what is going to happen.
 fn log_start(config: &config::DiscoverySettings, list: &str) {
     let version = env!("CARGO_PKG_VERSION");
     let api = &config.api.url;
@@ -202,9 +202,6 @@ fn log_start(config: &config::DiscoverySettings, list: &str) {
         None => "once".into(),
     };
     log::info!("baletheus {version}: devices of {api} to {list}, address {address}, {how_often}");
-    for warning in &config.warnings {
-        log::warn!("{warning}");
-    }
 }
 
 /// Time that passes, and signals that cut a wait short.

@@ -1,12 +1,10 @@
 //! What is printed before the log has started: without the key, which may be typed in a wrong place.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{self, ConfigError};
-use crate::key;
 use crate::secret;
 
 /// Prints all configuration errors of a command in one message, and gives the exit code. The log has not started yet.
@@ -34,8 +32,6 @@ pub fn print(text: &str) {
 /// variable name.
 pub fn without_key(text: &str) -> String {
     let files = config::key_files(std::env::args_os()).into_iter().chain(std::env::var_os("API_KEY_FILE"));
-    // Reading a pipe would block, or take the key from who reads it then.
-    let files = files.filter(|file| fs::metadata(file).is_ok_and(|file| file.is_file()));
-    let keys = files.filter_map(|file| secret::text(Path::new(&file)).ok()).chain(std::env::var("API_KEY"));
-    keys.fold(text.to_owned(), |text, key| key::without_key(&text, &key))
+    let keys = files.filter_map(|file| secret::text_again(Path::new(&file)).ok()).chain(std::env::var("API_KEY"));
+    keys.fold(text.to_owned(), |text, key| secret::without_key(&text, &key))
 }

@@ -22,7 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod discovery;
 mod early_messages;
-pub mod key;
+pub mod key_renewal;
 pub mod liveness;
 pub mod log_queue;
 mod logging;

@@ -7,8 +7,9 @@ use env_filter::Filter;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 
-use crate::key::{KeySource, without_key};
+use crate::key_renewal::KeySource;
 use crate::log_queue::Queue;
+use crate::secret::without_key;
 use crate::text::{count, printable, printable_json};
 
 /// How long an ending program waits for its last lines to be read.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub filter: Option<String>,
     /// One JSON object a line instead of text.
     pub json: bool,
+    /// What is allowed but looks like a mistake: logged once at the start.
+    pub warnings: Vec<String>,
 }
 
 /// Starts the log, which does not show this key. Libraries log only with `RUST_LOG`: the program's own line already has the error of
@@ -51,6 +54,9 @@ pub fn init(settings: &Settings, key: &KeySource) {
     }
     // It fails where a log was started before, which then stays.
     let _ = log::set_boxed_logger(Box::new(logger));
+    for warning in &settings.warnings {
+        log::warn!("{warning}");
+    }
 }
 
 struct Logger {

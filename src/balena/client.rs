@@ -65,19 +65,16 @@ impl Client {
         let key = self.connection.api.key.current();
         let answer = self.counted(|| self.connection.exchange(&key, path, etag, limit));
         match answer {
-            Err(Failure { reason: Reason::Unauthorized, .. }) if self.connection.api.key.renew(&key) => {
-                let left = end.saturating_duration_since(Instant::now());
-                self.counted(|| self.connection.exchange(&self.connection.api.key.current(), path, etag, left))
-            }
-            Err(failure) if failure.reason == Reason::Unauthorized => Err(self.with_key_file(failure)),
+            Err(failure) if failure.reason == Reason::Unauthorized => match self.connection.api.key.renew(&key) {
+                Ok(key) => {
+                    let left = end.saturating_duration_since(Instant::now());
+                    self.counted(|| self.connection.exchange(&key, path, etag, left))
+                }
+                Err(None) => Err(failure),
+                Err(Some(trouble)) => Err(Failure { message: format!("{}; {trouble}", failure.message), ..failure }),
+            },
             answer => answer,
         }
-    }
-
-    /// The failure of a refused key, with what is wrong with the key's file now, if anything is.
-    fn with_key_file(&self, failure: Failure) -> Failure {
-        let Some(trouble) = self.connection.api.key.trouble() else { return failure };
-        Failure { message: format!("{}; {trouble}", failure.message), ..failure }
     }
 
     fn counted(&self, request: impl FnOnce() -> Result<Fetched, Failure>) -> Result<Fetched, Failure> {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::failure::Failure;
 use super::query::Request;
-use crate::key::KeySource;
+use crate::key_renewal::KeySource;
 use crate::net::env_proxies::{Proxies, Proxy};
 
 /// How the API is reached.

@@ -58,8 +58,6 @@ pub struct Settings {
     pub form: Form,
     /// The log.
     pub log: logging::Settings,
-    /// Settings that are allowed but look like mistakes, for the log.
-    pub warnings: Vec<String>,
 }
 
 /// The form of the report.
@@ -84,9 +82,6 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
         settings.log = logging::Settings { level: LevelFilter::Error, filter: None, ..settings.log };
     }
     logging::init(&settings.log, &settings.api.key);
-    for warning in &settings.warnings {
-        log::warn!("{warning}");
-    }
     let form = settings.form;
     let options = anonymous::options(&settings);
     let (mut client, prober) = connect(&settings)?;

@@ -7,6 +7,7 @@ mod parsing;
 mod sources;
 
 use std::ffi::OsString;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,6 @@ use crate::balena::selection::{FleetRef, Selection, TagFilter};
 use crate::discovery::labels::{LABELS, LabelSet};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
-use crate::net::env_proxies::Proxies;
 use crate::net::server::addresses;
 use crate::values::{boolean, duration, interval, items, one_of};
 use crate::{check, logging, state, status, tunnel};
@@ -26,8 +26,8 @@ pub use command::{command, completed, key_files, mistake};
 pub use error::ConfigError;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
-    address, api_url, base_uri, certificates, check_exporters, domain, exporters, guard, key, lan, log_filter, mode,
-    plain_labels, sd_file, session_token, unencrypted,
+    address, api_url, base_uri, certificates, domain, exporters, guard, key, lan, log_filter, mode, plain_labels,
+    proxies, sd_file, unencrypted,
 };
 use sources::Sources;
 pub use sources::misspelt;
@@ -65,8 +65,6 @@ pub struct DiscoverySettings {
     pub status: status::Settings,
     /// balena's VPN proxy, for `check`.
     pub tunnel: Uri,
-    /// What is allowed but looks like a mistake; logged once at the start.
-    pub warnings: Vec<String>,
 }
 
 /// Reads the options of discovery.
@@ -83,20 +81,18 @@ pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<DiscoverySettin
 /// All mistakes.
 pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<ConfigError>> {
     read(Verb::Check, matches, var, |from| {
-        let discovery = read_discovery(from);
-        let through_tunnel = discovery.rules.address == Address::Vpn;
-        let mut warnings = discovery.warnings;
-        warnings.extend(unencrypted(&discovery.tunnel).filter(|_| through_tunnel));
+        let DiscoverySettings { api, selection, rules, service_labels, tunnel, mut log, .. } = read_discovery(from);
+        log.warnings.extend(unencrypted(&tunnel).filter(|_| rules.address == Address::Vpn));
         let name = matches.get_one::<String>("name").map(|name| name.trim().to_owned());
         if name.as_deref() == Some("") {
             from.report(ConfigError::NoName);
         }
         check::Settings {
-            api: discovery.api,
-            selection: discovery.selection,
-            rules: discovery.rules,
-            service_labels: discovery.service_labels,
-            tunnel: discovery.tunnel,
+            api,
+            selection,
+            rules,
+            service_labels,
+            tunnel,
             name,
             failing: matches.get_flag("failing"),
             form: match (matches.get_flag("json"), matches.get_flag("report")) {
@@ -104,8 +100,7 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
                 (_, true) => check::Form::Anonymous,
                 _ => check::Form::Table,
             },
-            log: discovery.log,
-            warnings,
+            log,
         }
     })
 }
@@ -118,13 +113,12 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
     read(Verb::Tunnel, matches, var, |from| {
         let url = from.one("tunnel-url", base_uri);
         let key = key(from);
-        let (proxies, mut warnings) = Proxies::from_env(from.var);
-        warnings.extend(session_token(&key).into_iter().chain(key.warning()).chain(unencrypted(&url)));
+        let proxies = proxies(from);
+        from.warnings.extend(unencrypted(&url));
         tunnel::Settings {
             key,
             proxies,
             roots: from.list("ca-file", certificates),
-            warnings,
             url,
             sd_file: sd_file(from),
             listen: from.list("TUNNEL_LISTEN_ADDRESS", addresses),
@@ -137,22 +131,18 @@ pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, 
 fn read<T>(
     verb: Verb, matches: &ArgMatches, var: Variables, judge: impl FnOnce(&mut Sources) -> T,
 ) -> Result<T, Vec<ConfigError>> {
-    let mut from = Sources { verb, matches, var, errors: Vec::new() };
+    let mut from = Sources { verb, matches, var, errors: Vec::new(), warnings: Vec::new() };
     let settings = judge(&mut from);
     if from.errors.is_empty() { Ok(settings) } else { Err(from.errors) }
 }
 
 fn read_discovery(from: &mut Sources) -> DiscoverySettings {
-    let mut warnings = Vec::new();
     let key = key(from);
-    let (proxies, proxy_warnings) = Proxies::from_env(from.var);
-    warnings.extend(proxy_warnings);
-    warnings.extend(session_token(&key).into_iter().chain(key.warning()));
+    let proxies = proxies(from);
     let url = from.one("api-url", api_url);
-    warnings.extend(unencrypted(&url));
+    from.warnings.extend(unencrypted(&url));
     let address = address(from);
-    let exporters = exporters(from);
-    warnings.extend(check_exporters(&exporters, address, from));
+    let exporters = exporters(from, address);
     let selection = Selection {
         fleets: from.list("fleet", |text| items(text).map(FleetRef::parse).collect()),
         tags: from.all("tag", TagFilter::parse),
@@ -168,7 +158,7 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         tags: selection.tags.clone(),
     };
     let sd_file = sd_file(from);
-    warnings.extend(unread(&sd_file));
+    from.warnings.extend(unread(&sd_file));
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);
     DiscoverySettings {
@@ -187,10 +177,9 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,
-        log: log(from),
         status: endpoint(from, url.host()),
         tunnel: from.one("tunnel-url", base_uri),
-        warnings,
+        log: log(from),
     }
 }
 
@@ -215,10 +204,12 @@ fn unread(path: &Path) -> Option<String> {
     (!is_read).then(|| format!("--sd-file (SD_FILE_PATH) is {name}: Prometheus reads only .json, .yml and .yaml files"))
 }
 
+/// How the program logs, and the warnings so far: it is read last.
 fn log(from: &mut Sources) -> logging::Settings {
     logging::Settings {
         level: from.one("log-level", |text| text.parse().map_err(|_| "no such level".into())),
         filter: from.all("RUST_LOG", log_filter).pop(),
         json: from.one("log-format", |text| one_of(text, &[false, true], |json| if json { "json" } else { "text" })),
+        warnings: mem::take(&mut from.warnings),
     }
 }

@@ -15,9 +15,10 @@ use crate::discovery::exporter::{self, Exporter};
 use crate::discovery::labels::{self, LABELS};
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
-use crate::key::{self, CREATE_KEY, KeySource};
+use crate::key_renewal::KeySource;
+use crate::net::env_proxies::Proxies;
 use crate::net::guard::{ANY_HOST, Guard, Token};
-use crate::secret::{self, BadSecret, Secret};
+use crate::secret::{self, BadSecret, CREATE_KEY, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
 
 /// The largest file of root certificates, in bytes. Those of all public authorities take 220 KB.
@@ -59,13 +60,15 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
     let key = match (from.given("API_KEY"), from.given("api-key-file")) {
         (Some((given, _)), Some((other, _))) => Err(ConfigError::TwoKeys { given, other }),
         (Some((given, values)), None) => {
-            key::key(&values[0]).map(|key| (key, None)).map_err(|why| ConfigError::Key { given, why })
+            secret::key(&values[0]).map(|key| (key, None)).map_err(|why| ConfigError::Key { given, why })
         }
         (None, Some((given, values))) => {
             let path = PathBuf::from(&values[0]);
             let is_credential = (from.var)("CREDENTIALS_DIRECTORY").is_some_and(|folder| path.starts_with(folder));
             let what = if is_credential { CREDENTIAL } else { "key" };
-            let key = key::read(&path).map_err(|why| secret_file(given, &values[0], why, what));
+            let key = secret::text(&path)
+                .and_then(|text| secret::key(&text))
+                .map_err(|why| secret_file(given, &values[0], why, what));
             key.map(|key| (key, Some(path)))
         }
         (None, None) => Err(ConfigError::NoKey),
@@ -77,7 +80,16 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
         }
         (Secret::default(), None)
     });
-    KeySource::new(key, file)
+    let key = KeySource::new(key, file);
+    from.warnings.extend(session_token(&key).into_iter().chain(key.warning()));
+    key
+}
+
+/// The proxies that the environment names.
+pub(super) fn proxies(from: &mut Sources) -> Proxies {
+    let (proxies, warnings) = Proxies::from_env(from.var);
+    from.warnings.extend(warnings);
+    proxies
 }
 
 fn secret_file(given: String, path: &str, why: BadSecret, what: &'static str) -> ConfigError {
@@ -107,40 +119,40 @@ pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
 }
 
 /// The exporters of each device: a list, or `none`.
-pub(super) fn exporters(from: &mut Sources) -> Vec<Exporter> {
-    let is_none = |text: &str| text.trim() == "none";
-    if let Some((_, values)) = from.given("exporter")
-        && values.iter().all(|value| is_none(value))
-    {
+pub(super) fn exporters(from: &mut Sources, address: Address) -> Vec<Exporter> {
+    let is_none = |item: &str| item == "none";
+    let given = from.given("exporter").map(|(_, values)| values).unwrap_or_default();
+    if !given.is_empty() && given.iter().flat_map(|value| items(value)).all(is_none) {
         return Vec::new();
     }
-    from.list("exporter", |text| {
-        if is_none(text) {
-            Err("it means no exporter, but others are named as well".into())
+    let list = from.list("exporter", |text| {
+        if items(text).any(is_none) {
+            Err("none means no exporter, but others are named as well".into())
         } else {
             exporter::parse_list(text)
         }
-    })
+    });
+    check_exporters(&list, address == Address::Public, from);
+    list
 }
 
 /// Reports exporters that are the same target to Prometheus, and warns of ports that are not used.
-pub(super) fn check_exporters(list: &[Exporter], address: Address, from: &mut Sources) -> Vec<String> {
-    let public = address == Address::Public;
+fn check_exporters(list: &[Exporter], public: bool, from: &mut Sources) {
     for (index, exporter) in list.iter().enumerate() {
         let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
         if let Some(other) = list[..index].iter().find(same) {
             from.report(ConfigError::SameTarget(other.clone(), exporter.clone()));
         }
+        if public && exporter.port != 80 {
+            let port = exporter.port;
+            let warning = format!("exporter {exporter}: a public device URL leads to port 80, {port} is not used");
+            from.warnings.push(warning);
+        }
     }
-    let unused = list.iter().filter(|exporter| public && exporter.port != 80);
-    let warning = |exporter: &Exporter| {
-        format!("exporter {exporter}: a public device URL leads to port 80, {} is not used", exporter.port)
-    };
-    unused.map(warning).collect()
 }
 
 /// A warning, if the key expires by itself. A session token is a JWT, which has two dots; a named key has none.
-pub(super) fn session_token(key: &KeySource) -> Option<String> {
+fn session_token(key: &KeySource) -> Option<String> {
     let dots = key.current().reveal().bytes().filter(|byte| *byte == b'.').count();
     (dots == 2).then(|| format!("the API key looks like a session token, which expires: {CREATE_KEY}"))
 }

@@ -22,6 +22,8 @@ pub struct Sources<'a> {
     pub var: &'a dyn Fn(&str) -> Option<OsString>,
     /// The mistakes so far, each once.
     pub errors: Vec<ConfigError>,
+    /// What is allowed but looks like a mistake.
+    pub warnings: Vec<String>,
 }
 
 impl Sources<'_> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::balena::{Actor, Failure, Fetched, Reason, Request, Source, device};
-use crate::key::CREATE_KEY;
+use crate::secret::CREATE_KEY;
 use crate::text::count;
 
 /// Fleets that a warning names.

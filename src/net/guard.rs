@@ -1,9 +1,8 @@
 //! Who may ask the status endpoint, or the tunnel for its own pages: the name in `Host`, and the token if one is set.
 //! And the headers that keep a browser from using an answer for anything else.
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -62,19 +61,16 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or it holds none.
     pub fn read(file: PathBuf) -> Result<Self, BadSecret> {
-        let last = LastToken { token: read_token(&file)?, is_stale: false };
+        let last = LastToken { token: token(&secret::text(&file)?)?, is_stale: false };
         Ok(Token { file, last: Arc::new(Mutex::new(last)) })
     }
 
     /// The token of now: that of the file, or the last one while the file holds none.
     fn current(&self) -> Secret {
         let mut last = self.last.lock();
-        // Reading a pipe would block until somebody writes into it.
-        if fs::metadata(&self.file).is_ok_and(|file| !file.is_file()) {
-            return last.token.clone();
-        }
-        match read_token(&self.file) {
+        match secret::text_again(&self.file).and_then(|text| token(&text)) {
             Ok(token) => *last = LastToken { token, is_stale: false },
+            Err(BadSecret::NoFile) => {}
             Err(why) if !last.is_stale => {
                 last.is_stale = true;
                 log::warn!("the token file {} {why}, so the old token stays", self.file.display());
@@ -85,54 +81,44 @@ impl Token {
     }
 }
 
-fn read_token(file: &Path) -> Result<Secret, BadSecret> {
-    let token = Secret::new(&secret::text(file)?)?;
+fn token(text: &str) -> Result<Secret, BadSecret> {
+    let token = Secret::new(text)?;
     let is_long = token.reveal().len() >= MIN_TOKEN_LENGTH;
     is_long.then_some(token).ok_or(BadSecret::Short(MIN_TOKEN_LENGTH))
 }
 
-/// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// It is for a name that is not ours: the page of another site may have asked, by DNS rebinding.
-    Host,
-    /// The token is missing or wrong.
-    Token,
-}
+/// The status and the text for a request that is refused.
+type Refusal = (StatusCode, &'static str);
 
-impl Refused {
-    /// Status and text.
-    pub fn answer(self) -> (StatusCode, &'static str) {
-        match self {
-            Refused::Host => (
-                StatusCode::FORBIDDEN,
-                "baletheus does not know the host name of this request; add it to --status-host (STATUS_HOSTS)\n",
-            ),
-            Refused::Token => (
-                StatusCode::UNAUTHORIZED,
-                "the token is missing or wrong: send that of --status-token-file (STATUS_TOKEN_FILE) as a bearer token, \
-                 or as the password of any user\n",
-            ),
-        }
-    }
-}
+/// The request is for a name that is not ours: the page of another site may have asked, by DNS rebinding.
+const UNKNOWN_HOST: Refusal = (
+    StatusCode::FORBIDDEN,
+    "baletheus does not know the host name of this request; add it to --status-host (STATUS_HOSTS)\n",
+);
+
+/// The token is missing or wrong.
+const NO_TOKEN: Refusal = (
+    StatusCode::UNAUTHORIZED,
+    "the token is missing or wrong: send that of --status-token-file (STATUS_TOKEN_FILE) as a bearer token, or as the password \
+     of any user\n",
+);
 
 impl Guard {
     /// Judges a request. Health needs no token: it says nothing about the fleet, and a health check has none.
     ///
     /// # Errors
     /// The request is to be refused.
-    pub fn check<B>(&self, request: &Request<B>) -> Result<(), Refused> {
+    pub fn check<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
         let hosts = request.headers().get_all(HOST).iter().map(|host| host.to_str().ok());
         let target = request.uri().authority().map(|authority| Some(authority.as_str()));
         if !hosts.chain(target).all(|host| host.is_some_and(|host| self.knows(host))) {
-            return Err(Refused::Host);
+            return Err(UNKNOWN_HOST);
         }
         let is_open = request.uri().path() == "/-/healthy";
         if is_open || self.token.as_ref().is_none_or(|token| has_token(request.headers(), &token.current())) {
             Ok(())
         } else {
-            Err(Refused::Token)
+            Err(NO_TOKEN)
         }
     }
 

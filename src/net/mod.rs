@@ -3,11 +3,11 @@
 pub(crate) mod cannot_start;
 pub mod connector;
 pub mod env_proxies;
-pub mod guard;
+pub(crate) mod guard;
 mod http_connect;
 pub(crate) mod scrape;
 pub mod scrape_error;
-pub mod server;
+pub(crate) mod server;
 pub(crate) mod threads;
 mod tls_records;
 pub(crate) mod traffic;

@@ -147,13 +147,9 @@ impl Deadline {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// The failure of an answer that does not come in time.
-    pub fn missed(self) -> ScrapeError {
-        ScrapeError::new(ScrapeReason::Timeout, format!("no answer in {} s", self.timeout.as_secs_f64()))
-    }
-
     /// Waits for an answer until the deadline.
     pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, ScrapeError> {
-        timeout_at(self.at, answer).await.map_err(|_| self.missed())
+        let missed = |_| format!("no answer in {} s", self.timeout.as_secs_f64());
+        timeout_at(self.at, answer).await.map_err(|late| ScrapeError::new(ScrapeReason::Timeout, missed(late)))
     }
 }

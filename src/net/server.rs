@@ -87,23 +87,15 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Limits {
     /// The most connections at once.
     pub connections: usize,
-    /// Which connection closes to make room for one more.
-    pub when_full: WhenFull,
     /// From the start of a connection, or the end of an answer, to the end of the next request's head.
     pub head_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
     /// If set, a connection closes after one request, and this is the limit for the request and its answer.
+    ///
+    /// Where all connections are in use, the oldest one closes to make room: with this limit whatever it does, since answers are
+    /// made at once, so an old connection is an idle or slow one; without it only if it waits for a request.
     pub single: Option<Duration>,
-}
-
-/// Which connection closes when all are in use.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// The oldest one, for answers that are made at once: an old connection is an idle or slow one.
-    CloseOldest,
-    /// The oldest one that waits for a request. If all of them are being answered, the new one waits.
-    CloseIdle,
 }
 
 /// Accepts connections and answers their requests, on a current-thread runtime. `failed` gets the errors of connections:
@@ -184,7 +176,7 @@ where
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
 {
     let answer = service_fn(move |request| {
-        let in_use = (limits.when_full == WhenFull::CloseIdle).then(|| in_use.clone());
+        let in_use = limits.single.is_none().then(|| in_use.clone());
         // in a box, since the connection reserves room for it while it waits
         let answer = Box::pin(handler(request));
         // The body has it until its end, although it has nothing to do with errors.

@@ -5,7 +5,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hyper::Uri;
 
-use crate::key::KeySource;
+use crate::key_renewal::KeySource;
 use crate::net::connector::{Connector, Stream, is_untrusted, trust_hint};
 use crate::net::http_connect::connect;
 use crate::net::scrape::Deadline;
@@ -39,9 +39,8 @@ impl Vpn {
             answer => return answer,
         };
         let keys = self.keys.clone();
-        let renewed = blocking("key", move || if keys.renew(&key) { Ok(()) } else { Err(keys.trouble()) }).await;
-        match renewed {
-            Ok(Ok(())) => self.ask(authority, &self.keys.current(), deadline).await,
+        match blocking("key", move || keys.renew(&key)).await {
+            Ok(Ok(key)) => self.ask(authority, &key, deadline).await,
             Ok(Err(Some(trouble))) => {
                 Err(ScrapeError { message: format!("{}; {trouble}", refused.message), ..refused })
             }

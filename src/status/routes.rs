@@ -14,7 +14,7 @@ use super::series::{Series, Targets, WholeText};
 use super::{Shown, Status, page};
 use crate::liveness::THAW;
 use crate::net::guard;
-use crate::net::server::{self, Limits, TEXT, WhenFull};
+use crate::net::server::{self, Limits, TEXT};
 use crate::registry;
 
 /// The most connections. One more closes the oldest, which is idle or slow.
@@ -30,7 +30,6 @@ const MAX_HEAD_SIZE: usize = 16 << 10;
 pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Infallible> {
     let limits = Limits {
         connections: MAX_CONNECTIONS,
-        when_full: WhenFull::CloseOldest,
         head_timeout: HEAD_TIMEOUT,
         max_head: MAX_HEAD_SIZE,
         single: Some(ANSWER_TIMEOUT),
@@ -56,8 +55,7 @@ impl Status {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        if let Err(refused) = self.settings.guard.check(request) {
-            let (status, text) = refused.answer();
+        if let Err((status, text)) = self.settings.guard.check(request) {
             return whole(status, TEXT, text);
         }
         let shown = self.shown.lock().clone();

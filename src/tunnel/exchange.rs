@@ -1,10 +1,11 @@
-//! A request and its answer within a tunnel.
+//! A tunnel, and a request and its answer within it.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -18,7 +19,30 @@ use tokio::time::Instant;
 use crate::net::connector::Stream;
 use crate::net::scrape::{broken, client, send};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::tunnel::kept_tunnels::Tunnel;
+
+/// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
+/// balena moves a device to another VPN host.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+/// A tunnel's greatest age is less than [`MAX_AGE`] by up to this share of it, so that tunnels do not all end at once.
+const AGE_SPREAD: f64 = 0.25;
+
+/// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
+pub struct Tunnel {
+    /// The connection, in which no byte is in flight.
+    pub stream: Stream,
+    /// The place, which is free again when this is dropped.
+    pub place: OwnedSemaphorePermit,
+    /// The end of its greatest age.
+    pub until: Instant,
+}
+
+impl Tunnel {
+    /// A tunnel that has just been opened.
+    pub fn new(stream: Stream, place: OwnedSemaphorePermit) -> Self {
+        let age = MAX_AGE.mul_f64(1.0 - AGE_SPREAD * fastrand::f64());
+        Tunnel { stream, place, until: Instant::now() + age }
+    }
+}
 
 /// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
 pub struct Exchange {

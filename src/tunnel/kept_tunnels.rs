@@ -1,44 +1,30 @@
-//! Tunnels that are open: places for them, those that are kept between scrapes, and the relays that idle. A kept tunnel saves
-//! the handshake of the next scrape.
+//! One request to a target, as Go's `http.Transport` sends it: in a tunnel that is kept between scrapes, which saves a handshake,
+//! or else in a new one. A kept tunnel that is dead. The places of tunnels, and those of the relays that idle.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::http::response::Parts;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::net::connector::Stream;
-use crate::tunnel::target_list::device_of;
+use crate::net::scrape::Deadline;
+use crate::net::scrape_error::ScrapeError;
+use crate::net::vpn::Vpn;
+use crate::tunnel::capacity::busy;
+use crate::tunnel::exchange::{Exchange, NoAnswer, Tunnel};
+use crate::tunnel::metrics::Metrics;
+use crate::tunnel::offline::Offline;
+use crate::tunnel::target_list::{Target, device_of};
 
 /// How long a tunnel is kept without a request, a connection of Prometheus without a scrape, and a relay without a byte.
 /// balena's proxy lets a tunnel idle for at least 320 s; Prometheus keeps a connection for 300 s.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
-/// balena moves a device to another VPN host.
-const MAX_AGE: Duration = Duration::from_secs(3600);
-/// A tunnel's greatest age is less than [`MAX_AGE`] by up to this share of it, so that tunnels do not all end at once.
-const AGE_SPREAD: f64 = 0.25;
-
-/// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
-pub struct Tunnel {
-    /// The connection, in which no byte is in flight.
-    pub stream: Stream,
-    /// The place, which is free again when this is dropped.
-    pub place: OwnedSemaphorePermit,
-    /// The end of its greatest age.
-    pub until: Instant,
-}
-
-impl Tunnel {
-    /// A tunnel that has just been opened.
-    pub fn new(stream: Stream, place: OwnedSemaphorePermit) -> Self {
-        let age = MAX_AGE.mul_f64(1.0 - AGE_SPREAD * fastrand::f64());
-        Tunnel { stream, place, until: Instant::now() + age }
-    }
-}
 
 /// The tunnels and relays that wait for their next request.
 pub struct KeptTunnels {
@@ -49,31 +35,12 @@ pub struct KeptTunnels {
 
 #[derive(Default)]
 struct Idle {
-    next: u64,
-    /// All tunnels by number, from the one that has waited longest.
-    tunnels: BTreeMap<u64, (Arc<str>, Instant, Tunnel)>,
-    /// The numbers of each target's tunnels, from the one that has waited longest.
-    by_target: HashMap<Arc<str>, Vec<u64>>,
+    /// The tunnels to each target, from the one that has waited longest.
+    tunnels: HashMap<Arc<str>, Vec<(Instant, Tunnel)>>,
+    /// The number of the last relay that idled.
+    last_relay: u64,
     /// All relays by number, from the one that has waited longest: the place of each, and how it learns that it has lost it.
     relays: BTreeMap<u64, (OwnedSemaphorePermit, Arc<Notify>)>,
-}
-
-impl Idle {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    fn remove(&mut self, number: u64) -> Option<Tunnel> {
-        let (target, _, kept) = self.tunnels.remove(&number)?;
-        if let Some(numbers) = self.by_target.get_mut(&target) {
-            numbers.retain(|other| *other != number);
-            if numbers.is_empty() {
-                self.by_target.remove(&target);
-            }
-        }
-        Some(kept)
-    }
 }
 
 impl KeptTunnels {
@@ -82,29 +49,25 @@ impl KeptTunnels {
         KeptTunnels { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }
     }
 
-    /// A kept tunnel to this target. Whether it is dead shows when it is used: see [`Transport::exchange`](super::transport::Transport::exchange).
+    /// A kept tunnel to this target. Whether it is dead shows when it is used: see [`Transport::exchange`].
     pub fn take(&self, target: &str) -> Option<Tunnel> {
-        let mut idle = self.idle.lock();
-        let number = *idle.by_target.get(target)?.last()?;
-        idle.remove(number)
+        self.idle.lock().tunnels.get_mut(target)?.pop().map(|(_, tunnel)| tunnel)
     }
 
     /// Keeps a tunnel for the next request, unless it is too old.
-    pub fn keep(&self, target: Arc<str>, kept: Tunnel) {
-        if kept.until <= Instant::now() {
-            return;
+    pub fn keep(&self, target: Arc<str>, tunnel: Tunnel) {
+        let now = Instant::now();
+        if tunnel.until > now {
+            self.idle.lock().tunnels.entry(target).or_default().push((now, tunnel));
         }
-        let mut idle = self.idle.lock();
-        let number = idle.number();
-        idle.by_target.entry(target.clone()).or_default().push(number);
-        idle.tunnels.insert(number, (target, Instant::now(), kept));
     }
 
     /// A relay idles: it leaves its place here, and learns by `lost` if the place is given away. Returns a number for
     /// [`KeptTunnels::relay_works`].
     pub fn relay_idles(&self, place: OwnedSemaphorePermit, lost: Arc<Notify>) -> u64 {
         let mut idle = self.idle.lock();
-        let number = idle.number();
+        idle.last_relay += 1;
+        let number = idle.last_relay;
         idle.relays.insert(number, (place, lost));
         number
     }
@@ -121,8 +84,9 @@ impl KeptTunnels {
             return Some(place);
         }
         let mut idle = self.idle.lock();
-        if let Some(latest) = idle.tunnels.last_key_value().map(|(number, _)| *number) {
-            return idle.remove(latest).map(|kept| kept.place);
+        let latest = idle.tunnels.values_mut().max_by_key(|kept| kept.last().map(|(since, _)| *since));
+        if let Some((_, tunnel)) = latest.and_then(Vec::pop) {
+            return Some(tunnel.place);
         }
         let (_, (place, lost)) = idle.relays.pop_first()?;
         lost.notify_one();
@@ -131,21 +95,67 @@ impl KeptTunnels {
 
     /// Closes the kept tunnels to a device: one of them has died in silence, so the device has lost its VPN connection.
     pub fn close_device(&self, device: &str) {
-        self.close(|target, _| device_of(target) == device);
+        self.idle.lock().tunnels.retain(|target, _| device_of(target) != device);
     }
 
     /// Closes the tunnels that have waited for `IDLE_TIMEOUT`.
     pub fn expire(&self) {
-        self.close(|_, since| since.elapsed() > IDLE_TIMEOUT);
+        self.idle.lock().tunnels.retain(|_, kept| {
+            kept.retain(|(since, _)| since.elapsed() <= IDLE_TIMEOUT);
+            !kept.is_empty()
+        });
+    }
+}
+
+/// Opens tunnels, and uses those that are kept.
+pub struct Transport {
+    vpn: Vpn,
+    /// The tunnels that are kept.
+    pub kept: Arc<KeptTunnels>,
+    /// The devices that are not connected.
+    pub offline: Offline,
+    metrics: Arc<Metrics>,
+}
+
+impl Transport {
+    /// Has places for so many tunnels.
+    pub fn new(vpn: Vpn, places: usize, metrics: Arc<Metrics>) -> Self {
+        Transport { vpn, kept: Arc::new(KeptTunnels::new(places)), offline: Offline::default(), metrics }
     }
 
-    fn close(&self, ends: impl Fn(&str, &Instant) -> bool) {
-        let mut idle = self.idle.lock();
-        let ended: Vec<_> =
-            idle.tunnels.iter().filter(|(_, (target, since, _))| ends(target, since)).map(|(n, _)| *n).collect();
-        for number in ended {
-            idle.remove(number);
+    /// Opens a tunnel to a target.
+    pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
+        if let Some(error) = self.offline.find(target) {
+            self.metrics.remembered.inc();
+            return Err(error);
         }
+        let place = self.kept.place().ok_or_else(busy)?;
+        self.metrics.handshakes.inc();
+        // the key may be read again from a file system that hangs
+        let opened = deadline.wait(self.vpn.open(&target.address, deadline)).await.flatten();
+        match &opened {
+            Ok(_) => self.offline.succeeded(target),
+            Err(error) => self.offline.failed(target, error),
+        }
+        Ok(Tunnel::new(opened?, place))
+    }
+
+    /// Sends a request in a kept tunnel, or else in a new one. Like Go's HTTP client, it repeats the request only if a kept
+    /// tunnel ends before the first byte of the answer. A kept tunnel without an answer fails the scrape: the device may have
+    /// lost its VPN connection in silence, or its exporter may hang. So all kept tunnels to the device close, and the next
+    /// scrape opens one.
+    pub async fn exchange(
+        &self, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
+    ) -> Result<(Parts, Exchange), ScrapeError> {
+        if let Some(tunnel) = self.kept.take(&target.address) {
+            let answered = deadline.wait(Exchange::start(tunnel, request.clone())).await;
+            match answered.inspect_err(|_| self.kept.close_device(target.device()))? {
+                Err(NoAnswer { is_closed: true, .. }) => {}
+                answered => return answered.map_err(|no_answer| no_answer.error),
+            }
+        }
+        let tunnel = self.open(target, deadline).await?;
+        deadline.wait(Exchange::start(tunnel, request)).await?.map_err(|no_answer| no_answer.error)
     }
 }
 

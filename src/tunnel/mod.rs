@@ -15,7 +15,6 @@ mod offline;
 mod proxy;
 mod relay;
 mod target_list;
-mod transport;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,7 +25,7 @@ use std::time::Duration;
 use hyper::Uri;
 use rustls::pki_types::CertificateDer;
 
-use crate::key::KeySource;
+use crate::key_renewal::KeySource;
 use crate::logging;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
@@ -39,11 +38,9 @@ use crate::signals;
 use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::capacity::Places;
-use crate::tunnel::kept_tunnels::KeptTunnels;
+use crate::tunnel::kept_tunnels::Transport;
 use crate::tunnel::metrics::Metrics;
-use crate::tunnel::offline::Offline;
 use crate::tunnel::proxy::Proxy;
-use crate::tunnel::transport::Transport;
 
 /// The checked settings of the tunnel.
 pub struct Settings {
@@ -63,8 +60,6 @@ pub struct Settings {
     pub guard: Guard,
     /// The log.
     pub log: logging::Settings,
-    /// Settings that are allowed but look like mistakes, for the log.
-    pub warnings: Vec<String>,
 }
 
 /// Runs the tunnel until a signal ends it.
@@ -73,9 +68,6 @@ pub struct Settings {
 /// The system does not let it start.
 pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     logging::init(&settings.log, &settings.key);
-    for warning in &settings.warnings {
-        log::warn!("{warning}");
-    }
     memory::keep_some();
     let metrics = Arc::new(Metrics::new()?);
     let mut connector = Connector::new(settings.roots, settings.proxies)?;
@@ -92,12 +84,7 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     );
     log::debug!("{} scrapes at once", places.scrapes);
     let vpn = Vpn::new(connector, settings.url, settings.key);
-    let transport = Transport::new(
-        vpn,
-        KeptTunnels::new(places.tunnels),
-        Offline::new(metrics.remembered.clone()),
-        metrics.handshakes.clone(),
-    );
+    let transport = Transport::new(vpn, places.tunnels, metrics.clone());
     let allowed = AllowedTargets::new(settings.sd_file, metrics.clone());
     let proxy = Proxy::new(transport, allowed, metrics, settings.guard, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
@@ -19,11 +18,8 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 ///
 /// The tunnel host is asked once for each interval of the device's fastest target: an answer holds until a target that has had
 /// it is scraped again.
-pub struct Offline {
-    devices: Mutex<HashMap<Box<str>, Device>>,
-    /// Scrapes that are answered from memory.
-    remembered: IntCounter,
-}
+#[derive(Default)]
+pub struct Offline(Mutex<HashMap<Box<str>, Device>>);
 
 struct Device {
     error: ScrapeError,
@@ -34,21 +30,13 @@ struct Device {
 }
 
 impl Offline {
-    /// Counts the answers from memory.
-    pub fn new(remembered: IntCounter) -> Self {
-        Offline { devices: Mutex::default(), remembered }
-    }
-
     /// The remembered answer for a target, if it holds.
     pub fn find(&self, target: &Target) -> Option<ScrapeError> {
-        let mut devices = self.devices.lock();
+        let mut devices = self.0.lock();
         let device = devices.get_mut(target.device())?;
         // A target that is new in the list may be there because its device is back.
         let holds = device.answered > target.listed && device.answered.elapsed() < MAX_AGE;
-        (holds && device.told.insert(target.address.clone())).then(|| {
-            self.remembered.inc();
-            device.error.clone()
-        })
+        (holds && device.told.insert(target.address.clone())).then(|| device.error.clone())
     }
 
     /// Remembers the answer of the tunnel host if the device is not connected.
@@ -59,16 +47,16 @@ impl Offline {
         // An answer from memory says nothing about the tunnel host, so it has no status.
         let error = ScrapeError { status: None, ..error.clone() };
         let device = Device { error, answered: Instant::now(), told: [target.address.clone()].into() };
-        self.devices.lock().insert(target.device().into(), device);
+        self.0.lock().insert(target.device().into(), device);
     }
 
     /// A tunnel to the target opens: its device is connected.
     pub fn succeeded(&self, target: &Target) {
-        self.devices.lock().remove(target.device());
+        self.0.lock().remove(target.device());
     }
 
     /// Forgets answers that hold no more.
     pub fn expire(&self) {
-        self.devices.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
+        self.0.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
     }
 }

@@ -25,16 +25,16 @@ use tokio::time::interval;
 use crate::net::guard::{self, Guard};
 use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::server::{Limits, MAX_HEADERS, TEXT, WhenFull, reply, serve};
+use crate::net::server::{Limits, MAX_HEADERS, TEXT, reply, serve};
 use crate::registry;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
 use crate::tunnel::capacity::busy;
-use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Tunnel};
+use crate::tunnel::exchange::Tunnel;
+use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Transport};
 use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
 use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Target;
-use crate::tunnel::transport::Transport;
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
@@ -82,13 +82,8 @@ impl Proxy {
                 transport.offline.expire();
             }
         });
-        let limits = Limits {
-            connections,
-            when_full: WhenFull::CloseIdle,
-            head_timeout: IDLE_TIMEOUT + DEFAULT_TIMEOUT,
-            max_head: MAX_HEAD,
-            single: None,
-        };
+        let limits =
+            Limits { connections, head_timeout: IDLE_TIMEOUT + DEFAULT_TIMEOUT, max_head: MAX_HEAD, single: None };
         let proxy = Arc::new(self);
         let answering = proxy.clone();
         let answer = move |request| answering.clone().answer(request);
@@ -138,10 +133,7 @@ impl Proxy {
 
     async fn own_page(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let mut answer = match (self.guard.check(request), request.uri().path()) {
-            (Err(refused), _) => {
-                let (status, text) = refused.answer();
-                reply(status, TEXT, text)
-            }
+            (Err((status, text)), _) => reply(status, TEXT, text),
             (Ok(()), page @ ("/metrics" | "/")) => {
                 self.allowed.check().await; // a target that has left the list has no failure
                 let (kind, text) = match page {

@@ -15,9 +15,10 @@ use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
-use baletheus::key::{self, KeySource};
+use baletheus::key_renewal::KeySource;
 use baletheus::liveness::Liveness;
 use baletheus::net::env_proxies::Proxies;
+use baletheus::secret;
 use serde_json::{Value, json};
 
 /// All devices over the VPN, with an exporter on port 80 and with every label.
@@ -48,7 +49,7 @@ pub fn list(inventory: &Inventory) -> Vec<u8> {
 
 /// The client of the API at this URL.
 pub fn api(url: &str) -> Client {
-    let key = KeySource::new(key::key("a-key").expect("a key"), None);
+    let key = KeySource::new(secret::key("a-key").expect("a key"), None);
     let (proxies, _) = Proxies::from_env(&|_| None);
     let api = Api { url: url.to_owned(), key, proxies, roots: Vec::new(), timeout: Duration::from_secs(60) };
     Client::new(api, Query::new(rules().fields(), &Selection::default())).expect("the platform's certificates")

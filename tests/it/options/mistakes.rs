@@ -187,7 +187,8 @@ fn mistakes_of_more_than_one_option_name_all_of_them() {
         (&["USE_PUBLIC_URLS=true", "--address=lan"], &["USE_PUBLIC_URLS", "--address", "lan"]),
         (&["FLEET=a/b", "APPLICATION=c/d"], &["FLEET", "APPLICATION"]),
         (&["EXPORTERS=node:9100,app:80,node:9100"], &["EXPORTERS", "node:9100", "same target", "name"]),
-        (&["--exporter=9100", "--exporter=none"], &["--exporter", "it means no exporter, but others are named as well"]),
+        (&["--exporter=9100", "--exporter=none"], &["--exporter", "none means no exporter, but others are named as well"]),
+        (&["--exporter=none,9100"], &["--exporter", "none means no exporter, but others are named as well"]),
         (&["--exporter=9100", "--exporter=9100/more"], &["--exporter", "9100/more", "same target", "name"]),
         // all public URLs of a device are one address
         (&["--address=public", "EXPORTERS=80,9100"], &["EXPORTERS", "80", "9100", "name"]),

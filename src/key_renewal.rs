@@ -1,0 +1,58 @@
+//! The API key in use, which is read again from its file when it is refused: by the API with 401, by balena's VPN proxy with 407.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::secret::{Secret, key, text_again};
+
+/// The key in use, and the file that it came from. Clones share the key.
+#[derive(Clone, Debug)]
+pub struct KeySource {
+    key: Arc<Mutex<Secret>>,
+    file: Option<PathBuf>,
+}
+
+impl KeySource {
+    /// A key, and the file that it was read from, if any.
+    pub fn new(key: Secret, file: Option<PathBuf>) -> Self {
+        KeySource { key: Arc::new(Mutex::new(key)), file }
+    }
+
+    /// A warning if others than its owner may write the file: they choose whose devices are listed.
+    pub fn warning(&self) -> Option<String> {
+        let file = self.file.as_ref()?;
+        let mode = fs::metadata(file).ok()?.mode();
+        let warning = || format!("others may write the key file {}: chmod go-w it", file.display());
+        (mode & 0o022 != 0).then(warning)
+    }
+
+    /// The key to use now.
+    pub fn current(&self) -> Secret {
+        self.key.lock().clone()
+    }
+
+    /// Another key to try than the refused one: that of the file, which another thread may have read meanwhile. Blocks on the file
+    /// system.
+    ///
+    /// # Errors
+    /// There is no other key. If the file is why, the text says what is wrong with it, for a message about the key that is refused.
+    pub fn renew(&self, refused: &Secret) -> Result<Secret, Option<String>> {
+        let current = self.current();
+        if current != *refused {
+            return Ok(current);
+        }
+        let file = self.file.as_ref().ok_or(None)?;
+        match text_again(file).and_then(|text| key(&text)) {
+            Ok(key) if key == *refused => Err(None),
+            Ok(key) => {
+                *self.key.lock() = key.clone();
+                Ok(key)
+            }
+            Err(why) => Err(Some(format!("the key file {} {why}, so the old key stays", file.display()))),
+        }
+    }
+}
