@@ -165,9 +165,7 @@ fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> 
             status.refreshed(took, outcome, list);
         }
     };
-    let inventory = Inventory::new(config.service_labels);
-    let discovery =
-        Discovery::new(&mut client, sink, &report, &liveness, config.rules, inventory, config.selection.fleets);
+    let discovery = Discovery::new(&mut client, sink, &report, &liveness, config.rules, config.selection.fleets);
     Ok(if discovery.run(interval, &mut clock) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -43,9 +43,10 @@ impl Source for Answers<'_> {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let address = if bytes.len() % 2 == 0 { Address::Vpn } else { Address::Public };
-    let rules = Rules { address, exporters: exporter::parse_list("node:9100").expect("an exporter"), ..fakes::rules() };
+    let exporters = exporter::parse_list("node:9100").expect("an exporter");
+    let rules = Rules { address, exporters, service_labels: true, ..fakes::rules() };
     let lists = [(); 2].map(|()| {
-        let mut inventory = Inventory::new(true);
+        let mut inventory = Inventory::default();
         inventory.refresh(&mut Answers(bytes), &rules).ok().map(|()| fakes::list(&inventory))
     });
     assert_eq!(lists[0], lists[1], "another list when it is made afresh");

@@ -31,14 +31,12 @@ pub trait List {
     type Page;
     /// What is read of a record.
     type Record<'a>;
-    /// What the records are, for messages: `devices`.
-    const WHAT: &'static str;
 
     /// Where the pages come from.
     fn source(&mut self) -> &mut dyn Source;
 
     /// What they are a part of.
-    fn listing(&self) -> Listing<'static>;
+    fn listing(&self) -> Listing;
 
     /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
     fn is_current(&self, _page: &Self::Page) -> bool {
@@ -69,7 +67,7 @@ pub trait List {
 
     /// The failure for an answer that is not what was asked for.
     fn invalid(&mut self, why: &str) -> Failure {
-        let (api, what) = (self.source().name(), Self::WHAT);
+        let (what, api) = (self.listing().what(), self.source().name());
         let message = format!("the answer of {api} is no page of {what}: {why}; is --api-url (API_URL) right?");
         Failure::new(Reason::BadAnswer, message)
     }
@@ -85,37 +83,14 @@ pub struct Place<'a, T> {
     pub old: Option<&'a T>,
 }
 
-/// Walks over pages. One that a rate limit stops goes on at the next try: the pages that it has asked for are not asked for
-/// again, so that it ends where a window holds fewer requests than it needs.
-#[derive(Default)]
-pub struct Walks {
-    number: u64,
-    /// When the walk began that has not ended.
-    began: Option<Instant>,
-}
-
-impl Walks {
-    /// Begins a walk, or goes on with the last one. `refresh` gets its number.
-    ///
-    /// # Errors
-    /// That of `refresh`.
-    pub fn walk(&mut self, refresh: impl FnOnce(u64) -> Result<(), Failure>) -> Result<(), Failure> {
-        if self.began.is_none_or(|began| began.elapsed() > MAX_WALK) {
-            self.number += 1;
-            self.began = Some(Instant::now());
-        }
-        let outcome = refresh(self.number);
-        if !matches!(&outcome, Err(failure) if failure.reason == Reason::RateLimited) {
-            self.began = None;
-        }
-        outcome
-    }
-}
-
 /// The pages of a list as they were read last.
 pub struct Pages<T> {
     cached: Vec<CachedPage<T>>,
     version: u64,
+    /// The number of walks over the pages.
+    walk: u64,
+    /// When the walk began that has not ended.
+    began: Option<Instant>,
     /// How many records this server puts into an answer, if that is fewer than it is asked for.
     server_limit: Option<usize>,
 }
@@ -138,7 +113,7 @@ struct CachedPage<T> {
 
 impl<T> Default for Pages<T> {
     fn default() -> Self {
-        Pages { cached: Vec::new(), version: 0, server_limit: None }
+        Pages { cached: Vec::new(), version: 0, walk: 0, began: None, server_limit: None }
     }
 }
 
@@ -158,17 +133,31 @@ impl<T> Pages<T> {
         self.cached.clear();
     }
 
-    /// Asks for every page that this walk has not asked for.
+    /// Walks over all pages. A walk that a rate limit stops goes on at the next try: the pages that it has asked for are not
+    /// asked for again, so that it ends where a window holds fewer requests than it needs.
     ///
     /// # Errors
     /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that
     /// the next try is cheaper.
-    pub fn refresh(&mut self, list: &mut impl List<Page = T>, walk: u64) -> Result<(), Failure> {
+    pub fn refresh(&mut self, list: &mut impl List<Page = T>) -> Result<(), Failure> {
+        if self.began.is_none_or(|began| began.elapsed() > MAX_WALK) {
+            self.walk += 1;
+            self.began = Some(Instant::now());
+        }
+        let outcome = self.walk(list);
+        if !matches!(&outcome, Err(failure) if failure.reason == Reason::RateLimited) {
+            self.began = None;
+        }
+        outcome
+    }
+
+    /// Asks for every page that this walk has not asked for.
+    fn walk(&mut self, list: &mut impl List<Page = T>) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;
         let mut size = 0;
         loop {
-            let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == walk);
+            let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == self.walk);
             let new = if is_there { None } else { self.fetch(index, after, list)? };
             if let Some(page) = new {
                 // The new page replaces all old ones that begin within it.
@@ -178,7 +167,7 @@ impl<T> Pages<T> {
                 self.version += 1;
             }
             let page = &mut self.cached[index];
-            page.walk = walk;
+            page.walk = self.walk;
             size += page.size;
             match page.end {
                 None => return Ok(()),

@@ -13,14 +13,14 @@ pub enum Request<'a> {
     /// Up to `limit` records of a list by ascending id, from above `after`.
     Page {
         /// The list.
-        list: Listing<'a>,
+        list: Listing,
         /// Above this id.
         after: u64,
         /// At most so many.
         limit: usize,
     },
     /// The id of the first record of a list above this one.
-    NextId(Listing<'a>, u64),
+    NextId(Listing, u64),
     /// The releases with these ids, in the form of [`Listing::Releases`].
     ReleasesById(&'a [u64]),
     /// The fleets of the first devices that the key sees, selected or not.
@@ -29,17 +29,28 @@ pub enum Request<'a> {
 
 /// A list of the API.
 #[derive(Clone, Copy, Debug)]
-pub enum Listing<'a> {
+pub enum Listing {
     /// What discovery needs of the selected devices.
     Devices,
     /// Something else of them: a `$select`, with or without an `$expand`.
-    DevicesWith(&'a str),
+    DevicesWith(&'static str),
     /// Their state, and what is asked for beside what every server knows.
     State(StateFields),
     /// Their services that do not run, each with its own id.
     NotRunning,
     /// Releases that devices of the selected fleets run, with the labels of their services.
     Releases,
+}
+
+impl Listing {
+    /// What its records are, for messages.
+    pub fn what(self) -> &'static str {
+        match self {
+            Listing::Devices | Listing::DevicesWith(_) | Listing::State(_) => "devices",
+            Listing::NotRunning => "services",
+            Listing::Releases => "releases",
+        }
+    }
 }
 
 /// Which of the `STATE_FIELDS` are asked for.

@@ -27,7 +27,7 @@ pub fn options(settings: &Settings) -> String {
         yes(rules.online_only),
         rules.address.as_str(),
         count(rules.exporters.len(), "exporter"),
-        yes(settings.service_labels),
+        yes(rules.service_labels),
         rules.own_tags.as_str(),
     )
 }

@@ -29,7 +29,7 @@ use crate::logging;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
 use crate::net::vpn::Vpn;
-use crate::state::devices::{DeviceList, FleetState, ListedDevice, ListedDevices};
+use crate::state::devices::{FleetState, ListedDevice, ListedDevices};
 use crate::state::installs::NotRunning;
 use crate::state::watching;
 use crate::text::count;
@@ -46,8 +46,6 @@ pub struct Settings {
     pub selection: Selection,
     /// How devices become targets.
     pub rules: Rules,
-    /// Whether labels of services are read.
-    pub service_labels: bool,
     /// balena's VPN proxy.
     pub tunnel: Uri,
     /// Only devices with this in their name, or at the start of their uuid.
@@ -86,7 +84,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     let options = anonymous::options(&settings);
     let (mut client, prober) = connect(&settings)?;
     let start = Instant::now();
-    let mut list = Inventory::new(settings.service_labels);
+    let mut list = Inventory::default();
     let refreshed = list.refresh(&mut client, &settings.rules);
     KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
     let refresh = start.elapsed();
@@ -136,8 +134,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
 
 /// The rows of the devices with this name, or of all.
 fn all_rows(list: &Inventory, known: FleetState, name: Option<&str>) -> Vec<Row> {
-    let list = DeviceList { version: 0, pages: list.pages().cloned().collect() };
-    let mut devices = ListedDevices::new(list.into(), known);
+    let mut devices = ListedDevices::new(list.pages().clone(), known);
     let mut rows = Vec::new();
     while let Some(device) = devices.next() {
         if name.is_none_or(|name| is_named(device.entry, name)) {

@@ -47,8 +47,6 @@ pub struct DiscoverySettings {
     pub selection: Selection,
     /// How devices become targets.
     pub rules: Rules,
-    /// Whether labels of services are read.
-    pub service_labels: bool,
     /// Path of the target file.
     pub sd_file: PathBuf,
     /// Its permissions.
@@ -81,7 +79,7 @@ pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<DiscoverySettin
 /// All mistakes.
 pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<ConfigError>> {
     read(Verb::Check, matches, var, |from| {
-        let DiscoverySettings { api, selection, rules, service_labels, tunnel, mut log, .. } = read_discovery(from);
+        let DiscoverySettings { api, selection, rules, tunnel, mut log, .. } = read_discovery(from);
         log.warnings.extend(unencrypted(&tunnel).filter(|_| rules.address == Address::Vpn));
         let name = matches.get_one::<String>("name").map(|name| name.trim().to_owned());
         if name.as_deref() == Some("") {
@@ -91,7 +89,6 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
             api,
             selection,
             rules,
-            service_labels,
             tunnel,
             name,
             failing: matches.get_flag("failing"),
@@ -156,6 +153,7 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
+        service_labels: from.one("service-labels", boolean),
     };
     let sd_file = sd_file(from);
     from.warnings.extend(unread(&sd_file));
@@ -171,7 +169,6 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         },
         selection,
         rules,
-        service_labels: from.one("service-labels", boolean),
         sd_file,
         sd_file_mode: from.one("sd-file-mode", mode),
         write_empty: from.one("write-empty", boolean),

@@ -1,6 +1,6 @@
 //! What the log announces: the list, each device whose state changed, and each problem, once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::iter;
 use std::sync::Arc;
@@ -131,10 +131,7 @@ impl Changes {
 
 /// Why a list has no targets.
 fn why_empty(list: &Inventory, fleets: &[FleetRef]) -> String {
-    let mut reasons: BTreeMap<LeftOutReason, usize> = BTreeMap::new();
-    for left_out in list.entries().filter_map(|entry| entry.left_out.as_ref()) {
-        *reasons.entry(left_out.reason).or_default() += 1;
-    }
+    let reasons = list.left_out();
     if reasons.is_empty() {
         let renamed = if fleets.is_empty() { "" } else { " (was a fleet renamed? Its id survives that)" };
         return format!("the API lists no device{renamed}");
@@ -216,9 +213,7 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
             _ => None,
         }
     });
-    let has_none =
-        |entry: &Arc<Entry>| entry.left_out.as_ref().is_some_and(|why| why.reason == LeftOutReason::NoExporter);
-    let no_exporter = list.entries().any(has_none).then(|| NO_EXPORTER.to_owned());
+    let no_exporter = list.left_out().contains_key(&LeftOutReason::NoExporter).then(|| NO_EXPORTER.to_owned());
     list.warnings().map(str::to_owned).chain(fleets).chain(no_exporter).collect()
 }
 

@@ -15,7 +15,7 @@ use crate::words::words;
 
 words! {
     /// Where the exporters of a device come from. The first source that has some provides all of them.
-    #[derive(Default)]
+    #[derive(Default, Hash)]
     Origin {
     /// A tag of the device.
     DeviceTag = "device tag",

@@ -1,8 +1,8 @@
 //! What is kept of a device and of a page of devices: data, of which renderers make text where it is needed.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::{Arc, LazyLock};
@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use twox_hash::XxHash3_64;
 
 use super::device_exporters::Origin;
-use super::left_out::{LeftOut, LeftOutReason};
+use super::left_out::LeftOut;
 use super::quiet_times::QuietTimes;
 use super::service_labels::Declared;
 use super::tags::{QUIET, Tags};
@@ -66,21 +66,6 @@ impl Entry {
         }
     }
 
-    /// The same device without its targets.
-    #[must_use]
-    pub fn leave_out(&self, reason: LeftOut) -> Self {
-        let common = Common {
-            fleet: self.common.fleet.clone(),
-            release: self.common.release,
-            declared: self.common.declared.clone(),
-            origin: self.common.origin,
-            info: self.common.info.clone(),
-            ..Common::default()
-        };
-        let (left_out, common) = (Some(reason.into()), common.into());
-        Entry { address: None, left_out, tag_labels: "".into(), common, ..self.clone() }
-    }
-
     /// Its id in balena's database.
     pub fn id(&self) -> Option<u64> {
         self.id.map(NonZeroU64::get)
@@ -106,7 +91,7 @@ impl Entry {
 
     /// Its targets; none if it is left out.
     pub fn targets(&self) -> &[Target] {
-        &self.common.targets
+        if self.left_out.is_some() { &[] } else { &self.common.targets }
     }
 
     /// The host of its targets.
@@ -130,7 +115,7 @@ impl Entry {
 }
 
 /// A target of a device, but for its host.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     /// TCP port.
     pub port: u16,
@@ -147,7 +132,7 @@ pub struct Target {
 }
 
 /// What many devices have in common: it is kept once.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Common {
     /// The fleet; a device may have none.
     pub fleet: Option<ListedFleet>,
@@ -170,18 +155,8 @@ pub struct Common {
     pub info: Box<str>,
 }
 
-#[allow(clippy::derived_hash_with_manual_eq)] // equal values have equal texts
-impl Hash for Common {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.release.hash(state);
-        for text in self.labels.iter().chain([&self.info]).chain(self.targets.iter().map(|target| &target.labels)) {
-            state.write_u64(fingerprint(text.as_bytes()));
-        }
-    }
-}
-
 /// A fleet with devices.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ListedFleet {
     /// Database id.
     pub id: Option<u64>,
@@ -227,29 +202,11 @@ impl Commons {
 
 /// The devices of a page of the API.
 #[derive(Debug, Default)]
-pub struct Page {
+pub struct DevicePage {
     /// By ascending id. A device without an id keeps its place in the API's answer.
     pub entries: Vec<Arc<Entry>>,
-    /// How many targets they have.
-    pub targets: usize,
-    /// How many devices are left out, by reason.
-    pub left_out: BTreeMap<LeftOutReason, usize>,
     /// Problems with devices that are listed all the same.
     pub warnings: Vec<String>,
-}
-
-impl Page {
-    /// A page of these devices.
-    pub fn new(entries: Vec<Arc<Entry>>, warnings: Vec<String>) -> Self {
-        let mut left_out = BTreeMap::new();
-        for entry in &entries {
-            if let Some(why) = &entry.left_out {
-                *left_out.entry(why.reason).or_default() += 1;
-            }
-        }
-        let targets = entries.iter().map(|entry| entry.targets().len()).sum();
-        Page { entries, targets, left_out, warnings }
-    }
 }
 
 /// Equal texts have equal fingerprints within one run of the program. The seed is random, so that a device cannot choose the

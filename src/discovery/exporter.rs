@@ -8,7 +8,7 @@ use crate::values::{BadValue, items};
 const RESERVED: [&str; 5] = ["alertmanager", "baletheus", "baletheus-tunnel", "grafana", "prometheus"];
 
 /// An exporter on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Exporter {
     /// Becomes the label `job`. Dashboards made for `job="node"` then work without a change.
     pub name: Option<String>,

@@ -60,13 +60,13 @@ pub struct Discovery<'a> {
 }
 
 impl<'a> Discovery<'a> {
-    /// Fetches nothing yet. `inventory` has to be empty; `fleets` are those that were asked for.
+    /// Fetches nothing yet. `fleets` are those that were asked for.
     pub fn new(
         source: &'a mut dyn Source, sink: &'a mut dyn Sink, report: Reporter<'a>, liveness: &'a Liveness, rules: Rules,
-        inventory: Inventory, fleets: Vec<FleetRef>,
+        fleets: Vec<FleetRef>,
     ) -> Self {
-        let (key_owner, changes) = (KeyOwner::default(), Changes::new(fleets));
-        Discovery { source, sink, report, liveness, rules, inventory, key_owner, changes }
+        let (inventory, key_owner) = (Inventory::default(), KeyOwner::default());
+        Discovery { source, sink, report, liveness, rules, inventory, key_owner, changes: Changes::new(fleets) }
     }
 
     /// Refreshes at this interval, counted from start to start, until the clock ends it; without an interval, once. Returns

@@ -11,7 +11,7 @@ const EPOCH: u64 = 3 * DAY;
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
 /// Spans of each week: the minute at which one begins, since Monday 00:00 UTC, and its length in minutes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct QuietTimes(Vec<(u64, u64)>);
 
 impl QuietTimes {

@@ -20,18 +20,11 @@ const MAX_IDS: usize = 500;
 pub struct Releases {
     pages: Pages<Vec<Arc<Declared>>>,
     by_release: HashMap<u64, Arc<Declared>>,
-    /// The version of the pages of which that was made.
-    version: u64,
     /// The answer of a server that does not know releases.
     missing: Option<Failure>,
 }
 
 impl Releases {
-    /// Rises with each change.
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
     /// What a release declares.
     pub fn get(&self, release: u64) -> Option<&Arc<Declared>> {
         self.by_release.get(&release)
@@ -57,9 +50,9 @@ impl Releases {
     /// # Errors
     /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or
     /// 500.
-    pub fn refresh(&mut self, source: &mut dyn Source, walk: u64) -> Result<(), Failure> {
+    pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
         let mut list = ReleaseList { source, known: &self.by_release };
-        match self.pages.refresh(&mut list, walk) {
+        match self.pages.refresh(&mut list) {
             Ok(()) => self.missing = None,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => {
@@ -75,11 +68,8 @@ impl Releases {
             }
             Err(failure) => return Err(failure),
         }
-        if self.version != self.pages.version() {
-            let declared = self.pages.contents().flatten();
-            self.by_release = declared.map(|declared| (declared.release, declared.clone())).collect();
-            self.version = self.pages.version();
-        }
+        let declared = self.pages.contents().flatten();
+        self.by_release = declared.map(|declared| (declared.release, declared.clone())).collect();
         Ok(())
     }
 
@@ -135,13 +125,12 @@ impl ReleaseList<'_> {
 impl List for ReleaseList<'_> {
     type Page = Vec<Arc<Declared>>;
     type Record<'a> = Arc<Declared>;
-    const WHAT: &'static str = "releases";
 
     fn source(&mut self) -> &mut dyn Source {
         self.source
     }
 
-    fn listing(&self) -> Listing<'static> {
+    fn listing(&self) -> Listing {
         Listing::Releases
     }
 

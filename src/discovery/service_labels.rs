@@ -14,7 +14,7 @@ const KNOWN: [&str; 8] = [ALERT, "interval", "job", "path", "port", "scheme", "s
 const ALERT: &str = "alert";
 
 /// What the services of a release declare.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Declared {
     /// Id of the release.
     pub release: u64,
@@ -37,7 +37,7 @@ impl Declared {
 }
 
 /// An exporter that a service declares.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct ServiceExporter {
     /// Its port and path. Its name is the label `job`, or else the name of the service.
     pub exporter: Exporter,

@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::entry::{Entry, Page};
+use super::entry::{DevicePage, Entry};
 use super::left_out::{LeftOut, LeftOutReason};
 
 /// Leaves out the devices that are offline while another one with their address is online. Where nobody knows which device has
 /// the address, all stay. Gives a warning for each such address.
-pub fn leave_out(pages: &mut [Arc<Page>]) -> Vec<String> {
+pub fn leave_out(pages: &mut [Arc<DevicePage>]) -> Vec<String> {
     let mut by_address: HashMap<IpAddr, Vec<&Arc<Entry>>> = HashMap::new();
     for entry in pages.iter().flat_map(|page| &page.entries) {
         if let Some(address) = entry.address {
@@ -40,10 +40,14 @@ pub fn leave_out(pages: &mut [Arc<Page>]) -> Vec<String> {
         let is_gone = |entry: &Entry| entry.address.is_some() && entry.id().is_some_and(|id| offline.contains(&id));
         if page.entries.iter().any(|entry| is_gone(entry)) {
             let entries = page.entries.iter().map(|entry| {
-                let left_out = || LeftOut::from(LeftOutReason::LanAddressTaken);
-                if is_gone(entry) { entry.leave_out(left_out()).into() } else { entry.clone() }
+                if !is_gone(entry) {
+                    return entry.clone();
+                }
+                let mut entry = Entry::clone(entry);
+                entry.left_out = Some(LeftOut::from(LeftOutReason::LanAddressTaken).into());
+                entry.into()
             });
-            *page = Page::new(entries.collect(), page.warnings.clone()).into();
+            *page = DevicePage { entries: entries.collect(), warnings: page.warnings.clone() }.into();
         }
     }
     warnings

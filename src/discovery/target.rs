@@ -54,6 +54,8 @@ pub struct Rules {
     pub lan: Lan,
     /// The labels of a target.
     pub labels: LabelSet,
+    /// Whether labels of services are read.
+    pub service_labels: bool,
     /// Leave out devices that are not connected to the VPN.
     pub online_only: bool,
     /// Tags that a device must have. A tag of the device beats the same tag of its fleet.

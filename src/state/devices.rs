@@ -6,16 +6,10 @@ use std::time::SystemTime;
 use super::installs::{DeviceServices, NotRunning, Running};
 use super::lists::{RecordKind, RecordPages};
 use super::reported::{DeviceState, SupervisorReport};
-use crate::discovery::entry::{Entry, Page};
+use crate::discovery::entry::{DevicePage, Entry};
 
-/// The devices, as discovery has published them.
-#[derive(Default)]
-pub struct DeviceList {
-    /// The version of the inventory.
-    pub version: u64,
-    /// By ascending id.
-    pub pages: Vec<Arc<Page>>,
-}
+/// The devices by ascending id, as discovery has published them.
+pub type DeviceList = Arc<Vec<Arc<DevicePage>>>;
 
 /// What is known of the devices.
 #[derive(Clone, Default)]
@@ -72,13 +66,12 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The item here, after which the cursor moves on.
-    pub fn next<'a, P, T: 'a>(&mut self, pages: &'a [P], items: impl Fn(&'a P) -> &'a [T]) -> Option<&'a T> {
+    /// The device here, after which the cursor moves on.
+    pub fn next<'a>(&mut self, list: &'a [Arc<DevicePage>]) -> Option<&'a Entry> {
         loop {
-            let items = items(pages.get(self.page)?);
-            if let Some(item) = items.get(self.place) {
+            if let Some(entry) = list.get(self.page)?.entries.get(self.place) {
                 self.place += 1;
-                return Some(item);
+                return Some(entry);
             }
             *self = Cursor { page: self.page + 1, place: 0 };
         }
@@ -111,7 +104,7 @@ pub struct ListedDevice<'a> {
 
 /// Goes through all devices by ascending id.
 pub struct ListedDevices {
-    list: Arc<DeviceList>,
+    list: DeviceList,
     known: FleetState,
     entry: Cursor,
     state: Cursor,
@@ -123,7 +116,7 @@ pub struct ListedDevices {
 
 impl ListedDevices {
     /// These devices.
-    pub fn new(list: Arc<DeviceList>, known: FleetState) -> Self {
+    pub fn new(list: DeviceList, known: FleetState) -> Self {
         let start = Cursor::default();
         ListedDevices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
     }
@@ -135,7 +128,7 @@ impl ListedDevices {
 
     /// The next device.
     pub fn next(&mut self) -> Option<ListedDevice<'_>> {
-        let entry = self.entry.next(&self.list.pages, |page| &page.entries)?;
+        let entry = self.entry.next(&self.list)?;
         let Some(id) = entry.id() else {
             return Some(ListedDevice { entry, state: None, report: None, services: None });
         };

@@ -7,17 +7,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lists::RecordKind;
+use super::lists::{Image, RecordKind, Shared};
 use super::reported::DeviceState;
-use super::shared::{Image, Shared};
-use crate::balena::Listing;
 use crate::balena::device::{Release, Text, one};
-use crate::balena::query::StateFields;
 use crate::balena::release::ImageOfService;
 use crate::discovery::service_labels::Declared;
 
 /// The images that run. A count of them would not tell those of the release from the supervisor's own.
-const RUNNING: &str = "$select=id&$expand=image_install($select=installs__image,is_provided_by__release;\
+pub const RUNNING: &str = "$select=id&$expand=image_install($select=installs__image,is_provided_by__release;\
     $filter=status%20eq%20'Running';$orderby=id%20asc)";
 /// The most running images of a device that are kept.
 const MAX_IMAGES: usize = 200;
@@ -80,12 +77,6 @@ struct RunningRecord {
 }
 
 impl RecordKind for NotRunning {
-    const WHAT: &'static str = "services";
-
-    fn list(_: StateFields) -> Listing<'static> {
-        Listing::NotRunning
-    }
-
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: NotRunningRecord = serde_json::from_str(raw.get())?;
         let (image, release) = (record.installs__image, record.is_provided_by__release);
@@ -107,10 +98,6 @@ impl RecordKind for NotRunning {
 }
 
 impl RecordKind for Running {
-    fn list(_: StateFields) -> Listing<'static> {
-        Listing::DevicesWith(RUNNING)
-    }
-
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: RunningRecord = serde_json::from_str(raw.get())?;
         let id = |reference: &Option<Reference>| reference.as_ref().map(|reference| reference.id);

@@ -1,33 +1,30 @@
-//! Lists of records that the status asks for, read page by page.
+//! Lists of records that the status asks for, read page by page. What many records of a page have in common is kept once.
 
-use std::collections::BTreeSet;
-use std::marker::PhantomData;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::Hash;
+use std::mem;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::shared::Shared;
-use crate::balena::device::{self, describe};
-use crate::balena::pages::{self, List, Place, Walks};
-use crate::balena::query::StateFields;
-use crate::balena::{Client, Failure, Listing, Reason, Request, Source};
+use crate::balena::device::{self, describe, up_to};
+use crate::balena::pages::{List, Pages, Place, WithId};
+use crate::balena::{Client, Failure, Listing, Request, Source};
 use crate::text::count;
+
+/// Characters of a word that are kept.
+const MAX_LENGTH: usize = 200;
 
 /// A kind of records.
 pub trait RecordKind: Sized {
-    /// What they are, for messages.
-    const WHAT: &'static str = "devices";
-
-    /// What they are a part of. `more` is what is asked for of a state.
-    fn list(more: StateFields) -> Listing<'static>;
-
     /// Reads one.
     ///
     /// # Errors
     /// A field has the wrong type.
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self>;
 
-    /// Its id.
+    /// By which the records are ordered.
     fn id(&self) -> u64;
 }
 
@@ -36,89 +33,84 @@ pub type RecordPages<T> = Vec<Arc<Vec<T>>>;
 
 /// A list of records.
 pub struct RecordList<T> {
-    /// How they are asked for and read.
-    pub reading: Reading<T>,
-    pages: pages::Pages<Arc<Vec<T>>>,
-    walks: Walks,
-}
-
-/// How records are asked for and read.
-pub struct Reading<T> {
     client: Client,
-    /// What is asked for of a state.
-    pub more: StateFields,
+    pub listing: Listing,
+    pages: Pages<Arc<Vec<T>>>,
     /// Ids of the records that the log has called unreadable.
     unreadable: BTreeSet<Option<u64>>,
-    kind: PhantomData<T>,
 }
 
 impl<T: RecordKind> RecordList<T> {
     /// Nothing has been asked for.
-    pub fn new(client: &Client) -> Self {
-        let (client, more) = (client.clone(), [true; _]);
-        let reading = Reading { client, more, unreadable: BTreeSet::new(), kind: PhantomData };
-        RecordList { reading, pages: pages::Pages::default(), walks: Walks::default() }
+    pub fn new(client: &Client, listing: Listing) -> Self {
+        RecordList { client: client.clone(), listing, pages: Pages::default(), unreadable: BTreeSet::new() }
     }
 
-    /// Asks for all pages. Returns whether one has changed.
+    /// Asks for all pages.
     ///
     /// # Errors
     /// A request or a page fails.
-    pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let before = self.pages.version();
-        self.walks.walk(|walk| self.pages.refresh(&mut self.reading, walk))?;
-        Ok(self.pages.version() != before)
+    pub fn refresh(&mut self) -> Result<(), Failure> {
+        let mut pages = mem::take(&mut self.pages);
+        let outcome = pages.refresh(self);
+        self.pages = pages;
+        outcome
     }
 
     /// Asks for one record only, to see whether the API knows what is asked for.
     ///
     /// # Errors
     /// It does not, or there is no usable answer.
-    pub fn probe(&mut self, more: StateFields) -> Result<(), Failure> {
-        self.reading.client.get(Request::Page { list: T::list(more), after: 0, limit: 1 }, None).map(drop)
+    pub fn probe(&mut self, list: Listing) -> Result<(), Failure> {
+        self.client.get(Request::Page { list, after: 0, limit: 1 }, None).map(drop)
     }
 
     /// The pages as they were read last.
     pub fn pages(&self) -> RecordPages<T> {
         self.pages.contents().cloned().collect()
     }
-}
 
-impl<T> Reading<T> {
-    /// Reports, once each, the records of a page that cannot be read.
-    fn warn(&mut self, unreadable: &[(Option<u64>, String)]) {
-        let new: Vec<_> = unreadable.iter().filter(|(id, _)| self.unreadable.insert(*id)).collect();
-        let Some((id, why)) = new.first() else { return };
-        let id = id.map_or("no id".to_owned(), |id| format!("the id {id}"));
-        let number = count(new.len(), "record");
-        log::warn!("the API gives {number} that cannot be read, so metrics are absent: the first, with {id}: {why}");
+    /// Reports, once each, the records of a page that cannot be read. Those with ids above `after` and up to `last` are on the
+    /// page: what is gone, or can be read again, is forgotten.
+    fn warn(&mut self, after: u64, last: u64, unreadable: &[(Option<u64>, String)]) {
+        let is_known = |id: &Option<u64>| self.unreadable.contains(id);
+        let new: Vec<_> = unreadable.iter().filter(|(id, _)| !is_known(id)).collect();
+        if let Some((id, why)) = new.first() {
+            let id = id.map_or("no id".to_owned(), |id| format!("the id {id}"));
+            let number = count(new.len(), "record");
+            log::warn!(
+                "the API gives {number} that cannot be read, so metrics are absent: the first, with {id}: {why}"
+            );
+        }
+        self.unreadable.retain(|id| id.is_none_or(|id| id <= after || id > last));
+        self.unreadable.extend(unreadable.iter().map(|(id, _)| id));
     }
 }
 
-impl<T: RecordKind> List for Reading<T> {
+impl<T: RecordKind> List for RecordList<T> {
     type Page = Arc<Vec<T>>;
     type Record<'a> = T;
-    const WHAT: &'static str = T::WHAT;
 
     fn source(&mut self) -> &mut dyn Source {
         &mut self.client
     }
 
-    fn listing(&self) -> Listing<'static> {
-        T::list(self.more)
+    fn listing(&self) -> Listing {
+        self.listing
     }
 
     /// A record that cannot be read is skipped, and the log names it. If none of a full page or of the first one can be read,
     /// that is a failure: no value would look like one that is known.
-    fn read(
-        &mut self, records: Vec<&RawValue>, place: &Place<'_, Self::Page>,
-    ) -> Result<Vec<(Option<u64>, T)>, Failure> {
+    fn read(&mut self, records: Vec<&RawValue>, place: &Place<'_, Self::Page>) -> Result<Vec<WithId<T>>, Failure> {
         let mut shared = Shared::default();
         let mut read = Vec::with_capacity(records.len());
         let mut unreadable = Vec::new();
         for raw in records {
             match T::read(raw, &mut shared) {
-                Ok(record) => read.push((Some(record.id()), record)),
+                Ok(record) => {
+                    unreadable.extend(shared.problem.take().map(|why| (Some(record.id()), why)));
+                    read.push((Some(record.id()), record));
+                }
                 Err(error) => unreadable.push((device::id(raw), describe(&error))),
             }
         }
@@ -126,20 +118,58 @@ impl<T: RecordKind> List for Reading<T> {
             && (place.is_full || place.after == 0)
             && let Some((_, why)) = unreadable.first()
         {
-            return Err(self.invalid(&format!("none of the {} can be read: {why}", T::WHAT)));
+            return Err(self.invalid(&format!("none of the {} can be read: {why}", self.listing.what())));
         }
-        self.warn(&unreadable);
+        let ids = read.iter().map(|(id, _)| *id).chain(unreadable.iter().map(|(id, _)| *id));
+        let last = ids.max().flatten().filter(|_| place.is_full);
+        self.warn(place.after, last.unwrap_or(u64::MAX), &unreadable);
         Ok(read)
     }
 
-    fn page(&mut self, records: Vec<(Option<u64>, T)>) -> Result<(Self::Page, usize), Failure> {
+    fn page(&mut self, records: Vec<WithId<T>>) -> Result<(Self::Page, usize), Failure> {
         let size = records.len() * size_of::<T>();
         let records: Vec<T> = records.into_iter().map(|(_, record)| record).collect();
         Ok((records.into(), size))
     }
+}
 
-    fn invalid(&mut self, why: &str) -> Failure {
-        let message = format!("the answer of {} is no page of {}: {why}", self.client.url(), T::WHAT);
-        Failure::new(Reason::BadAnswer, message)
+/// An image on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Image {
+    /// None where the key may not read it.
+    pub id: Option<NonZeroU64>,
+    /// Id of the release that it belongs to. An image that two releases share belongs to the newer one as soon as that is
+    /// downloaded.
+    pub release: Option<NonZeroU64>,
+}
+
+/// What the records of a page share, and what is wrong with the last one.
+#[derive(Default)]
+pub struct Shared {
+    words: HashSet<Arc<str>>,
+    images: HashSet<Arc<[Image]>>,
+    /// Why a part of a record is absent.
+    pub problem: Option<String>,
+}
+
+impl Shared {
+    pub fn word(&mut self, word: &str) -> Arc<str> {
+        share(&mut self.words, up_to(MAX_LENGTH, word))
     }
+
+    pub fn images(&mut self, images: &[Image]) -> Arc<[Image]> {
+        share(&mut self.images, images)
+    }
+}
+
+fn share<T: Eq + Hash + ?Sized>(known: &mut HashSet<Arc<T>>, value: &T) -> Arc<T>
+where
+    Arc<T>: for<'a> From<&'a T>,
+{
+    if let Some(known) = known.get(value) {
+        return known.clone();
+    }
+    let new = Arc::from(value);
+    known.insert(Arc::clone(&new));
+    new
 }

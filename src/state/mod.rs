@@ -4,5 +4,4 @@ pub mod devices;
 pub mod installs;
 mod lists;
 pub mod reported;
-mod shared;
 pub mod watching;

@@ -8,14 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::lists::RecordKind;
-use super::shared::Shared;
-use crate::balena::Listing;
+use super::lists::{RecordKind, Shared};
 use crate::balena::device::{Release, Text, one};
-use crate::balena::query::StateFields;
 
 /// What the supervisors report.
-const REPORTS: &str =
+pub const REPORTS: &str =
     "$select=id,memory_usage,memory_total,storage_usage,storage_total,cpu_usage,cpu_temp,is_undervolted";
 
 /// What balenaCloud sees of a device. What it does not know is none.
@@ -122,27 +119,32 @@ struct StateRecord<'a> {
 }
 
 impl RecordKind for DeviceState {
-    fn list(more: StateFields) -> Listing<'static> {
-        Listing::State(more)
-    }
-
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
         let record: StateRecord = serde_json::from_str(raw.get())?;
-        let moment = |text: &Option<Text>| text.as_deref().and_then(Moment::parse);
+        let mut moment = |name: &str, text: Option<Text>| {
+            let moment = Moment::parse(text.as_deref()?);
+            if moment.is_none() {
+                shared.problem = Some(format!("{name} is no date"));
+            }
+            moment
+        };
+        let since = moment("last_vpn_event", record.last_vpn_event);
+        let update_since = moment("last_update_status_event", record.last_update_status_event);
+        let provisioned = moment("created_at", record.created_at);
         let target = record.should_be_running__release;
         Ok(DeviceState {
             id: record.id,
             online: record.is_connected_to_vpn,
-            since: moment(&record.last_vpn_event),
+            since,
             heartbeat: record.api_heartbeat_state.map(|state| shared.word(&state)),
             running: record.is_running__release.and_then(|release| release.short_id()),
             target: target.as_ref().and_then(Release::short_id),
             target_version: target.and_then(|release| release.raw_version).map(|version| shared.word(&version)),
             update: record.update_status.map(|status| shared.word(&status)),
-            update_since: moment(&record.last_update_status_event),
+            update_since,
             os_pending: is_newer(record.should_be_operated_by__release, record.os_version),
             supervisor_pending: is_newer(record.should_be_managed_by__release, record.supervisor_version),
-            provisioned: moment(&record.created_at),
+            provisioned,
         })
     }
 
@@ -165,10 +167,6 @@ impl DeviceState {
 }
 
 impl RecordKind for SupervisorReport {
-    fn list(_: StateFields) -> Listing<'static> {
-        Listing::DevicesWith(REPORTS)
-    }
-
     fn read(raw: &RawValue, _: &mut Shared) -> serde_json::Result<Self> {
         serde_json::from_str(raw.get())
     }

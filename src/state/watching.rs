@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use log::Level;
 
 use super::devices::{FleetState, Installs};
-use super::installs::{NotRunning, Running};
+use super::installs::{NotRunning, RUNNING, Running};
 use super::lists::RecordList;
-use super::reported::{DeviceState, SupervisorReport};
+use super::reported::{DeviceState, REPORTS, SupervisorReport};
 use crate::backoff::Backoff;
 use crate::balena::query::{self, StateFields};
-use crate::balena::{Client, Failure};
+use crate::balena::{Client, Failure, Listing};
 use crate::net::threads::{self, NoThread};
 
 /// A supervisor reports no more often than this:
@@ -89,7 +89,7 @@ impl Rounds {
             settings,
             states: StateRequests::new(client),
             services: ServiceRequests::new(client),
-            reports: RecordList::new(client),
+            reports: RecordList::new(client, Listing::DevicesWith(REPORTS)),
             state_turn: Turn::new("the state of the devices", "", interval, interval),
             service_turn: Turn::new("the services of the devices", WITHOUT_SERVICES, interval, interval),
             report_turn: Turn::new("the reports of the devices", WITHOUT_REPORTS, interval, between_reports),
@@ -197,27 +197,36 @@ impl Turn {
 /// The state of the devices, as far as this server knows it.
 struct StateRequests {
     records: RecordList<DeviceState>,
+    /// What is asked for.
+    fields: StateFields,
     /// When all was asked for last.
     tried_all: Instant,
-    /// What the log has said of.
+    /// What the log has called refused.
     told: StateFields,
 }
 
 impl StateRequests {
     fn new(client: &Client) -> Self {
-        StateRequests { records: RecordList::new(client), tried_all: Instant::now(), told: StateFields::default() }
+        let (fields, told) = ([true; _], StateFields::default());
+        let records = RecordList::new(client, Listing::State(fields));
+        StateRequests { records, fields, tried_all: Instant::now(), told }
+    }
+
+    fn ask(&mut self) -> Result<(), Failure> {
+        self.records.listing = Listing::State(self.fields);
+        self.records.refresh()
     }
 
     /// A server that does not know a field, or a key that may not read one, refuses the whole request: it is asked for the rest
     /// then.
     fn refresh(&mut self) -> Result<(), Failure> {
         if self.tried_all.elapsed() > UNKNOWN_INTERVAL {
-            (self.records.reading.more, self.tried_all) = ([true; _], Instant::now());
+            (self.fields, self.tried_all) = ([true; _], Instant::now());
         }
-        match self.records.refresh() {
-            Err(failure) if failure.is_of_this_request() && self.records.reading.more != StateFields::default() => {
+        match self.ask() {
+            Err(failure) if failure.is_of_this_request() && self.fields != StateFields::default() => {
                 let unknown = self.forget_unknown(failure.clone())?;
-                self.records.refresh()?;
+                self.ask()?;
                 if self.told != unknown {
                     self.told = unknown;
                     log::warn!(
@@ -228,25 +237,25 @@ impl StateRequests {
                 }
                 Ok(())
             }
-            outcome => outcome.map(drop),
+            outcome => outcome,
         }
     }
 
     /// Stops asking for the fields that are refused, and returns them. If it is none of them, or all requests are, the failure
     /// stays.
     fn forget_unknown(&mut self, failure: Failure) -> Result<StateFields, Failure> {
-        self.records.probe(StateFields::default())?;
+        self.records.probe(Listing::State(StateFields::default()))?;
         let mut unknown = StateFields::default();
         for index in 0..unknown.len() {
             let mut field = StateFields::default();
-            field[index] = self.records.reading.more[index];
-            match self.records.probe(field) {
+            field[index] = self.fields[index];
+            match self.records.probe(Listing::State(field)) {
                 Err(refused) if refused.is_of_this_request() => unknown[index] = true,
                 outcome => outcome?,
             }
         }
-        for (more, unknown) in self.records.reading.more.iter_mut().zip(unknown) {
-            *more &= !unknown;
+        for (field, unknown) in self.fields.iter_mut().zip(unknown) {
+            *field &= !unknown;
         }
         if unknown == StateFields::default() { Err(failure) } else { Ok(unknown) }
     }
@@ -256,23 +265,21 @@ impl StateRequests {
 struct ServiceRequests {
     not_running: RecordList<NotRunning>,
     running: RecordList<Running>,
-    /// What was read last.
-    installs: Option<Installs>,
     /// Whether the log has said that names are missing.
     told: bool,
 }
 
 impl ServiceRequests {
     fn new(client: &Client) -> Self {
-        let (not_running, running) = (RecordList::new(client), RecordList::new(client));
-        ServiceRequests { not_running, running, installs: None, told: false }
+        let not_running = RecordList::new(client, Listing::NotRunning);
+        let running = RecordList::new(client, Listing::DevicesWith(RUNNING));
+        ServiceRequests { not_running, running, told: false }
     }
 
     fn refresh(&mut self) -> Result<Installs, Failure> {
-        let known = self.installs.take();
-        let changed = [self.not_running.refresh()?, self.running.refresh()?].contains(&true);
-        let installs =
-            known.filter(|_| !changed).unwrap_or_else(|| Installs::new(self.not_running.pages(), self.running.pages()));
+        self.not_running.refresh()?;
+        self.running.refresh()?;
+        let installs = Installs::new(self.not_running.pages(), self.running.pages());
         if !self.told && installs.all().any(|install| install.service.is_none() || install.image.release.is_none()) {
             self.told = true;
             log::warn!(
@@ -280,7 +287,6 @@ impl ServiceRequests {
                  releases? Without them, services are counted at most"
             );
         }
-        self.installs = Some(installs.clone());
         Ok(installs)
     }
 }

@@ -1,7 +1,6 @@
 //! The metrics of the sidecar itself.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -9,7 +8,7 @@ use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, Result};
 
 use crate::balena::{Failure, NO_ANSWER, Reason};
 use crate::discovery::Published;
-use crate::discovery::entry::Page;
+use crate::discovery::inventory::Inventory;
 use crate::discovery::left_out::LeftOutReason;
 use crate::discovery::quiet_times::QuietTimes;
 use crate::registry::Registry;
@@ -75,7 +74,7 @@ impl Metrics {
         for status in KNOWN_STATUSES {
             metrics.requests.with_label_values(&[status]);
         }
-        metrics.listed(&[]);
+        metrics.listed(&Inventory::default());
         Ok(metrics)
     }
 
@@ -103,16 +102,16 @@ impl Metrics {
     }
 
     /// Shows what the API lists now.
-    pub fn listed(&self, pages: &[Arc<Page>]) {
-        self.devices.set(number(pages.iter().map(|page| page.entries.len()).sum()));
+    pub fn listed(&self, list: &Inventory) {
+        self.devices.set(number(list.entries().count()));
+        let left_out = list.left_out();
         for reason in LeftOutReason::ALL {
-            let count = pages.iter().filter_map(|page| page.left_out.get(reason)).sum();
+            let count = left_out.get(reason).copied().unwrap_or_default();
             self.left_out.with_label_values(&[reason.as_str()]).set(number(count));
         }
-        let fleets = pages.iter().flat_map(|page| &page.entries).filter_map(|entry| entry.common.fleet.as_ref());
+        let fleets = list.entries().filter_map(|entry| entry.common.fleet.as_ref());
         let fleets = fleets.filter(|fleet| !fleet.slug.is_empty());
-        let fleets = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
-        *self.fleets.lock() = fleets;
+        *self.fleets.lock() = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
     }
 
     /// Shows how many targets are published.

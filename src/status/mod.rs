@@ -56,7 +56,9 @@ pub struct Status {
 #[derive(Clone, Default)]
 struct Shown {
     /// The last good list.
-    list: Option<Arc<DeviceList>>,
+    list: Option<DeviceList>,
+    /// The version of the inventory that it is from.
+    version: Option<u64>,
     /// Until there is one: the list that the target file had at the start.
     stored: Option<StoredList>,
     /// What is known of the devices.
@@ -127,24 +129,21 @@ impl Status {
         if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
             return;
         }
-        let known = shown.list.as_ref().map(|known| known.version);
-        let list = (known != Some(list.version())).then(|| {
-            let pages: Vec<_> = list.pages().cloned().collect();
-            self.metrics.listed(&pages);
-            DeviceList { version: list.version(), pages }
-        });
+        let is_new = shown.version != Some(list.version());
+        if is_new {
+            self.metrics.listed(list);
+        }
         shown.refreshed = Some(SystemTime::now());
         if matches!(outcome, Ok(Published::HeldBack)) {
             return;
         }
         shown.confirmed = shown.refreshed;
-        if let Some(list) = list {
-            (shown.list, shown.stored) = (Some(Arc::new(list)), None);
+        if is_new {
+            shown.list = Some(list.pages().clone());
+            (shown.version, shown.stored) = (Some(list.version()), None);
         }
-        if outcome.is_ok()
-            && let Some(list) = &shown.list
-        {
-            self.metrics.published(list.pages.iter().map(|page| page.targets).sum());
+        if outcome.is_ok() {
+            self.metrics.published(list.entries().map(|entry| entry.targets().len()).sum());
         }
     }
 }

@@ -100,7 +100,7 @@ impl Status {
                 "There is no new list since the start: /targets has the list that the target file had then.".into(),
             ),
             None => problems.push("There is no list yet, and /targets answers 503.".into()),
-            Some(list) if list.pages.iter().all(|page| page.entries.is_empty()) => {
+            Some(list) if list.iter().all(|page| page.entries.is_empty()) => {
                 problems.push("The API lists no device for this key and these options.".into());
             }
             Some(_) => {}

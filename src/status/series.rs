@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::mem;
-use std::sync::Arc;
 
 use hyper::body::Bytes;
 
@@ -28,7 +27,7 @@ pub struct Series {
 
 impl Series {
     /// The text of the program's own metrics comes first.
-    pub fn new(own: String, list: Arc<DeviceList>, known: FleetState) -> Self {
+    pub fn new(own: String, list: DeviceList, known: FleetState) -> Self {
         Series { own, devices: ListedDevices::new(list, known), metrics: &METRICS, begun: false }
     }
 }
@@ -137,7 +136,7 @@ fn put<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
 
 /// The list as JSON, as the target file has it.
 pub struct Targets {
-    list: Arc<DeviceList>,
+    list: DeviceList,
     at: Cursor,
     /// Whether no target group has been made so far.
     is_first: bool,
@@ -145,14 +144,14 @@ pub struct Targets {
 
 impl Targets {
     /// This list.
-    pub fn new(list: Arc<DeviceList>) -> Self {
+    pub fn new(list: DeviceList) -> Self {
         Targets { list, at: Cursor::default(), is_first: true }
     }
 }
 
 impl Parts for Targets {
     fn append(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(entry) = self.at.next(&self.list.pages, |page| &page.entries) else {
+        let Some(entry) = self.at.next(&self.list) else {
             out.extend_from_slice(target_groups::end(self.is_first));
             return false;
         };

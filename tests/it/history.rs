@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::fakes::{Row, Rows, list, release, rules};
+use crate::support::fakes::{self, Row, Rows, list, release};
 use baletheus::discovery::inventory::Inventory;
+use baletheus::discovery::target::Rules;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
@@ -57,6 +58,10 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn rules() -> Rules {
+    Rules { service_labels: true, ..fakes::rules() }
+}
+
 fn text(inventory: &Inventory) -> String {
     String::from_utf8(list(inventory)).expect("UTF-8")
 }
@@ -66,7 +71,7 @@ proptest! {
     fn a_list_is_as_if_freshly_made(start in vec(1..120_u64, 0..100), events in vec(event(), 1..60), most in 1..20_usize) {
         let mut devices: Devices = start.into_iter().map(|id| (id, (0, id % RELEASES))).collect();
         let mut ports: BTreeMap<u64, u16> = (1..=RELEASES).map(|id| (id, 80)).collect();
-        let mut kept = Inventory::new(true);
+        let mut kept = Inventory::default();
         let mut ran = BTreeSet::new();
         for event in events.into_iter().chain([Event::Refresh { fails: None, late: None }]) {
             match event {
@@ -83,7 +88,7 @@ proptest! {
                         prop_assert!(fails.is_some());
                         continue;
                     }
-                    let mut fresh = Inventory::new(true);
+                    let mut fresh = Inventory::default();
                     fresh.refresh(&mut api(), &rules()).expect("nothing fails");
                     prop_assert_eq!(text(&kept), text(&fresh));
                     let ids: Vec<u64> = kept.entries().map(|entry| entry.id().expect("an id")).collect();
@@ -105,7 +110,7 @@ proptest! {
         let devices: Devices = (1..=count).map(|id| (id, (0, id % RELEASES))).collect();
         let ports = (1..RELEASES).map(|id| (id, 80)).collect();
         let (rows, releases) = (rows(&devices), releases(&ports));
-        let mut capped = Inventory::new(true);
+        let mut capped = Inventory::default();
         let mut source = Rows::new(&rows, most).with_releases(&releases, None).capped(limit);
         capped.refresh(&mut source, &rules()).expect("nothing fails");
         let ids: Vec<u64> = capped.entries().map(|entry| entry.id().expect("an id")).collect();

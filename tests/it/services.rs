@@ -671,9 +671,9 @@ proptest! {
         let labels: Vec<_> = label.map(|port| ("prometheus.io.port", port)).into_iter().collect();
         let (rows, releases) = ([(1, device)], [fakes::release(1, "svc", &labels)]);
         let exporters = if options == "9" { exporter::parse_list("9").unwrap() } else { Vec::new() };
-        let mut inventory = Inventory::new(true);
+        let mut inventory = Inventory::default();
         let mut api = fakes::Rows::new(&rows, 1000).with_releases(&releases, None);
-        inventory.refresh(&mut api, &Rules { exporters, own_tags: OwnTags::All, ..fakes::rules() }).expect("nothing fails");
+        inventory.refresh(&mut api, &Rules { exporters, own_tags: OwnTags::All, service_labels: true, ..fakes::rules() }).expect("nothing fails");
         let list = String::from_utf8(fakes::list(&inventory)).unwrap();
         let name_and_port = |target: &String| {
             let words: Vec<_> = target.split(' ').collect();

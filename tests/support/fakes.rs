@@ -32,6 +32,7 @@ pub fn rules() -> Rules {
         labels: LabelSet { table: LABELS, chosen: labels::plain(LABELS).map(|label| label.name).collect() },
         online_only: false,
         tags: Vec::new(),
+        service_labels: false,
     }
 }
 
@@ -255,8 +256,8 @@ impl Loop {
         let report = |took, outcome: &Result<Published, Failure>, _: &Inventory| {
             self.did.borrow_mut().push(Did::Observed(took, outcome.is_ok()));
         };
-        let (liveness, inventory) = (Liveness::start(), Inventory::default());
-        let discovery = Discovery::new(&mut source, &mut sink, &report, &liveness, rules(), inventory, Vec::new());
+        let liveness = Liveness::start();
+        let discovery = Discovery::new(&mut source, &mut sink, &report, &liveness, rules(), Vec::new());
         let returned = discovery.run(interval, &mut clock);
         (self.did.into_inner(), returned)
     }
