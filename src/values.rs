@@ -77,25 +77,28 @@ pub fn interval(text: &str) -> Result<Duration, BadValue> {
     }
 }
 
+/// A duration as it is written, and in milliseconds.
+pub type Millis = (Cow<'static, str>, u64);
+
 /// An interval between scrapes: a duration of Prometheus, at least 5 s.
-pub fn scrape_interval(text: &str) -> Result<(&str, u64), BadValue> {
+pub fn scrape_interval(text: &str) -> Result<Millis, BadValue> {
     match prometheus_duration(text)? {
-        (_, ..5000) => Err("it is shorter than 5s".into()),
-        interval => Ok(interval),
+        ..5000 => Err("it is shorter than 5s".into()),
+        millis => Ok((text.to_owned().into(), millis)),
     }
 }
 
 /// The time-out of a scrape: a duration of Prometheus, longer than 0.
-pub fn scrape_timeout(text: &str) -> Result<(&str, u64), BadValue> {
+pub fn scrape_timeout(text: &str) -> Result<Millis, BadValue> {
     match prometheus_duration(text)? {
-        (_, 0) => Err("it has to be longer than 0s".into()),
-        timeout => Ok(timeout),
+        0 => Err("it has to be longer than 0s".into()),
+        millis => Ok((text.to_owned().into(), millis)),
     }
 }
 
-/// A duration in Prometheus' own grammar, as text and in milliseconds: `1h30m`, units descending, each at most once.
+/// A duration in Prometheus' own grammar, in milliseconds: `1h30m`, units descending, each at most once.
 /// `humantime` has another grammar. The source is `model.ParseDuration` of Prometheus' `common`.
-pub fn prometheus_duration(text: &str) -> Result<(&str, u64), BadValue> {
+pub fn prometheus_duration(text: &str) -> Result<u64, BadValue> {
     const DAY: u64 = 86_400_000;
     const UNITS: [(&str, u64); 7] =
         [("y", 365 * DAY), ("w", 7 * DAY), ("d", DAY), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -118,5 +121,5 @@ pub fn prometheus_duration(text: &str) -> Result<(&str, u64), BadValue> {
         millis = part.and_then(|part| millis.checked_add(part)).ok_or_else(bad)?;
     }
     // Prometheus counts nanoseconds in an i64.
-    if millis > i64::MAX as u64 / 1_000_000 { Err(bad()) } else { Ok((text, millis)) }
+    if millis > i64::MAX as u64 / 1_000_000 { Err(bad()) } else { Ok(millis) }
 }

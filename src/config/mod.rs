@@ -16,7 +16,6 @@ use hyper::Uri;
 
 use crate::balena::Api;
 use crate::balena::selection::{FleetRef, Selection, TagFilter};
-use crate::discovery::labels::{LABELS, LabelSet};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::server::addresses;
@@ -150,7 +149,7 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         own_tags: from.one("own-tags", |text| one_of(text, OwnTags::ALL, OwnTags::as_str)),
         public_domain: from.one("public-domain", domain),
         lan: lan(from, address),
-        labels: LabelSet { table: LABELS, chosen: from.one("labels", plain_labels) },
+        labels: from.one("labels", plain_labels),
         online_only: from.one("online-only", boolean),
         tags: selection.tags.clone(),
         service_labels: from.one("service-labels", boolean),

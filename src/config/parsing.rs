@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use super::error::ConfigError;
 use super::sources::Sources;
 use crate::discovery::exporter::{self, Exporter};
-use crate::discovery::labels::{self, LABELS};
+use crate::discovery::labels;
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key_renewal::KeySource;
@@ -211,7 +211,7 @@ pub(super) fn domain(text: &str) -> Result<String, BadValue> {
 }
 
 pub(super) fn plain_labels(text: &str) -> Result<Vec<&'static str>, BadValue> {
-    let known: Vec<_> = labels::plain(LABELS).map(|label| label.name).collect();
+    let known: Vec<_> = labels::plain().map(|label| label.name).collect();
     let find = |name: &str| known.iter().find(|label| **label == name).copied();
     match text.trim() {
         "all" => Ok(known),

@@ -4,12 +4,10 @@
 //! A device can write its own tags, so they are not trusted: they narrow what its fleet has, unless an option lets them do more.
 //! No tag can name another host, and a tag that cannot be understood counts as absent.
 
-use std::borrow::Cow;
-
-use super::exporter::Exporter;
+use super::exporter::{Exporter, ScrapedExporter};
 use super::label_prefix::PREFIX;
 use super::service_labels::Declared;
-use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, Millis, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
+use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::values::{boolean, scheme, scrape_interval, scrape_timeout};
 use crate::words::words;
 
@@ -31,34 +29,19 @@ words! {
 
 /// The exporters of a device.
 #[derive(Debug)]
-pub struct DeviceExporters<'a> {
+pub struct DeviceExporters {
     /// Whether a tag switches the device off.
     pub is_off: bool,
-    /// They, and how each is scraped.
-    pub exporters: Vec<ScrapedExporter<'a>>,
+    /// They, and how each is scraped. A time-out comes with each interval.
+    pub exporters: Vec<ScrapedExporter>,
     /// Where they come from.
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.
     pub ignores_exporters: bool,
 }
 
-/// An exporter, and how it is scraped.
-#[derive(Debug)]
-pub struct ScrapedExporter<'a> {
-    /// The exporter.
-    pub exporter: Cow<'a, Exporter>,
-    /// The service that declares it.
-    pub service: Option<&'a str>,
-    /// `http` or `https`; none is the scrape config's.
-    pub scheme: Option<&'static str>,
-    /// None is the scrape config's.
-    pub interval: Option<Millis<'a>>,
-    /// None is the scrape config's. It comes with each interval, and is no longer: Prometheus drops such a target.
-    pub timeout: Option<Millis<'a>>,
-}
-
 /// Finds the exporters of a device. `options` are the exporters of a device for which nothing else names any.
-pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter]) -> DeviceExporters<'a> {
+pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) -> DeviceExporters {
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
     let (origin, mut exporters, ignores_exporters) = exporters(tags, declared, options);
     tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);
@@ -67,11 +50,9 @@ pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: 
         tags.set(&mut exporters, TIMEOUT, scrape_timeout, |scraped| &mut scraped.timeout, tags::is_shorter_timeout);
     for scraped in &mut exporters {
         // The scrape config's interval and time-out are not known here.
-        let fitting = |interval: Millis<'a>| {
-            let timeout = scraped.timeout.unwrap_or(DEFAULT_TIMEOUT);
-            if timeout.1 <= interval.1 { timeout } else { interval }
-        };
-        scraped.timeout = scraped.interval.map(fitting);
+        let timeout = scraped.timeout.take().unwrap_or(DEFAULT_TIMEOUT);
+        scraped.timeout =
+            scraped.interval.clone().map(|interval| if timeout.1 <= interval.1 { timeout } else { interval });
     }
     if has_timeout && exporters.iter().any(|scraped| scraped.interval.is_none()) {
         let name = tags.device.display_name();
@@ -84,14 +65,14 @@ pub fn of<'a>(tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: 
 
 /// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in
 /// vain.
-fn exporters<'a>(
-    tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<ScrapedExporter<'a>>, bool) {
+fn exporters(
+    tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter],
+) -> (Origin, Vec<ScrapedExporter>, bool) {
     let own = tags.exporters(true);
     if tags.own_tags == OwnTags::All
         && let Some((_, list)) = own
     {
-        return (Origin::DeviceTag, list.into_iter().map(Cow::Owned).map(plain).collect(), false);
+        return (Origin::DeviceTag, list.into_iter().map(ScrapedExporter::from).collect(), false);
     }
     let (origin, mut known) = fleet_exporters(tags, declared, options);
     let Some((key, own)) = own else { return (origin, known, false) };
@@ -107,26 +88,14 @@ fn exporters<'a>(
 }
 
 /// The exporters that the device has without its own tags.
-fn fleet_exporters<'a>(
-    tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, options: &'a [Exporter],
-) -> (Origin, Vec<ScrapedExporter<'a>>) {
+fn fleet_exporters(
+    tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter],
+) -> (Origin, Vec<ScrapedExporter>) {
     if let Some((_, list)) = tags.exporters(false) {
-        return (Origin::FleetTag, list.into_iter().map(Cow::Owned).map(plain).collect());
+        return (Origin::FleetTag, list.into_iter().map(ScrapedExporter::from).collect());
     }
-    let declared = declared.map(|declared| &*declared.exporters).unwrap_or_default();
-    if !declared.is_empty() {
-        let scraped = declared.iter().map(|declared| ScrapedExporter {
-            exporter: Cow::Borrowed(&declared.exporter),
-            service: Some(&declared.service),
-            scheme: declared.scheme,
-            interval: declared.interval.as_ref().map(|(text, millis)| (text.as_str(), *millis)),
-            timeout: declared.timeout.as_ref().map(|(text, millis)| (text.as_str(), *millis)),
-        });
-        return (Origin::ServiceLabel, scraped.collect());
+    match declared {
+        Some(declared) if !declared.exporters.is_empty() => (Origin::ServiceLabel, declared.exporters.clone()),
+        _ => (Origin::Option, options.iter().cloned().map(ScrapedExporter::from).collect()),
     }
-    (Origin::Option, options.iter().map(Cow::Borrowed).map(plain).collect())
-}
-
-fn plain(exporter: Cow<Exporter>) -> ScrapedExporter {
-    ScrapedExporter { exporter, service: None, scheme: None, interval: None, timeout: None }
 }

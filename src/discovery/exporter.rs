@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::values::{BadValue, items};
+use crate::values::{BadValue, Millis, items};
 
 /// Jobs of the stack's own services. A device that took one of these names could silence alerts about the stack.
 const RESERVED: [&str; 5] = ["alertmanager", "baletheus", "baletheus-tunnel", "grafana", "prometheus"];
@@ -16,6 +16,27 @@ pub struct Exporter {
     pub port: u16,
     /// Path of the metrics with its leading slash; none is `/metrics`.
     pub path: Option<String>,
+}
+
+/// An exporter, and how it is scraped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ScrapedExporter {
+    /// The exporter.
+    pub exporter: Exporter,
+    /// The service whose labels declare it.
+    pub service: Option<String>,
+    /// `http` or `https`; none is the scrape config's.
+    pub scheme: Option<&'static str>,
+    /// None is the scrape config's.
+    pub interval: Option<Millis>,
+    /// None is the scrape config's. It is no longer than the interval: Prometheus drops such a target.
+    pub timeout: Option<Millis>,
+}
+
+impl From<Exporter> for ScrapedExporter {
+    fn from(exporter: Exporter) -> Self {
+        ScrapedExporter { exporter, service: None, scheme: None, interval: None, timeout: None }
+    }
 }
 
 impl fmt::Display for Exporter {

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::device_exporters::ScrapedExporter;
+use super::exporter::ScrapedExporter;
 use super::label_prefix::PREFIX;
 use super::tags::Tags;
 use crate::balena::device::{Device, Text};
@@ -16,8 +16,6 @@ pub struct Label {
     pub name: &'static str,
     /// What it holds, and when it is absent.
     pub about: &'static str,
-    /// Whether it stays on every series or is there for relabelling only.
-    pub kind: Kind,
     /// The field of a device that it needs, beside what is always asked for.
     pub field: Option<&'static str>,
     /// Its name in `balena_device_info`, if it is part of that.
@@ -26,33 +24,29 @@ pub struct Label {
     pub value: for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>,
 }
 
-/// What becomes of a label in Prometheus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It stays on every series.
-    Plain,
-    /// It is there for relabelling. Prometheus drops it afterwards.
-    Meta,
+impl Label {
+    /// Whether it can stay on every series. Any other one is there for relabelling, and Prometheus drops it afterwards.
+    pub fn is_plain(&self) -> bool {
+        !self.name.starts_with(META_PREFIX)
+    }
 }
-
-use Kind::{Meta, Plain};
 
 #[rustfmt::skip] // a table
 /// The labels of a device. The tables in the documentation are checked against it.
 pub const LABELS: &[Label] = &[
-    Label { name: DEVICE_NAME, about: "name of the device; not unique", kind: Plain, field: Some(DEVICE_NAME), info: Some(DEVICE_NAME), value: |d| text(&d.device_name) },
-    Label { name: UUID, about: "uuid of the device; always there", kind: Plain, field: None, info: Some(UUID), value: |d| d.uuid().map(Cow::Borrowed) },
-    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", kind: Plain, field: None, info: Some("device_type"), value: |d| text(&d.device_type.as_ref()?.slug) },
-    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", kind: Plain, field: None, info: Some("fleet"), value: |d| text(&d.fleet.as_ref()?.slug) },
-    Label { name: "commit", about: "commit of the release that it runs; absent before the first", kind: Plain, field: None, info: Some("commit"), value: |d| text(&d.release.as_ref()?.commit) },
-    Label { name: "os_version", about: "`balenaOS 6.1.24`", kind: Plain, field: Some("os_version"), info: Some("os_version"), value: |d| text(&d.os_version) },
-    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", kind: Plain, field: Some("os_variant"), info: Some("os_variant"), value: |d| text(&d.os_variant) },
-    Label { name: "supervisor_version", about: "version of its supervisor", kind: Plain, field: Some("supervisor_version"), info: Some("supervisor_version"), value: |d| text(&d.supervisor_version) },
-    Label { name: DEVICE_ID, about: "id of the device in balena's database", kind: Meta, field: None, info: None, value: |d| number(d.id) },
-    Label { name: "__meta_balena_fleet_name", about: "name of its fleet; not unique across organizations", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.app_name) },
-    Label { name: "__meta_balena_fleet_id", about: "id of its fleet", kind: Meta, field: None, info: None, value: |d| number(d.fleet.as_ref()?.id) },
-    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", kind: Meta, field: None, info: None, value: |d| text(&d.fleet.as_ref()?.organization.as_ref()?.handle) },
-    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", kind: Meta, field: None, info: Some("release"), value: |d| text(&d.release.as_ref()?.raw_version) },
+    Label { name: DEVICE_NAME, about: "name of the device; not unique", field: Some(DEVICE_NAME), info: Some(DEVICE_NAME), value: |d| text(&d.device_name) },
+    Label { name: UUID, about: "uuid of the device; always there", field: None, info: Some(UUID), value: |d| d.uuid().map(Cow::Borrowed) },
+    Label { name: "device_type", about: "type of the device, `raspberrypi4-64`", field: None, info: Some("device_type"), value: |d| text(&d.device_type.as_ref()?.slug) },
+    Label { name: "fleet", about: "slug of its fleet, `organization/name`; absent without a fleet", field: None, info: Some("fleet"), value: |d| text(&d.fleet.as_ref()?.slug) },
+    Label { name: "commit", about: "commit of the release that it runs; absent before the first", field: None, info: Some("commit"), value: |d| text(&d.release.as_ref()?.commit) },
+    Label { name: "os_version", about: "`balenaOS 6.1.24`", field: Some("os_version"), info: Some("os_version"), value: |d| text(&d.os_version) },
+    Label { name: "os_variant", about: "`prod` or `dev`; absent if unknown", field: Some("os_variant"), info: Some("os_variant"), value: |d| text(&d.os_variant) },
+    Label { name: "supervisor_version", about: "version of its supervisor", field: Some("supervisor_version"), info: Some("supervisor_version"), value: |d| text(&d.supervisor_version) },
+    Label { name: DEVICE_ID, about: "id of the device in balena's database", field: None, info: None, value: |d| number(d.id) },
+    Label { name: "__meta_balena_fleet_name", about: "name of its fleet; not unique across organizations", field: None, info: None, value: |d| text(&d.fleet.as_ref()?.app_name) },
+    Label { name: "__meta_balena_fleet_id", about: "id of its fleet", field: None, info: None, value: |d| number(d.fleet.as_ref()?.id) },
+    Label { name: "__meta_balena_organization", about: "handle of the organization that owns the fleet", field: None, info: None, value: |d| text(&d.fleet.as_ref()?.organization.as_ref()?.handle) },
+    Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", field: None, info: Some("release"), value: |d| text(&d.release.as_ref()?.raw_version) },
 ];
 
 /// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
@@ -108,68 +102,48 @@ pub const MAX_VALUE_SIZE: usize = 512;
 /// Tags of a device or a fleet that become labels: a device can give itself any number of tags.
 const MAX_TAGS: usize = 64;
 
-/// The labels in use.
-#[derive(Clone, Debug)]
-pub struct LabelSet {
-    /// All labels.
-    pub table: &'static [Label],
-    /// Names of the plain labels that are attached.
-    pub chosen: Vec<&'static str>,
+/// The labels that can stay on every series.
+pub fn plain() -> impl Iterator<Item = &'static Label> {
+    LABELS.iter().filter(|label| label.is_plain())
 }
 
-/// The plain labels of a table.
-pub fn plain(table: &'static [Label]) -> impl Iterator<Item = &'static Label> {
-    table.iter().filter(|label| label.kind == Plain)
+/// The labels that other devices have, too, each with its value, if that is not too long.
+fn common<'d>(device: &'d Device) -> impl Iterator<Item = (&'static Label, Option<Cow<'d, str>>)> {
+    let labels = LABELS.iter().filter(|label| !OWN.contains(&label.name));
+    labels.map(|label| (label, (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE)))
 }
 
-impl LabelSet {
-    /// The fields of a device that the labels need.
-    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
-        self.table.iter().filter_map(|label| label.field)
-    }
-
-    /// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma
-    /// before each: those before the id of the device, those after it, and those that come from tags of its fleet.
-    pub fn common(&self, tags: &mut Tags) -> [Box<str>; 3] {
-        let mut parts = <[String; 2]>::default();
-        let mut part = 0;
-        for label in self.table {
-            if label.name == DEVICE_ID {
-                part = 1;
-            }
-            if OWN.contains(&label.name) {
-                continue;
-            }
-            let value = (label.value)(tags.device).filter(|value| value.len() <= MAX_VALUE_SIZE);
-            let Some(value) = value else { continue };
-            if self.stays(label) {
-                member(&mut parts[part], label.name, &value);
-            } else {
-                member(&mut parts[part], &format!("{META_PREFIX}{}", label.name), &value);
-            }
+/// The labels that the targets of a device have in common with those of others, as members of a JSON object with a comma
+/// before each: those before the id of the device, those after it, and those that come from tags of its fleet. Of the plain
+/// labels, the `chosen` ones stay on every series.
+pub fn of_targets(tags: &mut Tags, chosen: &[&str]) -> [Box<str>; 3] {
+    let [mut before, mut after] = [String::new(), String::new()];
+    for (label, value) in common(tags.device) {
+        let Some(value) = value else { continue };
+        if !label.is_plain() {
+            member(&mut after, label.name, &value);
+        } else if chosen.contains(&label.name) {
+            member(&mut before, label.name, &value);
+        } else {
+            member(&mut before, &format!("{META_PREFIX}{}", label.name), &value);
         }
-        let [before, after] = parts.map(String::into);
-        [before, after, of_tags(tags, false)]
     }
+    [before.into(), after.into(), of_tags(tags, false)]
+}
 
-    fn stays(&self, label: &Label) -> bool {
-        label.kind == Meta || self.chosen.contains(&label.name)
-    }
-
-    /// The labels of `balena_device_info` that other devices have, too, in the text format 0.0.4 with a comma before each. Absent
-    /// and too long ones are empty. A device that is not muted has no label [`ALERT`].
-    pub fn info(&self, device: &Device, is_muted: bool) -> Box<str> {
-        let mut info = String::with_capacity(256);
-        for label in self.table.iter().filter(|label| !OWN.contains(&label.name)) {
-            let Some(name) = label.info else { continue };
-            let value = (label.value)(device).filter(|value| value.len() <= MAX_VALUE_SIZE).unwrap_or_default();
-            let _ = write!(info, ",{name}=\"{}\"", escape(&value)); // into a String: cannot fail
+/// The labels of `balena_device_info` that other devices have, too, in the text format 0.0.4 with a comma before each. Absent
+/// and too long ones are empty. A device that is not muted has no label [`ALERT`].
+pub fn of_info(device: &Device, is_muted: bool) -> Box<str> {
+    let mut info = String::with_capacity(256);
+    for (label, value) in common(device) {
+        if let Some(name) = label.info {
+            let _ = write!(info, ",{name}=\"{}\"", escape(&value.unwrap_or_default())); // into a String: cannot fail
         }
-        if is_muted {
-            let _ = write!(info, ",{ALERT}=\"false\"");
-        }
-        info.into()
     }
+    if is_muted {
+        let _ = write!(info, ",{ALERT}=\"false\"");
+    }
+    info.into()
 }
 
 /// The labels of `balena_device_info` that a device has for itself, in the text format 0.0.4.
@@ -185,11 +159,11 @@ pub fn of_exporter(scraped: &ScrapedExporter, scheme: Option<&str>) -> Box<str> 
     let all = [
         (JOB, name),
         (EXPORTER, name),
-        (SERVICE, scraped.service.filter(|name| name.len() <= MAX_VALUE_SIZE)),
+        (SERVICE, scraped.service.as_deref().filter(|name| name.len() <= MAX_VALUE_SIZE)),
         (SCHEME, scheme),
         (METRICS_PATH, scraped.exporter.path.as_deref()),
-        (INTERVAL, scraped.interval.map(|(text, _)| text)),
-        (TIMEOUT, scraped.timeout.map(|(text, _)| text)),
+        (INTERVAL, scraped.interval.as_ref().map(|(text, _)| &**text)),
+        (TIMEOUT, scraped.timeout.as_ref().map(|(text, _)| &**text)),
     ];
     for (name, value) in all {
         if let Some(value) = value {

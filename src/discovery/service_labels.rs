@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::exporter::{self, Exporter};
+use super::exporter::{self, ScrapedExporter};
 use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::up_to;
 use crate::balena::release::{ReleaseServices, Service};
@@ -19,7 +19,7 @@ pub struct Declared {
     /// Id of the release.
     pub release: u64,
     /// The exporters, in the order of the services.
-    pub exporters: Vec<ServiceExporter>,
+    pub exporters: Vec<ScrapedExporter>,
     /// Ids of its images.
     pub images: Vec<NonZeroU64>,
     /// Services whose label leaves them out of the alerts.
@@ -32,23 +32,8 @@ impl Declared {
     /// Bytes that it keeps, about.
     pub fn size(&self) -> usize {
         let warnings: usize = self.warnings.iter().map(String::len).sum();
-        warnings + self.exporters.len() * size_of::<ServiceExporter>()
+        warnings + self.exporters.len() * size_of::<ScrapedExporter>()
     }
-}
-
-/// An exporter that a service declares.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct ServiceExporter {
-    /// Its port and path. Its name is the label `job`, or else the name of the service.
-    pub exporter: Exporter,
-    /// The name of the service.
-    pub service: String,
-    /// `http` or `https`.
-    pub scheme: Option<&'static str>,
-    /// The interval as it is written, and in milliseconds.
-    pub interval: Option<(String, u64)>,
-    /// The time-out, no longer than the interval.
-    pub timeout: Option<(String, u64)>,
 }
 
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
@@ -83,7 +68,7 @@ pub fn declared(release: &ReleaseServices) -> Declared {
     declared
 }
 
-fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ServiceExporter>, BadValue> {
+fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ScrapedExporter>, BadValue> {
     if read(labels, "scrape", boolean)? == Some(false) {
         return Ok(Vec::new());
     }
@@ -93,7 +78,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ServiceExpo
     };
     let scheme = read(labels, "scheme", scheme)?;
     let interval = read(labels, "interval", scrape_interval)?;
-    let timeout = read(labels, "timeout", |text| match (scrape_timeout(text)?, interval) {
+    let timeout = read(labels, "timeout", |text| match (scrape_timeout(text)?, &interval) {
         (_, None) => Err("it needs an interval beside it".into()),
         (timeout, Some(interval)) if timeout.1 > interval.1 => {
             Err("it is longer than the interval, and Prometheus drops such a target".into())
@@ -110,12 +95,11 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ServiceExpo
     if items(ports).next().is_none() {
         return Err(bad_port("", &"it names no port".into()));
     }
-    let owned = |(text, millis): (&str, u64)| (text.to_owned(), millis);
     let path = read(labels, "path", exporter::path)?;
     let exporters = items(ports).map(|port| {
         let exporter = exporter::with_path(Some(name), port, path).map_err(|error| bad_port(port, &error))?;
-        let (interval, timeout) = (interval.map(owned), timeout.map(owned));
-        Ok(ServiceExporter { exporter, service: service.name.clone(), scheme, interval, timeout })
+        let (service, interval, timeout) = (Some(service.name.clone()), interval.clone(), timeout.clone());
+        Ok(ScrapedExporter { exporter, service, scheme, interval, timeout })
     });
     exporters.collect()
 }

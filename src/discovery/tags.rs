@@ -1,9 +1,11 @@
 //! The tags of a device and of its fleet, and what a device's own tags may change.
 
+use std::borrow::Cow;
+
 use super::exporter::{self, Exporter};
 use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::{Device, Tag, up_to};
-use crate::values::{BadValue, boolean};
+use crate::values::{BadValue, Millis, boolean};
 use crate::words::words;
 
 /// `false` leaves the device out.
@@ -33,10 +35,7 @@ const MAX_KEY_LENGTH: usize = 100;
 /// Prometheus' own interval, in milliseconds, which the stack's configuration has too.
 const DEFAULT_INTERVAL: u64 = 60_000;
 /// Prometheus' own time-out.
-pub const DEFAULT_TIMEOUT: Millis<'static> = ("10s", 10_000);
-
-/// A duration as it is written, and in milliseconds.
-pub type Millis<'a> = (&'a str, u64);
+pub const DEFAULT_TIMEOUT: Millis = (Cow::Borrowed("10s"), 10_000);
 
 words! {
     /// What a device's own tags may change. A device can write them, so it is not trusted with everything.
@@ -53,27 +52,27 @@ words! {
 }
 
 /// Checks that the value of a device's own tag narrows the value that it would replace. The error says why it does not.
-pub type Narrows<T> = fn(T, Option<T>) -> Result<(), &'static str>;
+pub type Narrows<T> = fn(&T, Option<&T>) -> Result<(), &'static str>;
 
 /// `false` narrows everything; `true` does not replace the `false` of a fleet.
-pub fn is_narrower_scrape(own: bool, fleet: Option<bool>) -> Result<(), &'static str> {
-    (!own || fleet != Some(false)).then_some(()).ok_or("its fleet is switched off")
+pub fn is_narrower_scrape(own: &bool, fleet: Option<&bool>) -> Result<(), &'static str> {
+    (!own || fleet != Some(&false)).then_some(()).ok_or("its fleet is switched off")
 }
 
 /// Only the scheme of the fleet is allowed.
-pub fn is_same_scheme(own: &str, fleet: Option<&str>) -> Result<(), &'static str> {
-    (own == fleet.unwrap_or("http")).then_some(()).ok_or("its fleet has the other scheme")
+pub fn is_same_scheme(own: &&str, fleet: Option<&&str>) -> Result<(), &'static str> {
+    (own == fleet.unwrap_or(&"http")).then_some(()).ok_or("its fleet has the other scheme")
 }
 
 /// An interval that is not shorter.
-pub fn is_longer_interval(own: Millis, fleet: Option<Millis>) -> Result<(), &'static str> {
-    let least = fleet.map_or(DEFAULT_INTERVAL, |(_, millis)| millis);
+pub fn is_longer_interval(own: &Millis, fleet: Option<&Millis>) -> Result<(), &'static str> {
+    let least = fleet.map_or(DEFAULT_INTERVAL, |(_, millis)| *millis);
     (own.1 >= least).then_some(()).ok_or("it is shorter than its fleet's interval, or than 1m where the fleet has none")
 }
 
 /// A time-out that is not longer.
-pub fn is_shorter_timeout(own: Millis, fleet: Option<Millis>) -> Result<(), &'static str> {
-    let most = fleet.unwrap_or(DEFAULT_TIMEOUT).1;
+pub fn is_shorter_timeout(own: &Millis, fleet: Option<&Millis>) -> Result<(), &'static str> {
+    let most = fleet.map_or(DEFAULT_TIMEOUT.1, |(_, millis)| *millis);
     (own.1 <= most).then_some(()).ok_or("it is longer than its fleet's time-out, or than 10s where the fleet has none")
 }
 
@@ -121,30 +120,32 @@ impl<'a, 'w> Tags<'a, 'w> {
 
     /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as
     /// absent.
-    pub fn read<T: Copy>(
+    pub fn read<T: Clone>(
         &mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
     ) -> Option<T> {
         let mut read = [None];
         self.set(&mut read, name, parse, |value| value, narrows);
-        read[0]
+        let [read] = read;
+        read
     }
 
     /// Sets a property of each exporter: to the value of the device's tag, if it is allowed, or else of the fleet's tag; without
     /// both it stays. Returns whether there is such a tag.
-    pub fn set<S, T: Copy>(
+    pub fn set<S, T: Clone>(
         &mut self, exporters: &mut [S], name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
         property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,
     ) -> bool {
         let (own, fleet) = (self.of(true, name, &parse), self.of(false, name, &parse));
         for scraped in exporters {
-            let known = fleet.or(*property(scraped));
-            *property(scraped) = own.filter(|own| self.may(name, *own, known, narrows)).or(known);
+            let property = property(scraped);
+            let known = fleet.clone().or_else(|| property.take());
+            *property = own.clone().filter(|own| self.may(name, own, known.as_ref(), narrows)).or(known);
         }
         own.or(fleet).is_some()
     }
 
     /// Whether a value of the device's own tag may replace a known one.
-    fn may<T>(&mut self, name: &str, own: T, known: Option<T>, narrows: Narrows<T>) -> bool {
+    fn may<T>(&mut self, name: &str, own: &T, known: Option<&T>, narrows: Narrows<T>) -> bool {
         self.own_tags == OwnTags::All || narrows(own, known).map_err(|why| self.ignored(name, &why.into())).is_ok()
     }
 

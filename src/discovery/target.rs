@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::device_exporters::{self, DeviceExporters, Origin, ScrapedExporter};
+use super::device_exporters::{self, DeviceExporters, Origin};
 use super::entry::{Common, Commons, Entry, ListedFleet, Target};
-use super::exporter::Exporter;
+use super::exporter::{Exporter, ScrapedExporter};
 use super::label_prefix::PREFIX;
-use super::labels::{self, DEVICE_NAME, LabelSet};
+use super::labels::{self, DEVICE_NAME, LABELS};
 use super::lan::Lan;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::service_labels::Declared;
@@ -52,8 +52,8 @@ pub struct Rules {
     pub public_domain: String,
     /// Where the devices of a LAN are.
     pub lan: Lan,
-    /// The labels of a target.
-    pub labels: LabelSet,
+    /// The plain labels that stay on every series, by their names.
+    pub labels: Vec<&'static str>,
     /// Whether labels of services are read.
     pub service_labels: bool,
     /// Leave out devices that are not connected to the VPN.
@@ -66,7 +66,7 @@ impl Rules {
     /// The fields of a device that the mapping needs.
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
         let online = (self.online_only || self.address == Address::Lan).then_some("is_connected_to_vpn");
-        self.labels.fields().chain(online).chain(self.address.field())
+        LABELS.iter().filter_map(|label| label.field).chain(online).chain(self.address.field())
     }
 }
 
@@ -81,7 +81,7 @@ pub fn map(
     let mut common = Common {
         fleet: ListedFleet::of(&mut tags),
         release: device.release.as_ref().and_then(|release| release.id),
-        info: rules.labels.info(device, tags.is_muted()),
+        info: labels::of_info(device, tags.is_muted()),
         ..Common::default()
     };
     let targets = targets(&mut tags, declared.map(|declared| &**declared), rules, &mut common);
@@ -126,8 +126,8 @@ fn targets<'a>(
         Address::Public => format!(".{}", rules.public_domain).into(),
         Address::Lan => "".into(),
     };
-    common.has_name_label = rules.labels.chosen.contains(&DEVICE_NAME);
-    common.labels = rules.labels.common(tags);
+    common.has_name_label = rules.labels.contains(&DEVICE_NAME);
+    common.labels = labels::of_targets(tags, &rules.labels);
     Ok(address)
 }
 
@@ -142,7 +142,7 @@ fn reachable(
     });
     let mut targets: Vec<Target> = Vec::new();
     for scraped in reachable {
-        let exporter = &*scraped.exporter;
+        let exporter = &scraped.exporter;
         let port = if is_public { 443 } else { exporter.port };
         let is_there = |target: &Target| target.port == port && target.job.as_deref() == exporter.name.as_deref();
         if targets.iter().any(is_there) {
@@ -158,7 +158,7 @@ fn reachable(
         targets.push(Target {
             port,
             job: exporter.name.as_deref().map(Box::from),
-            service: scraped.service.map(Box::from),
+            service: scraped.service.as_deref().map(Box::from),
             scheme,
             path: exporter.path.as_deref().map(Box::from),
             labels: labels::of_exporter(scraped, scheme),
@@ -166,7 +166,7 @@ fn reachable(
     }
     if !unreachable.is_empty() {
         let shown = |scraped: &&ScrapedExporter| {
-            format!("{} at {}", scraped.service.unwrap_or_default(), scraped.exporter.port)
+            format!("{} at {}", scraped.service.as_deref().unwrap_or_default(), scraped.exporter.port)
         };
         let what = unreachable.iter().map(shown).collect::<Vec<_>>().join(", ");
         let only = "a public device URL leads to port 80 only";

@@ -142,7 +142,7 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFil
             });
             target.is_https |= labels.scheme.as_deref() == Some("https");
             let timeout = labels.timeout.as_deref().and_then(|text| prometheus_duration(text).ok());
-            target.timeout = target.timeout.max(timeout.map(|(_, millis)| Duration::from_millis(millis)));
+            target.timeout = target.timeout.max(timeout.map(Duration::from_millis));
             let exporter = Arc::new(Exporter {
                 uuid: owned(&labels.uuid).unwrap_or_default(),
                 job: owned(&labels.job).unwrap_or_default(),

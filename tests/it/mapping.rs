@@ -822,9 +822,9 @@ fn the_grammar_of_intervals() {
         let exporters = exporter::parse_list("80").unwrap();
         let mut tags = Tags::new(&devices[0], OwnTags::All, &mut warnings);
         let scraping = device_exporters::of(&mut tags, None, &exporters);
-        let interval = scraping.exporters[0].interval;
+        let interval = &scraping.exporters[0].interval;
         assert_eq!(warnings.len(), usize::from(interval.is_none()), "{text:?}: {warnings:?}");
-        interval.map(|(_, millis)| millis)
+        interval.as_ref().map(|(_, millis)| *millis)
     };
     let table = [
         ("5s", 5_000),

@@ -11,7 +11,7 @@ use crate::support::recording::{self, Recording};
 use crate::support::{page, rules};
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
-use baletheus::discovery::labels::{self, LABELS, LabelSet};
+use baletheus::discovery::labels;
 use baletheus::discovery::lan::{self, Lan};
 use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::target::{Address, Rules};
@@ -223,10 +223,7 @@ fn wild_rows() -> impl Strategy<Value = Vec<Row>> {
 
 fn rules() -> impl Strategy<Value = Rules> {
     let exporters = select(&["80", "node:9100,app:8080/internal/metrics", "a:80,b:80/x,65535"][..]);
-    let labels = subsequence(
-        labels::plain(LABELS).map(|label| label.name).collect::<Vec<_>>(),
-        0..=labels::plain(LABELS).count(),
-    );
+    let labels = subsequence(labels::plain().map(|label| label.name).collect::<Vec<_>>(), 0..=labels::plain().count());
     let address = select(&[Address::Vpn, Address::Public, Address::Lan][..]);
     let own_tags = select(&[OwnTags::Narrow, OwnTags::All, OwnTags::Off][..]);
     let strategy = (address, exporters, labels, own_tags, prop::bool::weighted(0.2));
@@ -234,7 +231,7 @@ fn rules() -> impl Strategy<Value = Rules> {
         address,
         own_tags,
         exporters: exporter::parse_list(exporters).expect("exporters"),
-        labels: LabelSet { table: LABELS, chosen: labels },
+        labels,
         online_only,
         lan: anywhere(),
         ..fakes::rules()

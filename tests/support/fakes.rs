@@ -9,7 +9,7 @@ use baletheus::balena::query::Query;
 use baletheus::balena::selection::Selection;
 use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
 use baletheus::discovery::inventory::Inventory;
-use baletheus::discovery::labels::{self, LABELS, LabelSet};
+use baletheus::discovery::labels;
 use baletheus::discovery::lan::{self, Lan};
 use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::tags::OwnTags;
@@ -29,7 +29,7 @@ pub fn rules() -> Rules {
         own_tags: OwnTags::default(),
         public_domain: "balena-devices.com".into(),
         lan: lan(),
-        labels: LabelSet { table: LABELS, chosen: labels::plain(LABELS).map(|label| label.name).collect() },
+        labels: labels::plain().map(|label| label.name).collect(),
         online_only: false,
         tags: Vec::new(),
         service_labels: false,

@@ -3,7 +3,7 @@
 
 use baletheus::discovery::exporter;
 use baletheus::discovery::inventory::Inventory;
-use baletheus::discovery::labels::{self, LABELS, LabelSet};
+use baletheus::discovery::labels;
 use baletheus::discovery::target::{Address, Rules};
 
 use super::fakes::{self, Bytes};
@@ -19,7 +19,7 @@ pub fn check(bytes: &[u8], (address, most): (Address, usize)) -> Result<usize, S
     let rules = Rules {
         address,
         exporters: exporter::parse_list("node:9100,app:8080/internal/metrics").expect("exporters"),
-        labels: LabelSet { table: LABELS, chosen: labels::plain(LABELS).step_by(2).map(|label| label.name).collect() },
+        labels: labels::plain().step_by(2).map(|label| label.name).collect(),
         ..fakes::rules()
     };
     let (mut kept, mut most_targets) = (Inventory::default(), 0);

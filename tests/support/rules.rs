@@ -140,8 +140,8 @@ pub fn check(text: &[u8], rules: &Rules) -> Result<Vec<Group>, String> {
         } else {
             ensure!(label("__scrape_timeout__").is_none(), "a time-out of its own");
         }
-        for plain in labels::plain(rules.labels.table) {
-            let chosen = plain.name == "uuid" || rules.labels.chosen.contains(&plain.name);
+        for plain in labels::plain() {
+            let chosen = plain.name == "uuid" || rules.labels.contains(&plain.name);
             let other = if chosen { format!("__meta_balena_{}", plain.name) } else { plain.name.to_owned() };
             ensure!(label(&other).is_none(), "{} is not where --labels puts it", plain.name);
         }
