@@ -4,12 +4,12 @@
 //! (`service_label`), and a device's supervisor applies the override. Labels can change after the release was made.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 use std::num::NonZeroU64;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::device::{self, Fleet, Text, one, up_to};
+use super::device::{Fleet, Text, one, up_to};
 
 /// The most services of a release that are read.
 const MAX_SERVICES: usize = 200;
@@ -18,36 +18,12 @@ const MAX_LABELS: usize = 50;
 /// The most bytes of the name or the value of a label: the API allows 300 characters.
 const MAX_LABEL_SIZE: usize = 1200;
 
-/// A release with the labels of its services.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ReleaseServices {
-    /// Database id.
-    pub id: u64,
-    /// Its version, `1.2.3`; empty if it has none.
-    pub version: String,
-    /// Slug of its fleet; empty if the API does not name it.
-    pub fleet: String,
-    /// Its services, in the API's order.
-    pub services: Vec<Service>,
-    /// What is not read of it, and why.
-    pub problems: Vec<String>,
-}
-
-/// A service of a release.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Id of its image.
-    pub image: Option<NonZeroU64>,
-    /// Its name in `docker-compose.yml`.
-    pub name: String,
-    /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
-    pub labels: BTreeMap<String, String>,
-}
-
+/// A release with the labels of its services. If it cannot be read, it must not be used in part either: that would drop targets.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
-struct ReleaseRecord<'a> {
-    id: u64,
+pub struct ReleaseServices<'a> {
+    /// Database id.
+    pub id: u64,
     raw_version: Option<Text<'a>>,
     #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
     fleet: Option<Fleet<'a>>,
@@ -92,29 +68,36 @@ struct LabelRecord<'a> {
     value: Option<Text<'a>>,
 }
 
-/// Reads a release.
-///
-/// # Errors
-/// The record cannot be used. An incomplete release must not be used either: it would drop targets.
-pub fn parse(raw: &RawValue) -> Result<ReleaseServices, serde_json::Error> {
-    let record: ReleaseRecord = device::read(raw)?;
-    let text = |text: Option<&Text>| text.map(|text| text.to_string()).unwrap_or_default();
-    let images = record.images.unwrap_or_default();
-    let mut problems = Vec::new();
-    if images.len() > MAX_SERVICES {
-        problems.push(format!("it has {} services; the first {MAX_SERVICES} are read", images.len()));
-    }
-    let services = images.iter().take(MAX_SERVICES).filter_map(|image| service(image, &mut problems)).collect();
-    Ok(ReleaseServices {
-        id: record.id,
-        version: text(record.raw_version.as_ref()),
-        fleet: text(record.fleet.as_ref().and_then(|fleet| fleet.slug.as_ref())),
-        services,
-        problems,
-    })
+/// A service of a release.
+pub struct Service<'a> {
+    /// Id of its image.
+    pub image: Option<NonZeroU64>,
+    /// Its name in `docker-compose.yml`.
+    pub name: &'a str,
+    /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
+    pub labels: BTreeMap<&'a str, &'a str>,
 }
 
-fn service(image: &ReleaseImage, problems: &mut Vec<String>) -> Option<Service> {
+impl Display for ReleaseServices<'_> {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let fleet = self.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());
+        let version = self.raw_version.as_deref();
+        write!(f, "release {} of fleet {}", version.unwrap_or_default(), fleet.unwrap_or_default())
+    }
+}
+
+impl ReleaseServices<'_> {
+    /// Its services, in the API's order. What is not read of it, and why, goes to `problems`.
+    pub fn services(&self, problems: &mut Vec<String>) -> Vec<Service<'_>> {
+        let images = self.images.as_deref().unwrap_or_default();
+        if images.len() > MAX_SERVICES {
+            problems.push(format!("it has {} services; the first {MAX_SERVICES} are read", images.len()));
+        }
+        images.iter().take(MAX_SERVICES).filter_map(|image| service(image, problems)).collect()
+    }
+}
+
+fn service<'a>(image: &'a ReleaseImage, problems: &mut Vec<String>) -> Option<Service<'a>> {
     let of_service = image.image.as_ref();
     let service = of_service.and_then(|image| image.service.as_ref());
     let Some(name) = service.and_then(|service| service.service_name.as_deref()) else {
@@ -135,7 +118,7 @@ fn service(image: &ReleaseImage, problems: &mut Vec<String>) -> Option<Service> 
             // A label without a value is there, and empty.
             let value = value.as_deref().unwrap_or_default();
             if label.len().max(value.len()) <= MAX_LABEL_SIZE {
-                labels.insert(label.to_owned(), value.to_owned());
+                labels.insert(label, value);
             } else {
                 let label = up_to(80, label);
                 problems.push(format!(
@@ -144,5 +127,5 @@ fn service(image: &ReleaseImage, problems: &mut Vec<String>) -> Option<Service> 
             }
         }
     }
-    Some(Service { image: of_service?.id, name: name.to_owned(), labels })
+    Some(Service { image: of_service?.id, name, labels })
 }

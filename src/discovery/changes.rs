@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::announced::{Announced, key};
 use super::device_exporters::Origin;
-use super::entry::Entry;
+use super::entry::{Entry, fingerprint};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::sink::Published;
-use super::stored::StoredDevice;
+use super::stored::{Key, StoredDevice};
+use super::target_groups;
 use crate::balena::selection::FleetRef;
 use crate::text::count;
 
@@ -72,34 +72,28 @@ impl Changes {
             log::debug!("{name} is unchanged");
             return;
         }
-        let before = self.devices.take();
+        let before = self.devices.take().unwrap_or_default();
         let mut listed: Vec<_> = list.entries().cloned().collect();
         listed.sort_by(|one, other| key(one).cmp(&key(other)));
-        // The first refresh has a line for each device. Lines that the log would not show are not kept.
-        let most = if log::log_enabled!(Level::Debug) { usize::MAX } else { MAX_LINES };
-        let mut lines = Vec::new();
-        let mut number = 0;
-        let [added, removed, changed] = changes(before.as_deref().unwrap_or_default(), &listed, |change| {
-            number += 1;
-            if lines.len() < most {
-                lines.push(change);
-            }
-        });
+        let changes = changes(&before, &listed);
+        let added = changes.iter().filter(|change| matches!(change, Change::Added(_))).count();
+        let altered = changes.iter().filter(|change| matches!(change, Change::Changed(_))).count();
+        let removed = changes.iter().filter(|change| change.removes_targets()).count();
         let left_out = listed.iter().filter(|entry| entry.targets().is_empty()).count();
         let summary = format!(
-            "{} on {} (devices: +{added} -{removed} ~{changed}), {} left out",
+            "{} on {} (devices: +{added} -{removed} ~{altered}), {} left out",
             count(listed.iter().map(|entry| entry.targets().len()).sum(), "target"),
             count(listed.len() - left_out, "device"),
             count(left_out, "device")
         );
         match published {
             Published::Written => log::info!("updated {name}: {summary}"),
-            _ if self.version.is_none() || was_held_back || !lines.is_empty() => {
+            _ if self.version.is_none() || was_held_back || !changes.is_empty() => {
                 log::info!("{name} is up to date: {summary}");
             }
             _ => log::debug!("{name} is up to date: {summary}"),
         }
-        write_lines(Level::Info, &lines, number);
+        write_lines(Level::Info, &changes);
         self.devices = Some(listed.into_iter().map(Announced::Listed).collect());
         self.warn(list);
     }
@@ -123,7 +117,7 @@ impl Changes {
     fn warn(&mut self, list: &Inventory) {
         let warnings = warnings(list, &self.fleets);
         let new: Vec<_> = warnings.difference(&self.warnings).collect();
-        write_lines(Level::Warn, &new, new.len());
+        write_lines(Level::Warn, &new);
         self.warnings = warnings;
         self.version = Some(list.version());
     }
@@ -140,12 +134,66 @@ fn why_empty(list: &Inventory, fleets: &[FleetRef]) -> String {
     format!("{} left out ({})", count(reasons.values().sum(), "device"), shown.join(", "))
 }
 
+/// A device of a list that was announced.
+enum Announced {
+    /// By an earlier run.
+    Stored(Box<StoredDevice>),
+    /// By this one.
+    Listed(Arc<Entry>),
+}
+
+impl Announced {
+    fn key(&self) -> Key<'_> {
+        match self {
+            Announced::Stored(device) => device.key(),
+            Announced::Listed(entry) => key(entry),
+        }
+    }
+
+    /// Whether it had a target.
+    fn was_listed(&self) -> bool {
+        match self {
+            Announced::Stored(_) => true,
+            Announced::Listed(entry) => !entry.targets().is_empty(),
+        }
+    }
+
+    /// Whether the target groups of the device are the same, or the reason why it has none.
+    fn equals(&self, entry: &Arc<Entry>) -> bool {
+        match self {
+            Announced::Stored(device) => {
+                !entry.targets().is_empty() && device.groups == fingerprint(&target_groups::of(entry))
+            }
+            Announced::Listed(old) => {
+                let are_alike = || old.left_out == entry.left_out && target_groups::of(old) == target_groups::of(entry);
+                Arc::ptr_eq(old, entry) || are_alike()
+            }
+        }
+    }
+}
+
+/// The place of a device among others: by ascending id. Devices without an id come first, by name.
+fn key(entry: &Entry) -> Key<'_> {
+    let id = entry.id();
+    (id, if id.is_none() { entry.shown() } else { "".into() })
+}
+
 /// What became of a device.
 enum Change<'a> {
     Added(&'a Entry),
     Changed(&'a Entry),
-    LeftOut(&'a Entry, &'a LeftOut),
+    LeftOut { entry: &'a Entry, left_out: &'a LeftOut, was_listed: bool },
     Removed(&'a Announced),
+}
+
+impl Change<'_> {
+    fn removes_targets(&self) -> bool {
+        match self {
+            Change::Added(_) | Change::Changed(_) => false,
+            Change::LeftOut { was_listed, .. } => *was_listed,
+            Change::Removed(device) => device.was_listed(),
+        }
+    }
 }
 
 impl Display for Change<'_> {
@@ -158,16 +206,20 @@ impl Display for Change<'_> {
                 if origin == Origin::Option { Ok(()) } else { write!(f, ", {}", origin.as_str()) }
             }
             Change::Changed(entry) => write!(f, "changed {}", entry.shown()),
-            Change::LeftOut(entry, left_out) => write!(f, "left out {}: {left_out}", entry.shown()),
-            Change::Removed(device) => write!(f, "removed {}: the API does not list it any more", device.name()),
+            Change::LeftOut { entry, left_out, .. } => write!(f, "left out {}: {left_out}", entry.shown()),
+            Change::Removed(device) => {
+                let name = match device {
+                    Announced::Stored(device) => (&*device.name).into(),
+                    Announced::Listed(entry) => entry.shown(),
+                };
+                write!(f, "removed {name}: the API does not list it any more")
+            }
         }
     }
 }
 
-/// How many devices were added, removed and changed. `note` gets each change.
-fn changes<'a>(before: &'a [Announced], now: &'a [Arc<Entry>], mut note: impl FnMut(Change<'a>)) -> [usize; 3] {
-    let [mut added, mut removed, mut changed] = [0; 3];
-    let mut gone = Vec::new();
+fn changes<'a>(before: &'a [Announced], now: &'a [Arc<Entry>]) -> Vec<Change<'a>> {
+    let (mut changes, mut gone) = (Vec::new(), Vec::new());
     let mut before = before.iter().peekable();
     for entry in now {
         let key = key(entry);
@@ -177,22 +229,14 @@ fn changes<'a>(before: &'a [Announced], now: &'a [Arc<Entry>], mut note: impl Fn
             continue;
         }
         let was_listed = old.is_some_and(Announced::was_listed);
-        note(if let Some(left_out) = &entry.left_out {
-            removed += usize::from(was_listed);
-            Change::LeftOut(entry, left_out)
-        } else if was_listed {
-            changed += 1;
-            Change::Changed(entry)
-        } else {
-            added += 1;
-            Change::Added(entry)
+        changes.push(match &entry.left_out {
+            Some(left_out) => Change::LeftOut { entry, left_out, was_listed },
+            None if was_listed => Change::Changed(entry),
+            None => Change::Added(entry),
         });
     }
-    for gone in gone.into_iter().chain(before) {
-        removed += usize::from(gone.was_listed());
-        note(Change::Removed(gone));
-    }
-    [added, removed, changed]
+    changes.extend(gone.into_iter().chain(before).map(Change::Removed));
+    changes
 }
 
 /// Problems with listed devices, and with the fleets that were asked for.
@@ -217,12 +261,12 @@ pub fn warnings(list: &Inventory, fleets: &[FleetRef]) -> BTreeSet<String> {
     list.warnings().map(str::to_owned).chain(fleets).chain(no_exporter).collect()
 }
 
-/// Writes the first lines at this level and the rest at debug. `number` also counts lines that were not kept.
-fn write_lines(level: Level, lines: &[impl Display], number: usize) {
+/// Writes the first lines at this level and the rest at debug.
+fn write_lines(level: Level, lines: &[impl Display]) {
     for (index, line) in lines.iter().enumerate() {
         log::log!(if index < MAX_LINES { level } else { Level::Debug }, "{line}");
     }
-    if number > MAX_LINES {
-        log::info!("and {} more such lines at log level debug", number - MAX_LINES);
+    if lines.len() > MAX_LINES {
+        log::info!("and {} more such lines at log level debug", lines.len() - MAX_LINES);
     }
 }

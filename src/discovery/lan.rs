@@ -73,17 +73,12 @@ pub struct Lan {
     /// in them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is
     /// named.
     pub own: Vec<IpNet>,
-    /// Whether `own` is read again at each refresh.
-    pub follows_own: bool,
 }
 
 impl Lan {
-    /// Reads this machine's addresses again, if they are followed. Returns whether they have changed. Each container that starts
-    /// adds link-local ones, which are refused in any case.
+    /// Reads this machine's addresses again, and returns whether they have changed. Each container that starts adds link-local
+    /// ones, which are refused in any case.
     pub fn renew_own(&mut self) -> bool {
-        if !self.follows_own {
-            return false;
-        }
         let mut read = match own_addresses() {
             Ok(addresses) => addresses,
             Err(error) => {

@@ -1,6 +1,5 @@
 //! The loop: fetch, map, write, wait. It knows nothing of HTTP, files or clocks: they come from outside.
 
-mod announced;
 pub mod changes;
 pub mod device_exporters;
 pub mod entry;
@@ -34,7 +33,7 @@ use changes::Changes;
 use inventory::Inventory;
 use key_owner::KeyOwner;
 pub use sink::{HELD_BACK, Published, Sink, StandardOutput};
-use target::Rules;
+use target::{Address, Rules};
 
 /// What a refresh is reported to: how long it took, what became of its list, and what the API lists.
 pub type Reporter<'a> = &'a dyn Fn(Duration, &Result<Published, Failure>, &Inventory);
@@ -118,7 +117,7 @@ impl<'a> Discovery<'a> {
 
     fn fetch_and_publish(&mut self, clock: &dyn Clock) -> Result<Published, Failure> {
         let start = clock.now();
-        if self.rules.lan.renew_own() {
+        if self.rules.address == Address::Lan && self.rules.lan.renew_own() {
             self.inventory.forget();
         }
         let refreshed = self.inventory.refresh(self.source, &self.rules);

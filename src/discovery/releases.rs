@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::service_labels::{Declared, declared};
-use crate::balena::device::{describe, records};
+use crate::balena::device::{self, describe, records};
 use crate::balena::pages::{List, Pages, Place, WithId};
-use crate::balena::release;
+use crate::balena::release::ReleaseServices;
 use crate::balena::{Failure, Fetched, Listing, Reason, Request, Source};
 
 /// Ids in one request: the API refuses a URL of more than 15,000 bytes.
@@ -115,7 +115,7 @@ impl ReleaseList<'_> {
 
     /// Reads a release. An unchanged one keeps its [`Declared`].
     fn release(&mut self, raw: &RawValue) -> Result<Arc<Declared>, Failure> {
-        let release = release::parse(raw).map_err(|error| self.invalid(&describe(&error)))?;
+        let release: ReleaseServices = device::read(raw).map_err(|error| self.invalid(&describe(&error)))?;
         let declared = declared(&release);
         let known = self.known.get(&declared.release).filter(|known| ***known == declared);
         Ok(known.cloned().unwrap_or_else(|| declared.into()))

@@ -38,19 +38,19 @@ impl Declared {
 
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
 pub fn declared(release: &ReleaseServices) -> Declared {
-    let of = format!("release {} of fleet {}", release.version, release.fleet);
-    let warnings = release.problems.iter().map(|problem| format!("{of}: {problem}")).collect();
+    let mut problems = Vec::new();
+    let services = release.services(&mut problems);
+    let warnings = problems.iter().map(|problem| format!("{release}: {problem}")).collect();
     let mut declared = Declared { release: release.id, warnings, ..Declared::default() };
-    for service in &release.services {
-        let place = format!("service {} of {of}", service.name);
-        let pairs = service.labels.iter().map(|(key, value)| (&**key, &**value));
-        let labels = label_prefix::read(pairs, &KNOWN, |key| {
+    for service in &services {
+        let place = format!("service {} of {release}", service.name);
+        let labels = label_prefix::read(service.labels.iter().map(|(key, value)| (*key, *value)), &KNOWN, |key| {
             let key = up_to(100, key);
             declared.warnings.push(format!("{place} has the label {key}, which baletheus does not know"));
         });
         declared.images.extend(service.image);
         match read(&labels, ALERT, boolean) {
-            Ok(Some(false)) => declared.muted.push(service.name.clone()),
+            Ok(Some(false)) => declared.muted.push(service.name.to_owned()),
             Err(error) => declared.warnings.push(format!("{place}: {error}; it counts as absent")),
             _ => {}
         }
@@ -60,9 +60,8 @@ pub fn declared(release: &ReleaseServices) -> Declared {
         }
     }
     if declared.exporters.len() > MAX_EXPORTERS {
-        declared
-            .warnings
-            .push(format!("{of} declares more than {MAX_EXPORTERS} exporters; the first {MAX_EXPORTERS} are scraped"));
+        let most = format!("{MAX_EXPORTERS} exporters; the first {MAX_EXPORTERS} are scraped");
+        declared.warnings.push(format!("{release} declares more than {most}"));
         declared.exporters.truncate(MAX_EXPORTERS);
     }
     declared
@@ -88,7 +87,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ScrapedExpo
     let job = read(labels, "job", |job| {
         exporter::check_name(job).map(|()| job).map_err(|error| format!("it {error}").into())
     })?;
-    let name = job.unwrap_or(&service.name);
+    let name = job.unwrap_or(service.name);
     exporter::check_name(name)
         .map_err(|error| format!("its name {error}; the label {PREFIX}.job gives its exporters another one"))?;
     let bad_port = |port: &str, error: &BadValue| BadValue::from(format!("its label {}", wrong(key, port, error)));
@@ -98,7 +97,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ScrapedExpo
     let path = read(labels, "path", exporter::path)?;
     let exporters = items(ports).map(|port| {
         let exporter = exporter::with_path(Some(name), port, path).map_err(|error| bad_port(port, &error))?;
-        let (service, interval, timeout) = (Some(service.name.clone()), interval.clone(), timeout.clone());
+        let (service, interval, timeout) = (Some(service.name.to_owned()), interval.clone(), timeout.clone());
         Ok(ScrapedExporter { exporter, service, scheme, interval, timeout })
     });
     exporters.collect()

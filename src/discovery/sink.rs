@@ -57,7 +57,7 @@ impl Sink for StandardOutput {
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
         let mut out = io::stdout().lock();
-        let written = target_groups::write(list.entries().map(|entry| &**entry), &mut out).and_then(|()| out.flush());
+        let written = target_groups::write(list.entries(), &mut out).and_then(|()| out.flush());
         written.map_err(|error| {
             Failure::new(Reason::Write, format!("cannot write the list to standard output: {error}"))
         })?;

@@ -150,7 +150,7 @@ impl TargetFile {
         if self.keeps_mode && file.metadata()?.mode() & 0o777 != self.mode {
             return Ok(false);
         }
-        target_groups::are_in(list.entries().map(|entry| &**entry), BufReader::new(file))
+        target_groups::are_in(list.entries(), BufReader::new(file))
     }
 
     fn write(&mut self, list: &Inventory) -> io::Result<()> {
@@ -161,7 +161,7 @@ impl TargetFile {
         let file =
             builder.prefix(PREFIX).rand_bytes(RANDOM_LENGTH).permissions(permissions).tempfile_in(&self.scratch)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
-        target_groups::write(list.entries().map(|entry| &**entry), &mut writer)?;
+        target_groups::write(list.entries(), &mut writer)?;
         let file = writer.into_inner()?;
         // Before the rename: a change of mode triggers nothing in Prometheus.
         self.set_mode(file.as_file());

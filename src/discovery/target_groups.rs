@@ -1,6 +1,7 @@
 //! The list as Prometheus' `file_sd_configs` and `http_sd_configs` take it: a target group for each target, a line each.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use super::entry::Entry;
 use super::labels::{DEVICE_ID, DEVICE_NAME, MAX_VALUE_SIZE, META_DEVICE_NAME, UUID, member};
@@ -12,7 +13,7 @@ const START: &[u8] = b"[\n";
 ///
 /// # Errors
 /// `out` fails.
-pub fn write<'e>(entries: impl Iterator<Item = &'e Entry>, out: &mut dyn Write) -> io::Result<()> {
+pub fn write<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>, out: &mut dyn Write) -> io::Result<()> {
     let mut text = Vec::new();
     let mut is_first = true;
     for entry in entries {
@@ -27,7 +28,7 @@ pub fn write<'e>(entries: impl Iterator<Item = &'e Entry>, out: &mut dyn Write) 
 ///
 /// # Errors
 /// The file cannot be read, ends too early, or differs.
-pub fn are_in<'e>(entries: impl Iterator<Item = &'e Entry>, file: impl Read) -> io::Result<bool> {
+pub fn are_in<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>, file: impl Read) -> io::Result<bool> {
     let mut rest = Rest(file);
     write(entries, &mut rest)?;
     Ok(rest.0.read(&mut [0])? == 0)

@@ -14,41 +14,33 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, VARY};
 use hyper::{Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::net::server::reply;
 
 /// The size of a piece, in bytes. The last part of a piece may exceed it.
 const PIECE_SIZE: usize = 64 << 10;
 /// Answers that are packed at once. Each takes about 300 KiB, so that further ones go out as plain text.
-const MAX_PACKED: usize = 4;
+pub const MAX_PACKED: usize = 4;
 
 /// The body of an answer: whole, or in pieces.
 pub type Content = Either<Full<Bytes>, Pieces>;
 
-/// What makes an answer, part by part.
-pub trait Parts: Send {
-    /// Appends the next part, which may be empty. False at the end.
-    fn append(&mut self, out: &mut Vec<u8>) -> bool;
-}
-
-/// Counts the answers that are being packed.
-#[derive(Clone, Default)]
-pub struct Packing(Arc<()>);
+/// What makes an answer, part by part: appends the next one, which may be empty. False at the end.
+pub type Parts = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
 
 /// A body that is made piece by piece.
 pub struct Pieces {
-    source: Option<Box<dyn Parts>>,
-    gzip: Option<(GzEncoder<Vec<u8>>, Packing)>,
+    parts: Option<Parts>,
+    gzip: Option<(GzEncoder<Vec<u8>>, OwnedSemaphorePermit)>,
 }
 
-/// An answer from this source, with gzip if the client accepts it.
-pub fn answer(
-    headers: &HeaderMap, packing: &Packing, kind: &'static str, source: impl Parts + 'static,
-) -> Response<Content> {
-    let packs = accepts_gzip(headers) && Arc::strong_count(&packing.0) <= MAX_PACKED;
-    let gzip = packs.then(|| (GzEncoder::new(Vec::new(), Compression::fast()), packing.clone()));
-    let stream = Pieces { source: Some(Box::new(source)), gzip };
-    let mut answer = reply::<Content>(StatusCode::OK, kind, Either::Right(stream));
+/// An answer of these parts, with gzip if the client accepts it. `packing` has a permit for each of [`MAX_PACKED`] answers.
+pub fn answer(headers: &HeaderMap, packing: &Arc<Semaphore>, kind: &'static str, parts: Parts) -> Response<Content> {
+    let permit = if accepts_gzip(headers) { packing.clone().try_acquire_owned().ok() } else { None };
+    let gzip = permit.map(|permit| (GzEncoder::new(Vec::new(), Compression::fast()), permit));
+    let packs = gzip.is_some();
+    let mut answer = reply::<Content>(StatusCode::OK, kind, Either::Right(Pieces { parts: Some(parts), gzip }));
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if packs {
         answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -75,9 +67,9 @@ impl Pieces {
     /// The next piece, or none at the end.
     fn piece(&mut self) -> Option<Vec<u8>> {
         let mut text = Vec::with_capacity(PIECE_SIZE + 1024);
-        while let Some(source) = &mut self.source {
-            if !source.append(&mut text) {
-                self.source = None;
+        while let Some(parts) = &mut self.parts {
+            if !parts(&mut text) {
+                self.parts = None;
             } else if text.len() < PIECE_SIZE {
                 continue;
             }
@@ -89,7 +81,7 @@ impl Pieces {
                 break;
             }
         }
-        if self.source.is_none()
+        if self.parts.is_none()
             && let Some((encoder, _)) = self.gzip.take()
         {
             text.extend(encoder.finish().unwrap_or_default());

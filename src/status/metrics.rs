@@ -135,6 +135,6 @@ fn seconds(time: SystemTime) -> f64 {
 }
 
 #[allow(clippy::cast_precision_loss)] // there are not so many devices
-fn number(number: usize) -> f64 {
+pub fn number(number: usize) -> f64 {
     number as f64
 }

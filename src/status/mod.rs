@@ -26,9 +26,10 @@ use crate::net::guard::Guard;
 use crate::net::{server, threads};
 use crate::state::devices::{DeviceList, FleetState};
 use crate::state::watching;
-use gzip_stream::Packing;
+use gzip_stream::MAX_PACKED;
 use metrics::Metrics;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 /// The settings of the endpoint.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub struct Status {
     metrics: Metrics,
     settings: Settings,
     started: SystemTime,
-    packing: Packing,
+    packing: Arc<Semaphore>,
     shown: Mutex<Shown>,
 }
 
@@ -86,7 +87,7 @@ impl Status {
             metrics: Metrics::new()?,
             settings,
             started: SystemTime::now(),
-            packing: Packing::default(),
+            packing: Arc::new(Semaphore::new(MAX_PACKED)),
             shown: Mutex::default(),
         });
         client.count_requests(status.metrics.requests.clone());

@@ -10,8 +10,7 @@ use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::gzip_stream::{self, Content, whole};
-use super::series::{Series, Targets, WholeText};
-use super::{Shown, Status, page};
+use super::{Shown, Status, page, series};
 use crate::liveness::THAW;
 use crate::net::guard;
 use crate::net::server::{self, Limits, TEXT};
@@ -62,9 +61,9 @@ impl Status {
         let headers = request.headers();
         match request.uri().path() {
             "/metrics" => {
-                let own = self.metrics.text();
                 let list = shown.list.unwrap_or_default();
-                gzip_stream::answer(headers, &self.packing, registry::CONTENT_TYPE, Series::new(own, list, shown.known))
+                let metrics = series::metrics(self.metrics.text(), list, shown.known);
+                gzip_stream::answer(headers, &self.packing, registry::CONTENT_TYPE, metrics)
             }
             "/-/healthy" => match self.liveness.late() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
@@ -80,7 +79,7 @@ impl Status {
             }
             "/targets" => self.targets(headers, shown),
             "/" => {
-                let page = WholeText(self.page(&shown).into());
+                let page = series::text(self.page(&shown).into());
                 gzip_stream::answer(headers, &self.packing, "text/html; charset=utf-8", page)
             }
             "/style.css" => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
@@ -92,8 +91,8 @@ impl Status {
         const KIND: &str = "application/json";
         let (status, why) = shown.readiness();
         match (shown.list, shown.stored) {
-            (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, Targets::new(list)),
-            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, WholeText(stored.text)),
+            (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, series::targets(list)),
+            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, series::text(stored.text)),
             (None, None) => whole(status, TEXT, why),
         }
     }

@@ -25,7 +25,7 @@ fn host(lan: &Lan, addresses: &str) -> Result<String, LeftOut> {
 
 fn lan(named: &str) -> Lan {
     let own = OWN.iter().map(|text| text.parse().expect("an address with its network")).collect();
-    Lan { networks: networks(named).expect("networks"), own, follows_own: false }
+    Lan { networks: networks(named).expect("networks"), own }
 }
 
 fn default() -> Lan {

@@ -38,13 +38,13 @@ pub fn rules() -> Rules {
 
 /// Private networks, on a machine without addresses.
 pub fn lan() -> Lan {
-    Lan { networks: lan::networks(lan::PRIVATE).expect("networks"), own: Vec::new(), follows_own: false }
+    Lan { networks: lan::networks(lan::PRIVATE).expect("networks"), own: Vec::new() }
 }
 
 /// The target file of these devices.
 pub fn list(inventory: &Inventory) -> Vec<u8> {
     let mut list = Vec::new();
-    target_groups::write(inventory.entries().map(|entry| &**entry), &mut list).expect("memory takes it");
+    target_groups::write(inventory.entries(), &mut list).expect("memory takes it");
     list
 }
 
