@@ -14,6 +14,7 @@ use support::scenarios::{Scenario, test_rules};
 use support::tools;
 
 const RUNBOOK: &str = include_str!("../../docs/alerts.md");
+const DASHBOARDS: &str = include_str!("../../docs/dashboards.md");
 const RUNBOOK_URL: &str = "https://github.com/balena-io-playground/baletheus/blob/main/docs/alerts.md";
 
 fn scenarios() -> Vec<Scenario> {
@@ -119,9 +120,9 @@ fn each_alert_tells_what_to_do() {
     }
 }
 
-/// The cells of the rows of a table behind this text, without its head.
-fn table(before: &str) -> Vec<Vec<&'static str>> {
-    let (_, rest) = RUNBOOK.split_once(before).unwrap_or_else(|| panic!("docs/alerts.md: no {before}"));
+/// The cells of the rows of the table behind this text in a document, without the table's head.
+fn table(document: &'static str, before: &str) -> Vec<Vec<&'static str>> {
+    let (_, rest) = document.split_once(before).unwrap_or_else(|| panic!("no {before}"));
     let rows = rest.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     rows.skip(2).map(|row| row.trim_matches(['|', ' ']).split(" | ").collect()).collect()
 }
@@ -137,7 +138,7 @@ fn the_runbook_says_which_alerts_wait() {
         });
         alerts.map(|(name, _)| name).collect::<BTreeSet<_>>()
     });
-    let told = table("<!-- what waits").into_iter().map(|row| row[1].split(", ").map(str::to_owned).collect());
+    let told = table(RUNBOOK, "<!-- what waits").into_iter().map(|row| row[1].split(", ").map(str::to_owned).collect());
     assert_eq!(told.collect::<Vec<BTreeSet<_>>>(), waits);
 }
 
@@ -150,7 +151,7 @@ fn the_runbook_has_each_cause_of_monitoring_down() {
     let cause = regex::Regex::new(r#""cause", "([^"]+)""#).unwrap();
     let causes: Vec<_> = cause.captures_iter(&rule.expr).map(|found| found[1].to_owned()).chain([dropped]).collect();
     assert!(causes.len() > 10, "only {causes:?} are read");
-    let rows = table("\n### MonitoringDown\n");
+    let rows = table(RUNBOOK, "\n### MonitoringDown\n");
     let told: Vec<_> = rows.iter().flat_map(|row| row[0].split("; ")).collect();
     for cause in &causes {
         assert!(told.iter().any(|told| cause.contains(told)), "docs/alerts.md, MonitoringDown: no {cause}");
@@ -158,6 +159,20 @@ fn the_runbook_has_each_cause_of_monitoring_down() {
     for told in told {
         assert!(causes.iter().any(|cause| cause.contains(told)), "docs/alerts.md, MonitoringDown: no cause has {told}");
     }
+}
+
+#[test]
+fn the_page_on_dashboards_has_each_cause_of_being_blind() {
+    let cause = regex::Regex::new(r#""cause", "([^"]+)""#).unwrap();
+    let blind: String = rules()
+        .into_iter()
+        .filter(|rule| rule.record.as_deref() == Some("discovery:blind"))
+        .map(|rule| rule.expr)
+        .collect();
+    let causes: BTreeSet<_> = cause.captures_iter(&blind).map(|found| found[1].to_owned()).collect();
+    let rows = table(DASHBOARDS, "recorded series `discovery:blind`");
+    let told = rows.iter().flat_map(|row| row[0].split(", ")).map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(told, causes, "on the left docs/dashboards.md, on the right alerts/records.yml");
 }
 
 /// Alertmanager holds nothing back, and repeats a message only while it remembers it.
