@@ -71,7 +71,10 @@ pub fn command() -> Command {
         )
         .arg(switch("failing", "show only what fails"))
         .arg(switch("json", "print a JSON array of objects"))
-        .arg(switch("report", "print a report for an issue, without names, uuids and keys").conflicts_with("json"))
+        .arg(
+            switch("report", "print a report for an issue, without names, uuids and keys")
+                .conflicts_with_all(["json", "failing"]),
+        )
         .args(flags(Verb::Check));
     let tunnel = Command::new("tunnel")
         .about("Proxies Prometheus' scrapes of vpn targets through balena's VPN: its URL is Prometheus' proxy_url")

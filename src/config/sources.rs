@@ -86,8 +86,8 @@ impl Sources<'_> {
 
     /// Adds the mistake of a value.
     pub fn report_value(&mut self, name: &str, source: &str, text: &str, why: BadValue) {
-        // A URL may contain a password or a key.
-        let is_secret = text.contains("://") && text.contains(['@', '?']);
+        // A URL may contain a password or a key, and may lack its scheme by mistake.
+        let is_secret = text.contains(':') && (text.contains('@') || text.contains("://") && text.contains('?'));
         let value = if is_secret { "not shown".into() } else { format!("{text:?}") };
         let takes = option(self.verb, name).takes;
         self.report(ConfigError::Value { given: source.into(), value, why, takes });

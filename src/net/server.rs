@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -45,6 +45,10 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     }
     if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._:[]%".contains(c)) {
         return Err(BAD_FORM.into()); // such as a URL
+    }
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+    if host.contains(':') && host.trim_matches(['[', ']']).parse::<Ipv6Addr>().is_err() {
+        return Err(BAD_FORM.into()); // no name has a colon
     }
     let found = text.to_socket_addrs().map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => BAD_FORM.into(),

@@ -11,7 +11,7 @@ use log::Level;
 
 use super::devices::{FleetState, Installs};
 use super::installs::{NotRunning, RUNNING, Running};
-use super::lists::RecordList;
+use super::lists::{RecordList, RecordPages};
 use super::reported::{DeviceState, REPORTS, SupervisorReport};
 use crate::backoff::Backoff;
 use crate::balena::query::{self, StateFields};
@@ -105,7 +105,7 @@ impl Rounds {
             publish(&self.known);
         }
         if !self.state_turn.others_may_succeed {
-            self.known.installs = None;
+            (self.known.installs, self.known.reports) = (None, RecordPages::default());
             publish(&self.known);
             return self.state_turn.wait;
         }
@@ -118,10 +118,9 @@ impl Rounds {
         }
         if self.settings.reports && self.report_turn.is_due() {
             let renewed = self.report_turn.ended(self.reports.refresh());
-            if renewed.is_some() {
-                self.known.reports = self.reports.pages();
-                publish(&self.known);
-            }
+            // Old ones would show a disk that fills as it was, with no sign of their age.
+            self.known.reports = renewed.map(|_| self.reports.pages()).unwrap_or_default();
+            publish(&self.known);
         }
         self.state_turn.wait
     }

@@ -56,10 +56,12 @@ pub struct Status {
 
 #[derive(Clone, Default)]
 struct Shown {
-    /// The last good list.
+    /// The devices that the API lists.
     list: Option<DeviceList>,
-    /// The version of the inventory that it is from.
+    /// The version of the inventory that they are from.
     version: Option<u64>,
+    /// The last list that was published: another one while a list is held back.
+    published: Option<DeviceList>,
     /// Until there is one: the list that the target file had at the start.
     stored: Option<StoredList>,
     /// What is known of the devices.
@@ -91,8 +93,8 @@ impl Status {
             shown: Mutex::default(),
         });
         client.count_requests(status.metrics.requests.clone());
-        status.metrics.published(stored.as_ref().map_or(0, |stored| stored.targets));
         status.shown.lock().stored = stored;
+        status.metrics.published(status.shown.lock().targets());
         let listener = server::listen(&status.settings.listen, "LISTEN_ADDRESS")?;
         log::info!("status on http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -130,26 +132,35 @@ impl Status {
         if matches!(outcome, Err(failure) if failure.reason != Reason::Write) {
             return;
         }
-        let is_new = shown.version != Some(list.version());
-        if is_new {
+        let is_held_back = matches!(outcome, Ok(Published::HeldBack));
+        if shown.version != Some(list.version()) {
             self.metrics.listed(list);
+            // A list of no device is held back because it may be wrong: the devices of before stay under watch.
+            if !is_held_back || list.entries().next().is_some() {
+                (shown.list, shown.version) = (Some(list.pages().clone()), Some(list.version()));
+            }
         }
         shown.refreshed = Some(SystemTime::now());
-        if matches!(outcome, Ok(Published::HeldBack)) {
+        if is_held_back {
             return;
         }
         shown.confirmed = shown.refreshed;
-        if is_new {
-            shown.list = Some(list.pages().clone());
-            (shown.version, shown.stored) = (Some(list.version()), None);
-        }
+        (shown.published, shown.stored) = (shown.list.clone(), None);
         if outcome.is_ok() {
-            self.metrics.published(list.entries().map(|entry| entry.targets().len()).sum());
+            self.metrics.published(shown.targets());
         }
     }
 }
 
 impl Shown {
+    /// How many targets `/targets` has.
+    fn targets(&self) -> usize {
+        match (&self.published, &self.stored) {
+            (Some(list), _) => list.iter().flat_map(|page| &page.entries).map(|entry| entry.targets().len()).sum(),
+            (None, stored) => stored.as_ref().map_or(0, |stored| stored.targets),
+        }
+    }
+
     /// Why the last refresh has not published its list, if it has not: what is wrong, and the cause.
     fn trouble(&self) -> Option<(&'static str, &str)> {
         match self.outcome.as_ref()? {
@@ -166,7 +177,7 @@ impl Shown {
             humantime::format_duration(Duration::from_secs(age.as_secs()))
         };
         let why = self.trouble().map_or("the first refresh has not ended", |(_, why)| why);
-        let text = match (&self.list, &self.stored, self.confirmed) {
+        let text = match (&self.published, &self.stored, self.confirmed) {
             (None, None, _) => return (StatusCode::SERVICE_UNAVAILABLE, format!("there is no list yet: {why}\n")),
             (None, Some(stored), _) => {
                 format!("ready; the list is the file's, written {} ago: {why}\n", age(stored.changed))

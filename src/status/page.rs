@@ -31,11 +31,9 @@ impl Status {
     pub(super) fn page(&self, shown: &Shown) -> String {
         let now = SystemTime::now();
         let mut tables = <[Table; 3]>::default();
-        let mut targets = 0;
         let mut devices = ListedDevices::new(shown.list.clone().unwrap_or_default(), shown.known.clone());
         while let Some(device) = devices.next() {
             let entry = device.entry;
-            targets += entry.targets().len();
             let table = match device.state.and_then(|state| state.online) {
                 _ if entry.left_out.is_some() => &mut tables[0],
                 Some(false) => &mut tables[1],
@@ -47,14 +45,14 @@ impl Status {
             }
         }
         let mut page = String::new();
-        let _ = self.write_head(&mut page, shown, now, tables.iter().map(|table| table.count).sum(), targets);
+        let _ = self.write_head(&mut page, shown, now, tables.iter().map(|table| table.count).sum());
         for (table, (id, title, column)) in tables.iter().zip(TABLES) {
             let _ = table.write(&mut page, id, title, column);
         }
         page + "</main>\n</body>\n</html>\n"
     }
 
-    fn write_head(&self, out: &mut String, shown: &Shown, now: SystemTime, devices: usize, targets: usize) -> Result {
+    fn write_head(&self, out: &mut String, shown: &Shown, now: SystemTime, devices: usize) -> Result {
         let state = match (shown.trouble(), self.liveness.late(), &shown.list) {
             (_, Some(_), _) => "stuck",
             (Some(_), _, _) => "failing",
@@ -69,9 +67,10 @@ impl Status {
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" href=\"data:,\">\n\
              <link rel=\"stylesheet\" href=\"/style.css\">\n</head>\n<body>\n<header>\n<h1>Baletheus</h1>\n\
              <p class=\"state\">State: <strong class=\"{class}\">{state}</strong>. Last successful refresh: {refreshed}. \
-             Devices: {devices}. Targets: {targets}.</p>\n\
+             Devices: {devices}. Targets: {}.</p>\n\
              <p class=\"soft\">This is the state of {}. <a href=\"/metrics\">Metrics</a>, \
              <a href=\"/targets\">targets as JSON</a>. Version {}.</p>\n</header>\n<main>\n",
+            shown.targets(),
             humantime::format_rfc3339_seconds(now),
             env!("CARGO_PKG_VERSION")
         )?;
@@ -95,7 +94,7 @@ impl Status {
         if let Some((what, why)) = shown.trouble() {
             problems.push(format!("{what}: {why}"));
         }
-        match &shown.list {
+        match &shown.published {
             None if shown.stored.is_some() => problems.push(
                 "There is no new list since the start: /targets has the list that the target file had then.".into(),
             ),

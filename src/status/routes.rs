@@ -90,7 +90,7 @@ impl Status {
     fn targets(&self, headers: &HeaderMap, shown: Shown) -> Response<Content> {
         const KIND: &str = "application/json";
         let (status, why) = shown.readiness();
-        match (shown.list, shown.stored) {
+        match (shown.published, shown.stored) {
             (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, series::targets(list)),
             (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, series::text(stored.text)),
             (None, None) => whole(status, TEXT, why),

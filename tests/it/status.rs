@@ -342,6 +342,24 @@ fn a_state_that_cannot_be_read_is_named_once() {
     assert_eq!(status.running.log().iter().filter(|line| line.contains(told)).count(), 1);
 }
 
+/// A disk that fills must not look as it did when it was read last.
+#[test]
+fn what_supervisors_reported_ends_with_the_first_request_that_fails() {
+    let shows = |metrics: &BTreeMap<String, f64>| {
+        metrics.keys().any(|name| name.starts_with("balena_device_storage_used_bytes{"))
+    };
+    // The request for the reports fails, or the one for the state, after which they are not asked for.
+    for (field, status_code) in [("memory_usage", 500), ("heartbeat", 503)] {
+        let cloud = Cloud::start(demo_fleet());
+        let status = Status::start(&sidecar(&cloud).env("DEVICE_METRICS", "true").env("DEVICE_REFRESH_RATE", "1s"));
+        status.wait_until("reports", shows);
+        cloud.intercept(move |seen, _| seen.target.contains(field).then(|| Reply::status(status_code, &[], b"")));
+        status.wait_until("no reports", |metrics| !shows(metrics));
+        cloud.heal();
+        status.wait_until("reports again", shows);
+    }
+}
+
 /// Whatever becomes of one of the two requests, what the other one brings is published.
 #[test]
 fn the_state_and_the_reports_of_devices_do_not_wait_for_each_other() {
@@ -491,6 +509,40 @@ fn a_list_that_is_held_back_is_shown_and_the_targets_are_those_that_are_publishe
     let metrics = status.wait_until("the list", |metrics| !is_held_back(metrics));
     assert_eq!((metrics["baletheus_targets"], metrics["baletheus_devices"]), (25.0, 25.0));
     assert_eq!(status.text("/-/ready"), "ready\n");
+}
+
+/// The targets stay, but what is known of the devices is that of now: a release without exporters must not hide their state.
+#[test]
+fn devices_without_targets_are_under_watch_while_the_list_is_held_back() {
+    let cloud = Cloud::start(demo_fleet());
+    let sidecar = sidecar(&cloud);
+    let status = Status::start(&sidecar);
+    status.wait_until("a list", |metrics| metrics["baletheus_targets"] > 0.0);
+    let list = sidecar.list();
+    cloud.change(|devices| {
+        devices.pop();
+        devices.iter_mut().for_each(|device| set_tag(device, "prometheus.io/scrape", "false"));
+    });
+    let of = |metrics: &BTreeMap<String, f64>, name: &str| metrics.keys().filter(|key| key.starts_with(name)).count();
+    let expect = |status: &Status| {
+        let metrics = status.wait_until("the devices of now", |metrics| {
+            metrics["baletheus_list_held_back"] > 0.0 && of(metrics, "balena_device_online{") == 24
+        });
+        assert_eq!(of(&metrics, "balena_device_info{"), 24);
+        assert_eq!((metrics["baletheus_targets"], metrics["baletheus_devices"]), (25.0, 24.0));
+        assert_eq!(status.text("/targets"), list);
+        let page = status.text("/");
+        assert!(
+            page.contains("Devices: 24. Targets: 25.") && page.contains("Left out <span class=\"soft\">(24)"),
+            "{page}"
+        );
+    };
+    expect(&status);
+    drop(status);
+    let status = Status::start(&sidecar);
+    expect(&status);
+    let ready = status.text("/-/ready");
+    assert!(ready.starts_with("ready; the list is the file's") && ready.contains("no scrapable device"), "{ready}");
 }
 
 #[test]

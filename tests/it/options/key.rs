@@ -16,11 +16,16 @@ fn a_key_in_the_wrong_place_is_refused_and_not_repeated() {
         let errors = refused(&cloud, words);
         assert!(errors.len() == 1 && errors[0].contains(named) && errors[0].contains("it takes"), "{errors:#?}");
     }
-    let errors = refused(&cloud, &["BALENA_API_URL=https://me:pass-word@api.balena-cloud.com"]);
-    assert!(
-        errors.len() == 1 && errors[0].contains("BALENA_API_URL") && !errors[0].contains("pass-word"),
-        "{errors:?}"
-    );
+    // nor is a password, also where the scheme is forgotten
+    for url in
+        ["https://me:pass-word@api.balena-cloud.com", "me:pass-word@api.balena-cloud.com", "me:pass-word@api:443"]
+    {
+        let errors = refused(&cloud, &[&format!("BALENA_API_URL={url}")]);
+        assert!(
+            errors.len() == 1 && errors[0].contains("BALENA_API_URL") && !errors[0].contains("pass-word"),
+            "{errors:?}"
+        );
+    }
 }
 
 #[test]
