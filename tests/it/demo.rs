@@ -213,3 +213,30 @@ fn ends_by_itself_where_that_is_asked_for() {
     let list = demo.list();
     demo.expect_end(&list);
 }
+
+/// Its image is built by `scripts/check/stack demo`, which takes minutes. What that lacks would be a file.
+#[test]
+fn the_dockerfile_has_all_that_the_demo_is_made_of() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let build = tools::cargo("build").args(["--example", "demo"]).status();
+    assert!(build.expect("cargo runs").success());
+    let files = fs::read_to_string(tools::built().join("examples/demo.d")).expect("what Cargo made it of");
+    let dockerfile = fs::read_to_string(root.join("Dockerfile")).unwrap();
+    let (_, stages) = dockerfile.split_once(" AS build\n").expect("the stage that compiles");
+    let copied: Vec<_> = stages
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY ")?.rsplit_once(' '))
+        .flat_map(|(sources, _)| sources.split(' '))
+        .filter(|source| !source.starts_with(['-', '/']))
+        .collect();
+    let ignored = fs::read_to_string(root.join(".dockerignore")).unwrap();
+    for source in &copied {
+        assert!(ignored.lines().any(|line| line.strip_prefix('!') == Some(source)), ".dockerignore hides {source}");
+    }
+    let files: Vec<_> =
+        files.split_whitespace().skip(1).map(|file| Path::new(file).strip_prefix(root).unwrap()).collect();
+    assert!(files.contains(&Path::new("examples/demo/main.rs")), "{files:?}");
+    for file in files {
+        assert!(copied.iter().any(|source| file.starts_with(source)), "{} is not copied", file.display());
+    }
+}
