@@ -119,7 +119,7 @@ impl Rounds {
         if self.settings.reports && self.report_turn.is_due() {
             let renewed = self.report_turn.ended(self.reports.refresh());
             // Old ones would show a disk that fills as it was, with no sign of their age.
-            self.known.reports = renewed.map(|_| self.reports.pages()).unwrap_or_default();
+            self.known.reports = renewed.map(|()| self.reports.pages()).unwrap_or_default();
             publish(&self.known);
         }
         self.state_turn.wait
