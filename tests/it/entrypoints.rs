@@ -147,6 +147,29 @@ fn a_secret_in_the_url_of_the_backend_is_warned_of() {
     }
 }
 
+#[test]
+fn what_has_no_effect_is_said() {
+    let said = |service, variables: &[(&str, &str)]| {
+        let output = Image::new(service).run(variables, &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && !text.contains("of-mine"), "{variables:?}: {text}");
+        text
+    };
+    assert_eq!(said("prometheus", &[]), "");
+    let text = said("prometheus", &[("REMOTE_WRITE_BEARER_TOKEN", "of-mine"), ("PROMETHEUS_RETENTION", "1d")]);
+    assert!(text.contains("REMOTE_WRITE_BEARER_TOKEN has no effect without REMOTE_WRITE_URL"), "{text}");
+    assert!(text.contains("PROMETHEUS_RETENTION has no effect: the variables with PROMETHEUS_ are "), "{text}");
+    Image::new("prometheus").refused(
+        &[("REMOTE_WRITE_URL", "http://h"), ("REMOTE_WRITE_PASSWORD", "of-mine")],
+        "REMOTE_WRITE_PASSWORD is set, but REMOTE_WRITE_USERNAME is not",
+    );
+    assert_eq!(said("alertmanager", &[]), "alertmanager: no receiver is set, so alerts are only shown\n");
+    let text = said("alertmanager", &[("ALERT_SLACK", "https://of-mine")]);
+    assert!(text.contains("ALERT_SLACK has no effect: ") && text.contains("no receiver is set"), "{text}");
+    let text = said("alertmanager", &[("ALERT_SLACK_URL", "https://of-mine"), ("ALERT_PAGERDUTY_KEY", "a")]);
+    assert_eq!(text, "alertmanager: messages go to ALERT_SLACK_URL ALERT_PAGERDUTY_KEY\n");
+}
+
 /// A stand-in for Prometheus that says whether it reads or is ready, and what its entry point leaves of the data.
 struct Reader {
     image: Image,
@@ -407,7 +430,9 @@ fn limits_of_an_answer_are_settings() {
         assert_eq!((&job["sample_limit"], &job["body_size_limit"]), (&json!(9000), &json!("5MB")), "{job}");
     }
     image.refused(&[("PROMETHEUS_SAMPLE_LIMIT", "1\n    x: y")], "PROMETHEUS_SAMPLE_LIMIT is no number");
-    image.refused(&[("PROMETHEUS_BODY_SIZE_LIMIT", "much")], "PROMETHEUS_BODY_SIZE_LIMIT is no size");
+    for value in ["much", "300", "1\n    x: 5MB", "MB"] {
+        image.refused(&[("PROMETHEUS_BODY_SIZE_LIMIT", value)], "PROMETHEUS_BODY_SIZE_LIMIT is no size");
+    }
 }
 
 #[test]

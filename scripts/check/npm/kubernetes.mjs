@@ -84,6 +84,9 @@ for (const folder of folders) {
 	for (const job of ['balena', 'balena-direct'])
 		if (!isDeepStrictEqual(comparable(found[job]), comparable(stack[job])))
 			problems.push(`${folder}: the job ${job} differs from that of prometheus.yml: ${JSON.stringify(found[job])}`);
+	for (const job of ['baletheus', 'baletheus-tunnel'])
+		if (found[job]?.honor_labels !== stack[job].honor_labels)
+			problems.push(`${folder}: honor_labels of the job ${job} differs from that of prometheus.yml`);
 }
 
 const moduleOf = (resource) =>
