@@ -28,7 +28,8 @@ pub struct Metrics {
     duration: Histogram,
     last: Gauge,
     last_state: Gauge,
-    last_services: Gauge,
+    /// None unless services are asked for.
+    last_services: GaugeVec,
     writes: IntCounter,
     write_failures: IntCounter,
     devices: Gauge,
@@ -43,12 +44,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics, with each known reason and status at 0.
+    /// All metrics, with each known reason and status at 0. `services` are asked for, or not.
     ///
     /// # Errors
     /// A metric is declared twice or wrongly.
     #[rustfmt::skip] // a table
-    pub fn new() -> Result<Self> {
+    pub fn new(services: bool) -> Result<Self> {
         let registry = Registry::new()?;
         let metrics = Metrics {
             refreshes: registry.counter("baletheus_refreshes_total", "Refreshes, successful or not.")?,
@@ -56,7 +57,7 @@ impl Metrics {
             duration: registry.histogram("baletheus_refresh_duration_seconds", "How long a refresh took.", &BUCKETS)?,
             last: registry.gauge("baletheus_last_refresh_timestamp_seconds", "When the last successful refresh ended.")?,
             last_state: registry.gauge("baletheus_last_device_refresh_timestamp_seconds", "When the state of the devices was last known; 0 before the first time.")?,
-            last_services: registry.gauge("baletheus_last_services_refresh_timestamp_seconds", "Time of the last successful read of the devices' services; 0 before the first time.")?,
+            last_services: registry.gauges("baletheus_last_services_refresh_timestamp_seconds", "Time of the last successful read of the devices' services; 0 before the first time, absent with --device-services=false.", &[])?,
             writes: registry.counter("baletheus_file_writes_total", "Times that the target file was replaced.")?,
             write_failures: registry.counter("baletheus_file_write_failures_total", "Times that the target file could not be replaced.")?,
             devices: registry.gauge("baletheus_devices", "Devices that the API lists, left out or not.")?,
@@ -73,6 +74,9 @@ impl Metrics {
         }
         for status in KNOWN_STATUSES {
             metrics.requests.with_label_values(&[status]);
+        }
+        if services {
+            metrics.last_services.with_label_values::<&str>(&[]);
         }
         metrics.listed(&Inventory::default());
         Ok(metrics)
@@ -98,7 +102,9 @@ impl Metrics {
     /// Shows when the state of the devices and their services were read last.
     pub fn known(&self, known: &FleetState) {
         self.last_state.set(known.states_read.map_or(0.0, seconds));
-        self.last_services.set(known.installs_read.map_or(0.0, seconds));
+        if let Some(read) = known.installs_read {
+            self.last_services.with_label_values::<&str>(&[]).set(seconds(read));
+        }
     }
 
     /// Shows what the API lists now.

@@ -86,7 +86,7 @@ impl Status {
     ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness,
-            metrics: Metrics::new()?,
+            metrics: Metrics::new(settings.watch.services)?,
             settings,
             started: SystemTime::now(),
             packing: Arc::new(Semaphore::new(MAX_PACKED)),
