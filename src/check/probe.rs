@@ -193,7 +193,12 @@ impl SampleCounter {
     /// Judges a complete line.
     fn end_line(&mut self) -> io::Result<()> {
         self.lines += 1;
-        let line = self.line.trim_ascii();
+        let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+        if line.ends_with(b"\r") {
+            let why = format!("not metrics: line {} ends with a carriage return, which Prometheus refuses", self.lines);
+            return Err(io::Error::other(why));
+        }
+        let line = line.trim_ascii();
         if line.starts_with(b"#") {
             self.last = line.to_vec();
         } else if is_sample(line) {
@@ -234,12 +239,15 @@ impl Write for SampleCounter {
     }
 }
 
-/// Whether a line is a sample: `name{label="value"} 1.5`, with or without labels and a timestamp.
+/// Whether a line is a sample: `name{label="value"} 1.5`, with or without labels and a timestamp. Labels are not judged.
 fn is_sample(line: &[u8]) -> bool {
     let Ok(line) = str::from_utf8(line) else { return false };
-    let starts = |c: char| c.is_ascii_alphabetic() || "_:{".contains(c); // {"name"} since Prometheus 3
+    // Since Prometheus 3, the name may be among the labels.
+    let (name, rest) = line.split_at(line.find(['{', ' ', '\t']).unwrap_or(line.len()));
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte));
     // An exemplar has labels and a value as well, which are the last ones then.
-    let name_and_value = line.rsplit_once('}').or_else(|| line.split_once([' ', '\t']));
-    let value = name_and_value.and_then(|(_, value)| value.split_whitespace().next());
-    line.starts_with(starts) && value.is_some_and(|value| value.parse::<f64>().is_ok())
+    let rest = rest.rsplit_once('}').map_or(rest, |(_, rest)| rest);
+    let mut numbers = rest.split_ascii_whitespace().map(|text| text.parse::<f64>().is_ok());
+    let is_value = numbers.next() == Some(true) && numbers.next() != Some(false) && numbers.next().is_none();
+    is_name && !name.starts_with(|c: char| c.is_ascii_digit()) && is_value
 }

@@ -58,6 +58,9 @@ fn exporters(cloud: &Cloud) {
             "/open-half" => typed(OPEN, "up 1\n"),
             "/html" => typed("text/html; charset=utf-8", "<html>"),
             "/prose" => typed(TEXT, "up 1\nHello\u{1b}[2J, who is there?\n"),
+            "/crlf" => typed(TEXT, "up 1\r\nup 2\r\n"),
+            "/name" => typed(TEXT, "a-b 1\n"),
+            "/late" => typed(TEXT, "a 1 2 3\n"),
             "/untyped" => Reply::status(200, &[], METRICS.as_bytes()),
             // In long lines: there is a limit of time, too, and a line costs more than its bytes.
             "/bomb" => gzip(long_comment.repeat(17 << 5).as_bytes()),
@@ -161,6 +164,9 @@ fn through_the_vpn() {
         ("host-ssh", "22222"),
         ("html", "9100/html"),
         ("prose", "9100/prose"),
+        ("crlf", "9100/crlf"),
+        ("name", "9100/name"),
+        ("late", "9100/late"),
         ("untyped", "9100/untyped"),
         ("open-half", "9100/open-half"),
         ("bomb", "9100/bomb"),
@@ -225,6 +231,14 @@ fn through_the_vpn() {
             ("host-ssh (", "fails", "not_target", "refused: port 22222 is the SSH of the host"),
             ("html (", "fails", "not_metrics", "not metrics, but text/html"),
             ("prose (", "fails", "not_metrics", "not metrics: line 2 is \"Hello"),
+            (
+                "crlf (",
+                "fails",
+                "not_metrics",
+                "not metrics: line 1 ends with a carriage return, which Prometheus refuses",
+            ),
+            ("name (", "fails", "not_metrics", "not metrics: line 1 is \"a-b 1"),
+            ("late (", "fails", "not_metrics", "not metrics: line 1 is \"a 1 2 3"),
             ("untyped (", "fails", "not_metrics", "no Content-Type, which Prometheus 3 insists on"),
             ("open-half (", "fails", "not_metrics", "OpenMetrics without # EOF"),
             ("bomb (", "fails", "not_metrics", "more than 16 MiB"),
@@ -252,8 +266,8 @@ fn through_the_vpn() {
     assert_eq!((&row["online"], &row["samples"], &row["status"]), (&json!(true), &json!(12_345), &Value::Null));
     assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
     assert_eq!(rows(&output)[7]["status"], 500);
-    assert_eq!(rows(&output)[21]["hint"], "the exporter's own log may tell more");
-    assert_eq!(rows(&output)[24]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
+    assert_eq!(rows(&output)[24]["hint"], "the exporter's own log may tell more");
+    assert_eq!(rows(&output)[27]["url"], format!("https://{secure_uuid}.balena:9100/metrics"));
     let log = text(&output.stderr);
     assert!(log.lines().count() == 1 && log.contains("tag prometheus.io/exporters of bad-tag"), "{log}");
     // neither the redirect's device nor any host's SSH gets a request
