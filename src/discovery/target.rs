@@ -71,6 +71,8 @@ impl Rules {
 }
 
 const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
+/// The API names no release of a device if that was deleted, although the device still runs it.
+const NO_RELEASE: &str = "the API has no release that it runs (was it deleted?), so no service label, and no tag and no option names an exporter";
 
 /// Maps a device. `declared` is what the release that it runs declares. Problems that do not leave the device out go to
 /// `warnings`, with its name.
@@ -176,7 +178,11 @@ fn reachable(
         warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
     }
     if targets.is_empty() {
-        let detail = if found.ignores_exporters { IGNORED_EXPORTERS } else { "" };
+        let detail = match &device.release {
+            _ if found.ignores_exporters => IGNORED_EXPORTERS,
+            None if rules.service_labels => NO_RELEASE,
+            _ => "",
+        };
         return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: detail.into() });
     }
     Ok(targets)

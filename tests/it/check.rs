@@ -283,16 +283,16 @@ fn through_the_vpn() {
     let output = check(&sidecar, &[]);
     let table = text(&output.stdout);
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines.len(), 1 + 33 + 2, "{table}");
+    assert_eq!(lines.len(), 1 + 36 + 2, "{table}");
     assert!(lines[0].starts_with("DEVICE ") && lines[0].ends_with("WHAT TO DO"), "{table}");
-    let (failing, others) = lines.split_at(24);
+    let (failing, others) = lines.split_at(27);
     let has = |lines: &[&str], part: &str| lines.iter().filter(|line| line.contains(part)).count();
     let is_long = |line: &&str| line.contains(".balena:9100/metrics") && !line.contains("https://");
     assert!(has(others, ".balena:9100  ") > 0 && !lines.iter().any(is_long), "{table}");
     assert!(has(&lines, "  unknown  ") == 1 && has(others, "  offline  ") == 1, "{table}");
     assert!(lines.iter().any(|line| line.starts_with("evil\\u{1b}[31m\\u{202e}")), "{table}");
     assert!(has(others, ".balena:9100/gzip  ") == 1 && has(failing, "line 2 is \"Hello") == 1, "{table}");
-    assert_eq!(lines[35], "32 targets: 8 answer, 23 fail, 1 offline; 1 device left out");
+    assert_eq!(lines[38], "35 targets: 8 answer, 26 fail, 1 offline; 1 device left out");
 }
 
 /// The hints are about what an operator can change: the path only where the path may be wrong.

@@ -118,6 +118,21 @@ fn labels_become_targets_of_the_devices_that_run_the_release() {
     assert!(log.contains("WARN  devices without an exporter are left out"), "{log}");
 }
 
+/// The device still runs it, but the API names it no more.
+#[test]
+fn a_release_that_was_deleted_is_a_reason() {
+    let mut devices = with_releases(2);
+    devices[0]["is_running__release"] = json!([]);
+    run(&mut devices[1], 1);
+    let cloud = Cloud::start(devices);
+    cloud.set_services(1, &[("node", &[("prometheus.io.port", "9100")], &[])]);
+    let log = sidecar(&cloud).oneshot();
+    assert!(
+        log.contains("left out gw-1 (0000000): the API has no release that it runs (was it deleted?), so"),
+        "{log}"
+    );
+}
+
 #[test]
 fn the_first_source_that_has_exporters_provides_all_of_them() {
     let mut devices = with_releases(6);
