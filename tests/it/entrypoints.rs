@@ -850,7 +850,7 @@ fn a_message_names_every_device() {
     let file = folder.path().join("data.json");
     let alert = |status: &str, number: usize| {
         json!({"status": status, "labels": {"alertname": "DeviceDown", "fleet": "org/gw", "uuid": "u"}, "startsAt": "2026-11-29T14:03:00Z",
-            "annotations": {"summary": format!("gateway-{number:04} (org/gw) has been down for 16m 0s")}})
+            "annotations": {"summary": format!("gateway-{number:04} (A) (org/gw) has been down for 16m 0s")}})
     };
     let resolved = (0..25).map(|number| alert("resolved", number));
     let alerts: Vec<_> = resolved.chain((25..90).map(|number| alert("firing", number))).collect();
@@ -867,10 +867,10 @@ fn a_message_names_every_device() {
     for template in ["baletheus.text", "baletheus.slack.text"] {
         let text = render(template);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "gateway-0025 (org/gw) has been down for 16m 0s, since 29 Nov 14:03 UTC");
+        assert_eq!(lines[0], "gateway-0025 (A) (org/gw) has been down for 16m 0s, since 29 Nov 14:03 UTC");
         let firing = lines[..11].join("\n");
-        assert!((25..90).all(|number| firing.contains(&format!("gateway-{number:04}"))), "{text}");
-        assert!(lines[11].starts_with("resolved: gateway-0000, gateway-0001"), "{text}");
+        assert!((25..90).all(|number| firing.contains(&format!("gateway-{number:04} (A)"))), "{text}");
+        assert!(lines[11].starts_with("resolved: gateway-0000 (A), gateway-0001 (A), "), "{text}");
         // What Discord and Telegram take.
         assert!(text.chars().count() <= 4096, "{text}");
     }
