@@ -16,8 +16,8 @@ pub const PAGE_SIZE: usize = 1000;
 const SMALL_PAGE: usize = PAGE_SIZE / 16;
 /// The most pages that are kept, whatever the server sends: a million records.
 const MAX_PAGES: usize = 1000;
-/// The most bytes that are kept, whatever the server sends.
-const MAX_SIZE: usize = 1 << 30;
+/// The most bytes of all answers, whatever the server sends: less than that is kept of them.
+const MAX_SIZE: usize = 2 << 30;
 
 /// How long a walk may take. Its first pages are that old then.
 const MAX_WALK: Duration = Duration::from_secs(3600);
@@ -32,10 +32,7 @@ pub trait List {
     /// What is read of a record.
     type Record<'a>;
 
-    /// Where the pages come from.
-    fn source(&mut self) -> &mut dyn Source;
-
-    /// What they are a part of.
+    /// What the pages are a part of.
     fn listing(&self) -> Listing;
 
     /// Whether a page that the API has not changed is still right. If it is not, it is downloaded again.
@@ -48,26 +45,26 @@ pub trait List {
     /// # Errors
     /// A record cannot be used, and the page not without it.
     fn read<'a>(
-        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Self::Page>,
+        &mut self, source: &dyn Source, records: Vec<&'a RawValue>, place: &Place<'_, Self::Page>,
     ) -> Result<Vec<WithId<Self::Record<'a>>>, Failure>;
 
-    /// Makes a page of records, and says how many bytes it keeps in memory.
+    /// Makes a page of records.
     ///
     /// # Errors
     /// The page lacks something that another request does not give.
-    fn page(&mut self, records: Vec<WithId<Self::Record<'_>>>) -> Result<(Self::Page, usize), Failure>;
+    fn page(&mut self, source: &mut dyn Source, records: Vec<WithId<Self::Record<'_>>>) -> Result<Self::Page, Failure>;
 
     /// Makes the page for a single record that is larger than an answer can be. Gives its id, too.
     ///
     /// # Errors
     /// The record cannot be skipped.
-    fn too_large(&mut self, after: u64) -> Result<(u64, Self::Page), Failure> {
-        Err(self.invalid(&format!("what follows id {after} is too large")))
+    fn too_large(&mut self, source: &mut dyn Source, after: u64) -> Result<(u64, Self::Page), Failure> {
+        Err(self.invalid(source, &format!("what follows id {after} is too large")))
     }
 
     /// The failure for an answer that is not what was asked for.
-    fn invalid(&mut self, why: &str) -> Failure {
-        let (what, api) = (self.listing().what(), self.source().name());
+    fn invalid(&self, source: &dyn Source, why: &str) -> Failure {
+        let (what, api) = (self.listing().what(), source.name());
         let message = format!("the answer of {api} is no page of {what}: {why}; is --api-url (API_URL) right?");
         Failure::new(Reason::BadAnswer, message)
     }
@@ -105,7 +102,7 @@ struct CachedPage<T> {
     next_limit: usize,
     etag: Option<String>,
     content: T,
-    /// Bytes that it keeps in memory.
+    /// Bytes of the answer.
     size: usize,
     /// The last id that it covers; none if it covers the rest.
     end: Option<u64>,
@@ -139,12 +136,12 @@ impl<T> Pages<T> {
     /// # Errors
     /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that
     /// the next try is cheaper.
-    pub fn refresh(&mut self, list: &mut impl List<Page = T>) -> Result<(), Failure> {
+    pub fn refresh(&mut self, source: &mut dyn Source, list: &mut impl List<Page = T>) -> Result<(), Failure> {
         if self.began.is_none_or(|began| began.elapsed() > MAX_WALK) {
             self.walk += 1;
             self.began = Some(Instant::now());
         }
-        let outcome = self.walk(list);
+        let outcome = self.walk(source, list);
         if !matches!(&outcome, Err(failure) if failure.reason == Reason::RateLimited) {
             self.began = None;
         }
@@ -152,13 +149,13 @@ impl<T> Pages<T> {
     }
 
     /// Asks for every page that this walk has not asked for.
-    fn walk(&mut self, list: &mut impl List<Page = T>) -> Result<(), Failure> {
+    fn walk(&mut self, source: &mut dyn Source, list: &mut impl List<Page = T>) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;
         let mut size = 0;
         loop {
             let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == self.walk);
-            let new = if is_there { None } else { self.fetch(index, after, list)? };
+            let new = if is_there { None } else { self.fetch(index, after, source, list)? };
             if let Some(page) = new {
                 // The new page replaces all old ones that begin within it.
                 let within = |old: &CachedPage<T>| page.end.is_none_or(|end| old.after < end);
@@ -175,14 +172,14 @@ impl<T> Pages<T> {
                     index += 1;
                     after = end;
                 }
-                Some(_) => return Err(list.invalid("it goes on without end")),
+                Some(_) => return Err(list.invalid(source, "it goes on without end")),
             }
         }
     }
 
     /// The page that begins after `after`, or none if the one kept at `index` has not changed.
-    fn fetch<L: List<Page = T>>(
-        &mut self, index: usize, after: u64, list: &mut L,
+    fn fetch(
+        &mut self, index: usize, after: u64, source: &mut dyn Source, list: &mut impl List<Page = T>,
     ) -> Result<Option<CachedPage<T>>, Failure> {
         let old = self.cached.get(index).filter(|old| old.after == after);
         let before = index.checked_sub(1).map(|before| &self.cached[before]);
@@ -195,53 +192,53 @@ impl<T> Pages<T> {
         let mut known = current.and_then(|old| old.etag.clone());
         loop {
             let request = Request::Page { list: list.listing(), after, limit };
-            let (etag, (content, size, end), (limit, next_limit)) =
-                match list.source().get(request, known.as_deref())? {
-                    Fetched::Unchanged => return Ok(None),
-                    Fetched::Body { etag, body, room } => {
-                        (etag, self.read(index, after, limit, &body, list)?, limits(limit, room))
-                    }
-                    Fetched::TooLarge { .. } if limit > 1 => {
-                        (limit, known) = (limit / 2, None);
-                        continue;
-                    }
-                    Fetched::TooLarge { etag } => {
-                        let (end, content) = list.too_large(after)?;
-                        (etag, (content, 0, Some(end)), (limit, SMALL_PAGE))
-                    }
-                };
+            let (etag, (content, size, end), (limit, next_limit)) = match source.get(request, known.as_deref())? {
+                Fetched::Unchanged => return Ok(None),
+                Fetched::Body { etag, body, room } => {
+                    let (content, end) = self.read(index, after, limit, &body, source, list)?;
+                    (etag, (content, body.len(), end), limits(limit, room))
+                }
+                Fetched::TooLarge { .. } if limit > 1 => {
+                    (limit, known) = (limit / 2, None);
+                    continue;
+                }
+                Fetched::TooLarge { etag } => {
+                    let (end, content) = list.too_large(source, after)?;
+                    (etag, (content, 0, Some(end)), (limit, SMALL_PAGE))
+                }
+            };
             return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, size, end }));
         }
     }
 
-    /// Reads an answer: what the page holds, its size, and the last id that it covers.
-    fn read<L: List<Page = T>>(
-        &mut self, index: usize, after: u64, limit: usize, body: &[u8], list: &mut L,
-    ) -> Result<(T, usize, Option<u64>), Failure> {
-        let raw = records(body).map_err(|error| list.invalid(&describe(&error)))?;
+    /// Reads an answer: what the page holds, and the last id that it covers.
+    fn read(
+        &mut self, index: usize, after: u64, limit: usize, body: &[u8], source: &mut dyn Source,
+        list: &mut impl List<Page = T>,
+    ) -> Result<(T, Option<u64>), Failure> {
+        let raw = records(body).map_err(|error| list.invalid(source, &describe(&error)))?;
         let count = raw.len();
         let is_full = count >= limit || self.server_limit == Some(count);
         let old = self.cached.get(index).map(|old| &old.content);
-        let mut records = list.read(raw, &Place { after, is_full, old })?;
+        let mut records = list.read(source, raw, &Place { after, is_full, old })?;
         let ids: Vec<u64> = records.iter().filter_map(|(id, _)| *id).collect();
         if ids.first().is_some_and(|first| *first <= after) || !ids.is_sorted() {
-            return Err(list.invalid("the ids do not rise"));
+            return Err(list.invalid(source, "the ids do not rise"));
         }
         let end = match ids.last() {
             Some(highest) if is_full => {
                 let next = self.cached.iter().map(|old| old.after).find(|next| *next > after);
                 Some(stable_end(&ids, *highest, next))
             }
-            Some(highest) if has_more(list, *highest)? => {
+            Some(highest) if has_more(source, list, *highest)? => {
                 self.server_limit = Some(count);
                 Some(*highest)
             }
-            None if is_full && count > 0 => return Err(list.invalid("none of its records has an id")),
+            None if is_full && count > 0 => return Err(list.invalid(source, "none of its records has an id")),
             _ => None,
         };
         records.retain(|(id, _)| end.is_none() || *id <= end);
-        let (content, size) = list.page(records)?;
-        Ok((content, size, end))
+        Ok((list.page(source, records)?, end))
     }
 }
 
@@ -250,12 +247,12 @@ impl<T> Pages<T> {
 ///
 /// Nothing is asked behind a page that has not changed. So one hole remains: if a gateway gives exactly as many records as there
 /// were when the page was read, a record that comes later is found only once the page itself changes.
-fn has_more<L: List>(list: &mut L, highest: u64) -> Result<bool, Failure> {
+fn has_more(source: &mut dyn Source, list: &impl List, highest: u64) -> Result<bool, Failure> {
     let request = Request::NextId(list.listing(), highest);
-    let Fetched::Body { body, .. } = list.source().get(request, None)? else {
-        return Err(list.invalid(&format!("the id that follows {highest} is too large")));
+    let Fetched::Body { body, .. } = source.get(request, None)? else {
+        return Err(list.invalid(source, &format!("the id that follows {highest} is too large")));
     };
-    let records = records(&body).map_err(|error| list.invalid(&describe(&error)))?;
+    let records = records(&body).map_err(|error| list.invalid(source, &describe(&error)))?;
     let ids = records.into_iter().filter_map(device::id);
     // A server that does not know filters sends what it has sent before.
     Ok(ids.max().is_some_and(|id| id > highest))

@@ -77,22 +77,16 @@ impl TagFilter {
     /// # Errors
     /// No tag can have such a key.
     pub fn parse(text: &str) -> Result<Self, BadValue> {
-        let (mut key, mut value) = (String::new(), None);
-        let mut rest = text;
-        while let Some(c) = rest.chars().next() {
-            rest = &rest[c.len_utf8()..];
-            match c {
-                '=' => {
-                    value = Some(rest.to_owned());
-                    break;
-                }
-                '\\' if rest.starts_with(['=', '\\']) => {
-                    key.push_str(&rest[..1]);
-                    rest = &rest[1..];
-                }
-                c => key.push(c),
+        let mut key = String::new();
+        let mut rest = text.chars();
+        let value = loop {
+            match rest.next() {
+                None => break None,
+                Some('=') => break Some(rest.as_str().to_owned()),
+                Some('\\') if rest.as_str().starts_with(['=', '\\']) => key.extend(rest.next()),
+                Some(c) => key.push(c),
             }
-        }
+        };
         if !(1..=100).contains(&key.chars().count()) || key.contains(char::is_whitespace) {
             return Err(format!("{key:?} is not a tag's key, which has 1 to 100 characters and no white space").into());
         }

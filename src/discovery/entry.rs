@@ -107,11 +107,6 @@ impl Entry {
     pub fn fleet_slug(&self) -> Option<&str> {
         self.common.fleet.as_ref().map(|fleet| fleet.slug.as_str()).filter(|slug| !slug.is_empty())
     }
-
-    /// Bytes that it keeps for itself, about.
-    pub fn size(&self) -> usize {
-        size_of::<Self>() + self.text.len() + self.tag_labels.len()
-    }
 }
 
 /// A target of a device, but for its host.

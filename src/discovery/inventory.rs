@@ -45,8 +45,8 @@ impl Inventory {
         if rules.service_labels {
             self.releases.refresh(source)?;
         }
-        let mut mapper = Mapper { source, rules, releases: &mut self.releases, commons: &mut self.commons };
-        self.pages.refresh(&mut mapper)?;
+        let mut mapper = Mapper { rules, releases: &mut self.releases, commons: &mut self.commons };
+        self.pages.refresh(source, &mut mapper)?;
         let mut shown: Vec<_> = self.pages.contents().cloned().collect();
         self.shared = shared_addresses::leave_out(&mut shown);
         self.shown = shown.into();

@@ -15,8 +15,6 @@ use crate::balena::{Failure, Fetched, Listing, Request, Source};
 
 /// Reads pages and maps their devices.
 pub struct Mapper<'a> {
-    /// The API.
-    pub source: &'a mut dyn Source,
     /// How devices become targets.
     pub rules: &'a Rules,
     /// What services declare.
@@ -29,10 +27,6 @@ impl List for Mapper<'_> {
     type Page = Arc<DevicePage>;
     type Record<'a> = PageDevice<'a>;
 
-    fn source(&mut self) -> &mut dyn Source {
-        self.source
-    }
-
     fn listing(&self) -> Listing {
         Listing::Devices
     }
@@ -44,7 +38,7 @@ impl List for Mapper<'_> {
 
     /// Parses the records that have changed. The entries of the others stay, if they have current labels.
     fn read<'a>(
-        &mut self, records: Vec<&'a RawValue>, place: &Place<'_, Arc<DevicePage>>,
+        &mut self, _: &dyn Source, records: Vec<&'a RawValue>, place: &Place<'_, Arc<DevicePage>>,
     ) -> Result<Vec<WithId<PageDevice<'a>>>, Failure> {
         let old = place.old.iter().flat_map(|page| &page.entries);
         let mut old: HashMap<_, _> = old.filter_map(|entry| Some((entry.record?, entry))).collect();
@@ -60,25 +54,24 @@ impl List for Mapper<'_> {
         Ok(read.collect())
     }
 
-    fn page(&mut self, devices: Vec<WithId<PageDevice>>) -> Result<(Arc<DevicePage>, usize), Failure> {
+    fn page(&mut self, source: &mut dyn Source, devices: Vec<WithId<PageDevice>>) -> Result<Arc<DevicePage>, Failure> {
         if self.rules.service_labels {
             let releases: Vec<u64> = devices.iter().filter_map(|(_, device)| device.release()).collect();
-            self.releases.fetch(self.source, &releases)?;
+            self.releases.fetch(source, &releases)?;
         }
         Ok(self.map(devices))
     }
 
-    fn too_large(&mut self, after: u64) -> Result<(u64, Arc<DevicePage>), Failure> {
+    fn too_large(&mut self, source: &mut dyn Source, after: u64) -> Result<(u64, Arc<DevicePage>), Failure> {
         let why = format!("the device after id {after} is too large, and has no name");
         let list = Listing::DevicesWith("$select=id,uuid,device_name");
         let request = Request::Page { list, after, limit: 1 };
-        let Fetched::Body { body, .. } = self.source.get(request, None)? else { return Err(self.invalid(&why)) };
+        let Fetched::Body { body, .. } = source.get(request, None)? else { return Err(self.invalid(source, &why)) };
         let device = device::parse_page(&body).ok().and_then(|mut devices| devices.pop());
-        let mut device = device.ok_or_else(|| self.invalid(&why))?;
+        let mut device = device.ok_or_else(|| self.invalid(source, &why))?;
         device.broken = Some("it is too large; remove long tags".into());
-        let id = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(&why))?;
-        let (page, _) = self.map(vec![(Some(id), PageDevice::New(None, Box::new(device)))]);
-        Ok((id, page))
+        let id = device.id.filter(|id| *id > after).ok_or_else(|| self.invalid(source, &why))?;
+        Ok((id, self.map(vec![(Some(id), PageDevice::New(None, Box::new(device)))])))
     }
 }
 
@@ -108,7 +101,7 @@ impl Mapper<'_> {
         now.is_none() || now == entry.common.declared.as_ref()
     }
 
-    fn map(&mut self, devices: Vec<WithId<PageDevice>>) -> (Arc<DevicePage>, usize) {
+    fn map(&mut self, devices: Vec<WithId<PageDevice>>) -> Arc<DevicePage> {
         let (mut entries, mut warnings) = (Vec::new(), Vec::new());
         let mut last = None;
         for (id, device) in devices {
@@ -126,8 +119,7 @@ impl Mapper<'_> {
             entries.push(entry);
             last = id.or(last);
         }
-        let size = entries.iter().map(|entry: &Arc<Entry>| entry.size()).sum();
-        (DevicePage { entries, warnings }.into(), size)
+        DevicePage { entries, warnings }.into()
     }
 
     fn entry(&mut self, warnings: &mut Vec<String>, device: &Device, record: Option<NonZeroU64>) -> Entry {

@@ -1,6 +1,7 @@
 //! The labels of services of the releases that devices run: which releases are asked for, and when.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
@@ -51,8 +52,10 @@ impl Releases {
     /// The request fails. Only 404 before the first success means that there are no labels: a stopped database answers 401 or
     /// 500.
     pub fn refresh(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
-        let mut list = ReleaseList { source, known: &self.by_release };
-        match self.pages.refresh(&mut list) {
+        let mut pages = mem::take(&mut self.pages);
+        let outcome = pages.refresh(source, self);
+        self.pages = pages;
+        match outcome {
             Ok(()) => self.missing = None,
             // A load balancer may answer 404 for a moment. Labels that were read before are not gone for that.
             Err(failure) if failure.reason == Reason::NotFound && self.by_release.is_empty() => {
@@ -84,67 +87,53 @@ impl Releases {
             return Ok(());
         }
         for ids in unknown.chunks(MAX_IDS) {
-            let mut list = ReleaseList { source, known: &self.by_release };
-            for declared in list.named(ids).map_err(explained)? {
+            for declared in self.named(source, ids).map_err(explained)? {
                 self.by_release.insert(declared.release, declared);
             }
         }
         match unknown.iter().find(|id| !self.by_release.contains_key(id)) {
             Some(id) => {
                 let why = format!("a device runs release {id}, and the API does not list it");
-                Err(explained(ReleaseList { source, known: &self.by_release }.invalid(&why)))
+                Err(explained(self.invalid(source, &why)))
             }
             None => Ok(()),
         }
     }
-}
 
-struct ReleaseList<'a> {
-    source: &'a mut dyn Source,
-    known: &'a HashMap<u64, Arc<Declared>>,
-}
-
-impl ReleaseList<'_> {
     /// The releases with these ids.
-    fn named(&mut self, ids: &[u64]) -> Result<Vec<Arc<Declared>>, Failure> {
-        let answer = self.source.get(Request::ReleasesById(ids), None)?;
-        let Fetched::Body { body, .. } = answer else { return Err(self.invalid("it is too large")) };
-        let records = records(&body).map_err(|error| self.invalid(&describe(&error)))?;
-        records.into_iter().map(|raw| self.release(raw)).collect()
+    fn named(&self, source: &mut dyn Source, ids: &[u64]) -> Result<Vec<Arc<Declared>>, Failure> {
+        let answer = source.get(Request::ReleasesById(ids), None)?;
+        let Fetched::Body { body, .. } = answer else { return Err(self.invalid(source, "it is too large")) };
+        let records = records(&body).map_err(|error| self.invalid(source, &describe(&error)))?;
+        records.into_iter().map(|raw| self.release(source, raw)).collect()
     }
 
     /// Reads a release. An unchanged one keeps its [`Declared`].
-    fn release(&mut self, raw: &RawValue) -> Result<Arc<Declared>, Failure> {
-        let release: ReleaseServices = device::read(raw).map_err(|error| self.invalid(&describe(&error)))?;
+    fn release(&self, source: &dyn Source, raw: &RawValue) -> Result<Arc<Declared>, Failure> {
+        let release: ReleaseServices = device::read(raw).map_err(|error| self.invalid(source, &describe(&error)))?;
         let declared = declared(&release);
-        let known = self.known.get(&declared.release).filter(|known| ***known == declared);
+        let known = self.by_release.get(&declared.release).filter(|known| ***known == declared);
         Ok(known.cloned().unwrap_or_else(|| declared.into()))
     }
 }
 
-impl List for ReleaseList<'_> {
+impl List for Releases {
     type Page = Vec<Arc<Declared>>;
     type Record<'a> = Arc<Declared>;
-
-    fn source(&mut self) -> &mut dyn Source {
-        self.source
-    }
 
     fn listing(&self) -> Listing {
         Listing::Releases
     }
 
     fn read(
-        &mut self, records: Vec<&RawValue>, _: &Place<'_, Self::Page>,
+        &mut self, source: &dyn Source, records: Vec<&RawValue>, _: &Place<'_, Self::Page>,
     ) -> Result<Vec<WithId<Arc<Declared>>>, Failure> {
-        let read = |raw| self.release(raw).map(|declared| (Some(declared.release), declared));
+        let read = |raw| self.release(source, raw).map(|declared| (Some(declared.release), declared));
         records.into_iter().map(read).collect()
     }
 
-    fn page(&mut self, declared: Vec<WithId<Arc<Declared>>>) -> Result<(Self::Page, usize), Failure> {
-        let declared: Vec<_> = declared.into_iter().map(|(_, declared)| declared).collect();
-        let size = declared.iter().map(|declared| declared.size()).sum();
-        Ok((declared, size))
+    fn page(&mut self, _: &mut dyn Source, declared: Vec<WithId<Arc<Declared>>>) -> Result<Self::Page, Failure> {
+        Ok(declared.into_iter().map(|(_, declared)| declared).collect())
     }
 }
 

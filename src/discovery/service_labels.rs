@@ -28,14 +28,6 @@ pub struct Declared {
     pub warnings: Vec<String>,
 }
 
-impl Declared {
-    /// Bytes that it keeps, about.
-    pub fn size(&self) -> usize {
-        let warnings: usize = self.warnings.iter().map(String::len).sum();
-        warnings + self.exporters.len() * size_of::<ScrapedExporter>()
-    }
-}
-
 /// What the services of a release declare. A service that cannot be understood is skipped and does not affect the others.
 pub fn declared(release: &ReleaseServices) -> Declared {
     let mut problems = Vec::new();

@@ -52,7 +52,7 @@ impl<T: RecordKind> RecordList<T> {
     /// A request or a page fails.
     pub fn refresh(&mut self) -> Result<(), Failure> {
         let mut pages = mem::take(&mut self.pages);
-        let outcome = pages.refresh(self);
+        let outcome = pages.refresh(&mut self.client.clone(), self);
         self.pages = pages;
         outcome
     }
@@ -91,17 +91,15 @@ impl<T: RecordKind> List for RecordList<T> {
     type Page = Arc<Vec<T>>;
     type Record<'a> = T;
 
-    fn source(&mut self) -> &mut dyn Source {
-        &mut self.client
-    }
-
     fn listing(&self) -> Listing {
         self.listing
     }
 
     /// A record that cannot be read is skipped, and the log names it. If none of a full page or of the first one can be read,
     /// that is a failure: no value would look like one that is known.
-    fn read(&mut self, records: Vec<&RawValue>, place: &Place<'_, Self::Page>) -> Result<Vec<WithId<T>>, Failure> {
+    fn read(
+        &mut self, source: &dyn Source, records: Vec<&RawValue>, place: &Place<'_, Self::Page>,
+    ) -> Result<Vec<WithId<T>>, Failure> {
         let mut shared = Shared::default();
         let mut read = Vec::with_capacity(records.len());
         let mut unreadable = Vec::new();
@@ -118,7 +116,7 @@ impl<T: RecordKind> List for RecordList<T> {
             && (place.is_full || place.after == 0)
             && let Some((_, why)) = unreadable.first()
         {
-            return Err(self.invalid(&format!("none of the {} can be read: {why}", self.listing.what())));
+            return Err(self.invalid(source, &format!("none of the {} can be read: {why}", self.listing.what())));
         }
         let ids = read.iter().map(|(id, _)| *id).chain(unreadable.iter().map(|(id, _)| *id));
         let last = ids.max().flatten().filter(|_| place.is_full);
@@ -126,10 +124,8 @@ impl<T: RecordKind> List for RecordList<T> {
         Ok(read)
     }
 
-    fn page(&mut self, records: Vec<WithId<T>>) -> Result<(Self::Page, usize), Failure> {
-        let size = records.len() * size_of::<T>();
-        let records: Vec<T> = records.into_iter().map(|(_, record)| record).collect();
-        Ok((records.into(), size))
+    fn page(&mut self, _: &mut dyn Source, records: Vec<WithId<T>>) -> Result<Self::Page, Failure> {
+        Ok(Arc::new(records.into_iter().map(|(_, record)| record).collect()))
     }
 }
 
