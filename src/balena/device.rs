@@ -125,18 +125,11 @@ pub struct Organization<'a> {
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Release<'a> {
     /// Database id.
-    pub id: Option<u64>,
+    pub id: Option<NonZeroU64>,
     /// Its commit hash.
     pub commit: Option<Text<'a>>,
     /// Its version, `1.2.3-rc.1`.
     pub raw_version: Option<Text<'a>>,
-}
-
-impl Release<'_> {
-    /// Its id, in half the space.
-    pub fn short_id(&self) -> Option<NonZeroU64> {
-        NonZeroU64::new(self.id?)
-    }
 }
 
 /// A tag of a device or of a fleet.
@@ -166,6 +159,11 @@ impl Device<'_> {
     /// The tags of its fleet, in no order.
     pub fn fleet_tags(&self) -> &[Tag<'_>] {
         self.fleet.as_ref().and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
+    }
+
+    /// Id of the release that it runs.
+    pub fn release_id(&self) -> Option<u64> {
+        self.release.as_ref()?.id.map(NonZeroU64::get)
     }
 
     /// How it is shown to people, since names are not unique: `gw-0001 (cea099a)`. A device without a name is shown by its whole

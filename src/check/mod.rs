@@ -21,7 +21,8 @@ use crate::balena::{Api, Client};
 use crate::check::probe::Prober;
 use crate::check::report::{Row, Stopped};
 use crate::discovery::changes;
-use crate::discovery::entry::{Entry, Target};
+use crate::discovery::entry::Entry;
+use crate::discovery::exporter::Exporter;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::key_owner::KeyOwner;
 use crate::discovery::target::{Address, Rules};
@@ -215,19 +216,19 @@ fn rows(device: &ListedDevice) -> Vec<Row> {
     }
     let host = entry.host();
     let rows = entry.targets().iter().map(|target| Row {
-        job: target.job.as_deref().map(str::to_owned),
-        service: target.service.as_deref().map(str::to_owned),
+        job: target.exporter.name.clone(),
+        service: target.exporter.service.clone(),
         origin: Some(entry.common.origin.as_str()),
-        url: Some(url(&host, target)),
+        url: Some(url(&host, &target.exporter)),
         ..row()
     });
     rows.collect()
 }
 
 /// The URL that Prometheus scrapes.
-fn url(host: &str, target: &Target) -> String {
-    let (scheme, port) = (target.scheme.unwrap_or("http"), target.port);
-    format!("{scheme}://{host}:{port}{}", target.path.as_deref().unwrap_or("/metrics"))
+fn url(host: &str, exporter: &Exporter) -> String {
+    let (scheme, port) = (exporter.scheme.unwrap_or("http"), exporter.port);
+    format!("{scheme}://{host}:{port}{}", exporter.path.as_deref().unwrap_or("/metrics"))
 }
 
 /// Tries the targets of all rows, until `stop`. On a terminal it shows the progress.

@@ -2,7 +2,6 @@
 
 use thiserror::Error;
 
-use crate::discovery::exporter::Exporter;
 use crate::secret::BadSecret;
 use crate::values::BadValue;
 
@@ -60,7 +59,7 @@ pub enum ConfigError {
     Address { given: String, value: String },
     /// Prometheus tells targets apart by job and address. All public URLs of a device are one address.
     #[error("exporters (--exporter, EXPORTERS) {0} and {1} are the same target to Prometheus: give each its own name")]
-    SameTarget(Exporter, Exporter),
+    SameTarget(String, String),
     /// The system does not list the addresses of this machine.
     #[error("cannot read the addresses of this machine: {0}")]
     Interfaces(std::io::Error),

@@ -141,7 +141,7 @@ fn check_exporters(list: &[Exporter], public: bool, from: &mut Sources) {
     for (index, exporter) in list.iter().enumerate() {
         let same = |other: &&Exporter| other.name == exporter.name && (public || other.port == exporter.port);
         if let Some(other) = list[..index].iter().find(same) {
-            from.report(ConfigError::SameTarget(other.clone(), exporter.clone()));
+            from.report(ConfigError::SameTarget(other.to_string(), exporter.to_string()));
         }
         if public && exporter.port != 80 {
             let port = exporter.port;

@@ -4,7 +4,7 @@
 //! A device can write its own tags, so they are not trusted: they narrow what its fleet has, unless an option lets them do more.
 //! No tag can name another host, and a tag that cannot be understood counts as absent.
 
-use super::exporter::{Exporter, ScrapedExporter};
+use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
 use super::service_labels::Declared;
 use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
@@ -32,8 +32,8 @@ words! {
 pub struct DeviceExporters {
     /// Whether a tag switches the device off.
     pub is_off: bool,
-    /// They, and how each is scraped. A time-out comes with each interval.
-    pub exporters: Vec<ScrapedExporter>,
+    /// They, and how each is exporter. A time-out comes with each interval.
+    pub exporters: Vec<Exporter>,
     /// Where they come from.
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.
@@ -44,17 +44,17 @@ pub struct DeviceExporters {
 pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) -> DeviceExporters {
     let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
     let (origin, mut exporters, ignores_exporters) = exporters(tags, declared, options);
-    tags.set(&mut exporters, SCHEME, scheme, |scraped| &mut scraped.scheme, tags::is_same_scheme);
-    tags.set(&mut exporters, INTERVAL, scrape_interval, |scraped| &mut scraped.interval, tags::is_longer_interval);
+    tags.set(&mut exporters, SCHEME, scheme, |exporter| &mut exporter.scheme, tags::is_same_scheme);
+    tags.set(&mut exporters, INTERVAL, scrape_interval, |exporter| &mut exporter.interval, tags::is_longer_interval);
     let has_timeout =
-        tags.set(&mut exporters, TIMEOUT, scrape_timeout, |scraped| &mut scraped.timeout, tags::is_shorter_timeout);
-    for scraped in &mut exporters {
+        tags.set(&mut exporters, TIMEOUT, scrape_timeout, |exporter| &mut exporter.timeout, tags::is_shorter_timeout);
+    for exporter in &mut exporters {
         // The scrape config's interval and time-out are not known here.
-        let timeout = scraped.timeout.take().unwrap_or(DEFAULT_TIMEOUT);
-        scraped.timeout =
-            scraped.interval.clone().map(|interval| if timeout.1 <= interval.1 { timeout } else { interval });
+        let timeout = exporter.timeout.take().unwrap_or(DEFAULT_TIMEOUT);
+        exporter.timeout =
+            exporter.interval.clone().map(|interval| if timeout.1 <= interval.1 { timeout } else { interval });
     }
-    if has_timeout && exporters.iter().any(|scraped| scraped.interval.is_none()) {
+    if has_timeout && exporters.iter().any(|exporter| exporter.interval.is_none()) {
         let name = tags.device.display_name();
         tags.warnings.push(format!(
             "tag {PREFIX}/{TIMEOUT} of {name} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
@@ -65,37 +65,33 @@ pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) ->
 
 /// The exporters of the first source that has some, where they come from, and whether the device's own tags name others in
 /// vain.
-fn exporters(
-    tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter],
-) -> (Origin, Vec<ScrapedExporter>, bool) {
+fn exporters(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) -> (Origin, Vec<Exporter>, bool) {
     let own = tags.exporters(true);
     if tags.own_tags == OwnTags::All
         && let Some((_, list)) = own
     {
-        return (Origin::DeviceTag, list.into_iter().map(ScrapedExporter::from).collect(), false);
+        return (Origin::DeviceTag, list, false);
     }
     let (origin, mut known) = fleet_exporters(tags, declared, options);
     let Some((key, own)) = own else { return (origin, known, false) };
-    let is_known = |item: &Exporter| known.iter().any(|scraped| tags::selects(item, &scraped.exporter));
+    let is_known = |item: &Exporter| known.iter().any(|known| tags::selects(item, known));
     let unknown: Vec<_> = own.iter().filter(|item| !is_known(item)).map(Exporter::to_string).collect();
     if !unknown.is_empty() {
         tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")).into());
     }
     if unknown.len() < own.len() {
-        known.retain(|scraped| own.iter().any(|item| tags::selects(item, &scraped.exporter)));
+        known.retain(|known| own.iter().any(|item| tags::selects(item, known)));
     }
     (origin, known, !unknown.is_empty())
 }
 
 /// The exporters that the device has without its own tags.
-fn fleet_exporters(
-    tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter],
-) -> (Origin, Vec<ScrapedExporter>) {
+fn fleet_exporters(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) -> (Origin, Vec<Exporter>) {
     if let Some((_, list)) = tags.exporters(false) {
-        return (Origin::FleetTag, list.into_iter().map(ScrapedExporter::from).collect());
+        return (Origin::FleetTag, list);
     }
     match declared {
         Some(declared) if !declared.exporters.is_empty() => (Origin::ServiceLabel, declared.exporters.clone()),
-        _ => (Origin::Option, options.iter().cloned().map(ScrapedExporter::from).collect()),
+        _ => (Origin::Option, options.to_vec()),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use twox_hash::XxHash3_64;
 
 use super::device_exporters::Origin;
+use super::exporter::Exporter;
 use super::left_out::LeftOut;
 use super::quiet_times::QuietTimes;
 use super::service_labels::Declared;
@@ -90,7 +91,7 @@ impl Entry {
     }
 
     /// Its targets; none if it is left out.
-    pub fn targets(&self) -> &[Target] {
+    pub fn targets(&self) -> &[DeviceTarget] {
         if self.left_out.is_some() { &[] } else { &self.common.targets }
     }
 
@@ -111,17 +112,9 @@ impl Entry {
 
 /// A target of a device, but for its host.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Target {
-    /// TCP port.
-    pub port: u16,
-    /// The name of the exporter, which becomes the label `job`.
-    pub job: Option<Box<str>>,
-    /// The service that declares the exporter.
-    pub service: Option<Box<str>>,
-    /// `http` or `https`; none is the scrape config's.
-    pub scheme: Option<&'static str>,
-    /// The path of its metrics; none is the scrape config's.
-    pub path: Option<Box<str>>,
+pub struct DeviceTarget {
+    /// With the port and the scheme by which it is reached.
+    pub exporter: Exporter,
     /// The labels that only this target of the device has, as members of a JSON object with a comma before each.
     pub labels: Box<str>,
 }
@@ -138,7 +131,7 @@ pub struct Common {
     /// Where the exporters come from.
     pub origin: Origin,
     /// What is scraped.
-    pub targets: Vec<Target>,
+    pub targets: Vec<DeviceTarget>,
     /// What makes a host of a uuid: `.balena`.
     pub host_suffix: Box<str>,
     /// Whether the name of the device stays on every series.

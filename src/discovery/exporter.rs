@@ -7,7 +7,7 @@ use crate::values::{BadValue, Millis, items};
 /// Jobs of the stack's own services. A device that took one of these names could silence alerts about the stack.
 const RESERVED: [&str; 5] = ["alertmanager", "baletheus", "baletheus-tunnel", "grafana", "prometheus"];
 
-/// An exporter on a device.
+/// An exporter on a device, and how it is scraped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Exporter {
     /// Becomes the label `job`. Dashboards made for `job="node"` then work without a change.
@@ -16,13 +16,6 @@ pub struct Exporter {
     pub port: u16,
     /// Path of the metrics with its leading slash; none is `/metrics`.
     pub path: Option<String>,
-}
-
-/// An exporter, and how it is scraped.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ScrapedExporter {
-    /// The exporter.
-    pub exporter: Exporter,
     /// The service whose labels declare it.
     pub service: Option<String>,
     /// `http` or `https`; none is the scrape config's.
@@ -33,9 +26,10 @@ pub struct ScrapedExporter {
     pub timeout: Option<Millis>,
 }
 
-impl From<Exporter> for ScrapedExporter {
-    fn from(exporter: Exporter) -> Self {
-        ScrapedExporter { exporter, service: None, scheme: None, interval: None, timeout: None }
+impl Exporter {
+    /// One that is scraped as the scrape config says.
+    pub fn new(name: Option<String>, port: u16, path: Option<String>) -> Self {
+        Exporter { name, port, path, service: None, scheme: None, interval: None, timeout: None }
     }
 }
 
@@ -110,7 +104,7 @@ fn parse(text: &str) -> Result<Exporter, BadValue> {
     if !path.is_none_or(is_path) {
         return Err(format!("the path in {text:?} is not a plain path").into());
     }
-    Ok(Exporter { name: name.map(str::to_owned), port, path: path.map(str::to_owned) })
+    Ok(Exporter::new(name.map(str::to_owned), port, path.map(str::to_owned)))
 }
 
 /// Checks the name of an exporter, which becomes its job.

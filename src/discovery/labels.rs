@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::exporter::ScrapedExporter;
+use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
 use super::tags::Tags;
 use crate::balena::device::{Device, Text};
@@ -49,20 +49,28 @@ pub const LABELS: &[Label] = &[
     Label { name: "__meta_balena_release", about: "version of the release that it runs, `1.2.3`", field: None, info: Some("release"), value: |d| text(&d.release.as_ref()?.raw_version) },
 ];
 
-/// Labels that come from tags and exporters: the name, and what it holds and when it is absent.
-pub const SCRAPE_LABELS: [(&str, &str); 9] = [
-    (JOB, "name of the exporter; absent if it has none: the scrape config's `job_name` holds"),
-    (EXPORTER, "name of the exporter; stays when relabelling changes `job`; absent if it has none"),
-    (SERVICE, "name of the service whose labels declare the exporter; absent if a tag or an option does"),
-    ("__meta_balena_tag_<key>", "value of a tag of the device, the key reduced to `[a-zA-Z0-9_]`"),
-    ("__meta_balena_fleet_tag_<key>", "value of a tag of its fleet"),
-    (SCHEME, "`https` in `public`; else from the tag or label `prometheus.io.scheme`"),
-    (METRICS_PATH, "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds"),
-    (INTERVAL, "from the tag or label `prometheus.io.interval`"),
-    (
-        TIMEOUT,
-        "from the tag or label `prometheus.io.timeout`; else 10s, or the interval if it is shorter; absent without an interval",
-    ),
+/// A label that comes from an exporter or from tags.
+pub struct ScrapeLabel {
+    /// Its name on a target.
+    pub name: &'static str,
+    /// What it holds, and when it is absent.
+    pub about: &'static str,
+    /// Its value, if an exporter has it.
+    value: fn(&Exporter) -> Option<&str>,
+}
+
+#[rustfmt::skip] // a table
+/// The labels that come from exporters and from tags.
+pub const SCRAPE_LABELS: [ScrapeLabel; 9] = [
+    ScrapeLabel { name: "job", about: "name of the exporter; absent if it has none: the scrape config's `job_name` holds", value: |e| e.name.as_deref() },
+    ScrapeLabel { name: "__meta_balena_exporter", about: "name of the exporter; stays when relabelling changes `job`; absent if it has none", value: |e| e.name.as_deref() },
+    ScrapeLabel { name: SERVICE, about: "name of the service whose labels declare the exporter; absent if a tag or an option does", value: |e| e.service.as_deref().filter(|name| name.len() <= MAX_VALUE_SIZE) },
+    ScrapeLabel { name: "__meta_balena_tag_<key>", about: "value of a tag of the device, the key reduced to `[a-zA-Z0-9_]`", value: |_| None },
+    ScrapeLabel { name: "__meta_balena_fleet_tag_<key>", about: "value of a tag of its fleet", value: |_| None },
+    ScrapeLabel { name: "__scheme__", about: "`https` in `public`; else from the tag or label `prometheus.io.scheme`", value: |e| e.scheme },
+    ScrapeLabel { name: "__metrics_path__", about: "path of the exporter; absent if it names none: the scrape config's `metrics_path` holds", value: |e| e.path.as_deref() },
+    ScrapeLabel { name: "__scrape_interval__", about: "from the tag or label `prometheus.io.interval`", value: |e| e.interval.as_ref().map(|(text, _)| &**text) },
+    ScrapeLabel { name: "__scrape_timeout__", about: "from the tag or label `prometheus.io.timeout`; else 10s, or the interval if it is shorter; absent without an interval", value: |e| e.timeout.as_ref().map(|(text, _)| &**text) },
 ];
 
 /// A label of `balena_device_info` only: `false` where the tag `prometheus.io/alert` mutes the device, else absent. No target has
@@ -81,21 +89,8 @@ pub const UUID: &str = "uuid";
 pub const DEVICE_ID: &str = "__meta_balena_device_id";
 /// The beginning of the names of labels for relabelling.
 const META_PREFIX: &str = "__meta_balena_";
-/// The label with the name of the exporter.
-pub const JOB: &str = "job";
-/// The label with the name of the exporter, for relabelling.
-pub const EXPORTER: &str = "__meta_balena_exporter";
 /// The label with the name of the service that declares the exporter.
 pub const SERVICE: &str = "__meta_balena_service";
-/// The label that selects https where Prometheus would take http.
-pub const SCHEME: &str = "__scheme__";
-/// The label with a path that is not `/metrics`.
-pub const METRICS_PATH: &str = "__metrics_path__";
-/// The label with an interval that is not the scrape config's.
-pub const INTERVAL: &str = "__scrape_interval__";
-/// The label with a time-out that is not the scrape config's.
-pub const TIMEOUT: &str = "__scrape_timeout__";
-
 /// Label values longer than this, in bytes, are left out. Not more than `label_value_length_limit` of `prometheus.yml`, which
 /// fails the scrape of a target with a longer one.
 pub const MAX_VALUE_SIZE: usize = 512;
@@ -153,21 +148,11 @@ pub fn own_info(uuid: &str, name: &str) -> String {
 }
 
 /// The labels of one exporter of a device, as members of a JSON object with a comma before each.
-pub fn of_exporter(scraped: &ScrapedExporter, scheme: Option<&str>) -> Box<str> {
+pub fn of_exporter(exporter: &Exporter) -> Box<str> {
     let mut labels = String::new();
-    let name = scraped.exporter.name.as_deref();
-    let all = [
-        (JOB, name),
-        (EXPORTER, name),
-        (SERVICE, scraped.service.as_deref().filter(|name| name.len() <= MAX_VALUE_SIZE)),
-        (SCHEME, scheme),
-        (METRICS_PATH, scraped.exporter.path.as_deref()),
-        (INTERVAL, scraped.interval.as_ref().map(|(text, _)| &**text)),
-        (TIMEOUT, scraped.timeout.as_ref().map(|(text, _)| &**text)),
-    ];
-    for (name, value) in all {
-        if let Some(value) = value {
-            member(&mut labels, name, value);
+    for label in SCRAPE_LABELS {
+        if let Some(value) = (label.value)(exporter) {
+            member(&mut labels, label.name, value);
         }
     }
     labels.into()

@@ -88,7 +88,7 @@ impl PageDevice<'_> {
     fn release(&self) -> Option<u64> {
         match self {
             PageDevice::Same(_) => None,
-            PageDevice::New(_, device) => device.release.as_ref()?.id,
+            PageDevice::New(_, device) => device.release_id(),
         }
     }
 }
@@ -124,8 +124,7 @@ impl Mapper<'_> {
 
     fn entry(&mut self, warnings: &mut Vec<String>, device: &Device, record: Option<NonZeroU64>) -> Entry {
         let warned = warnings.len();
-        let release = device.release.as_ref().and_then(|release| release.id);
-        let declared = release.and_then(|release| self.releases.get(release));
+        let declared = device.release_id().and_then(|release| self.releases.get(release));
         let mut entry = target::map(device, declared, self.rules, self.commons, warnings);
         // Warnings belong to the page, so a device with one is mapped again with each new page.
         entry.record = record.filter(|_| warnings.len() == warned);

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::exporter::{self, ScrapedExporter};
+use super::exporter::{self, Exporter};
 use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::up_to;
 use crate::balena::release::{ReleaseServices, Service};
@@ -19,7 +19,7 @@ pub struct Declared {
     /// Id of the release.
     pub release: u64,
     /// The exporters, in the order of the services.
-    pub exporters: Vec<ScrapedExporter>,
+    pub exporters: Vec<Exporter>,
     /// Ids of its images.
     pub images: Vec<NonZeroU64>,
     /// Services whose label leaves them out of the alerts.
@@ -59,7 +59,7 @@ pub fn declared(release: &ReleaseServices) -> Declared {
     declared
 }
 
-fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ScrapedExporter>, BadValue> {
+fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<Exporter>, BadValue> {
     if read(labels, "scrape", boolean)? == Some(false) {
         return Ok(Vec::new());
     }
@@ -90,7 +90,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<ScrapedExpo
     let exporters = items(ports).map(|port| {
         let exporter = exporter::with_path(Some(name), port, path).map_err(|error| bad_port(port, &error))?;
         let (service, interval, timeout) = (Some(service.name.to_owned()), interval.clone(), timeout.clone());
-        Ok(ScrapedExporter { exporter, service, scheme, interval, timeout })
+        Ok(Exporter { service, scheme, interval, timeout, ..exporter })
     });
     exporters.collect()
 }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::device_exporters::{self, DeviceExporters, Origin};
-use super::entry::{Common, Commons, Entry, ListedFleet, Target};
-use super::exporter::{Exporter, ScrapedExporter};
+use super::entry::{Common, Commons, DeviceTarget, Entry, ListedFleet};
+use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
 use super::labels::{self, DEVICE_NAME, LABELS};
 use super::lan::Lan;
@@ -82,7 +82,7 @@ pub fn map(
     let mut tags = Tags::new(device, rules.own_tags, warnings);
     let mut common = Common {
         fleet: ListedFleet::of(&mut tags),
-        release: device.release.as_ref().and_then(|release| release.id),
+        release: device.release_id(),
         info: labels::of_info(device, tags.is_muted()),
         ..Common::default()
     };
@@ -121,8 +121,8 @@ fn targets<'a>(
         return Err(LeftOutReason::Offline.into());
     }
     let address = address(device, rules)?;
-    common.targets = reachable(device, &found, rules, tags.warnings)?;
     common.origin = found.origin;
+    common.targets = reachable(device, found, rules, tags.warnings)?;
     common.host_suffix = match rules.address {
         Address::Vpn => ".balena".into(),
         Address::Public => format!(".{}", rules.public_domain).into(),
@@ -135,42 +135,34 @@ fn targets<'a>(
 
 /// The exporters that the address leads to, each once.
 fn reachable(
-    device: &Device, found: &DeviceExporters, rules: &Rules, warnings: &mut Vec<String>,
-) -> Result<Vec<Target>, LeftOut> {
+    device: &Device, found: DeviceExporters, rules: &Rules, warnings: &mut Vec<String>,
+) -> Result<Vec<DeviceTarget>, LeftOut> {
     let is_public = rules.address == Address::Public;
-    let (reachable, unreachable): (Vec<_>, Vec<_>) = found.exporters.iter().partition(|scraped| {
-        // An exporter that no service declares is taken for what answers at the public URL.
-        !is_public || scraped.exporter.port == 80 || scraped.service.is_none()
-    });
-    let mut targets: Vec<Target> = Vec::new();
-    for scraped in reachable {
-        let exporter = &scraped.exporter;
-        let port = if is_public { 443 } else { exporter.port };
-        let is_there = |target: &Target| target.port == port && target.job.as_deref() == exporter.name.as_deref();
-        if targets.iter().any(is_there) {
+    let (mut targets, mut unreachable): (Vec<DeviceTarget>, _) = (Vec::new(), Vec::new());
+    for mut exporter in found.exporters {
+        let shown = exporter.to_string();
+        if is_public {
+            // An exporter that no service declares is taken for what answers at the public URL.
+            if let Some(service) = exporter.service.as_ref().filter(|_| exporter.port != 80) {
+                unreachable.push(format!("{service} at {}", exporter.port));
+                continue;
+            }
+            (exporter.port, exporter.scheme) = (443, Some("https"));
+        }
+        let is_same = |known: &Exporter| known.port == exporter.port && known.name == exporter.name;
+        if targets.iter().any(|target| is_same(&target.exporter)) {
             let name = device.display_name();
             let source = match found.origin {
                 Origin::DeviceTag | Origin::FleetTag => format!("{PREFIX}/{EXPORTERS}"),
                 Origin::ServiceLabel | Origin::Option => found.origin.as_str().to_owned(),
             };
-            warnings.push(format!("{name}: {source} names {exporter} twice; the later one is left out"));
+            warnings.push(format!("{name}: {source} names {shown} twice; the later one is left out"));
             continue;
         }
-        let scheme = if is_public { Some("https") } else { scraped.scheme };
-        targets.push(Target {
-            port,
-            job: exporter.name.as_deref().map(Box::from),
-            service: scraped.service.as_deref().map(Box::from),
-            scheme,
-            path: exporter.path.as_deref().map(Box::from),
-            labels: labels::of_exporter(scraped, scheme),
-        });
+        targets.push(DeviceTarget { labels: labels::of_exporter(&exporter), exporter });
     }
     if !unreachable.is_empty() {
-        let shown = |scraped: &&ScrapedExporter| {
-            format!("{} at {}", scraped.service.as_deref().unwrap_or_default(), scraped.exporter.port)
-        };
-        let what = unreachable.iter().map(shown).collect::<Vec<_>>().join(", ");
+        let what = unreachable.join(", ");
         let only = "a public device URL leads to port 80 only";
         if targets.is_empty() {
             return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: format!("{what}: {only}").into() });

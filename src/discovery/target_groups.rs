@@ -52,7 +52,7 @@ pub fn append(entry: &Entry, is_first: &mut bool, out: &mut Vec<u8>) {
     for target in entry.targets() {
         out.extend_from_slice(if *is_first { START } else { b",\n" });
         *is_first = false;
-        let port = target.port.to_string();
+        let port = target.exporter.port.to_string();
         let address = ["{\"targets\":[\"", &host, ":", &port, "\"],\"labels\":{"];
         let device: [&str; 8] = [&own, before_id, ",\"", DEVICE_ID, "\":\"", &id, "\"", after_id];
         let rest: [&str; 4] = [&entry.tag_labels, fleet_tags, &target.labels, "}}"];

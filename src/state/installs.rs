@@ -85,7 +85,7 @@ impl RecordKind for NotRunning {
         Ok(NotRunning {
             id: record.id,
             device: record.device.id.get(),
-            image: Image { id: image_id, release: release.and_then(|release| release.short_id()) },
+            image: Image { id: image_id, release: release.and_then(|release| release.id) },
             service: service.map(|name| shared.word(&name)),
             status: shared.word(&record.status),
             progress: record.download_progress,

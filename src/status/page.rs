@@ -141,10 +141,11 @@ impl Status {
         }
         let host = entry.host();
         for target in entry.targets() {
-            let job = target.job.as_deref().unwrap_or("without a name");
-            let service = target.service.as_deref().map(|service| format!("service {service}"));
+            let exporter = &target.exporter;
+            let job = exporter.name.as_deref().unwrap_or("without a name");
+            let service = exporter.service.as_deref().map(|service| format!("service {service}"));
             let origin = service.as_deref().unwrap_or(entry.common.origin.as_str());
-            let url = format!("{host}:{}{}", target.port, target.path.as_deref().unwrap_or_default());
+            let url = format!("{host}:{}{}", exporter.port, exporter.path.as_deref().unwrap_or_default());
             let [job, origin, url] = [job, origin, &url].map(encode_text);
             write!(out, "<div>{job} <span class=\"soft\">from {origin}</span> <small>{url}</small></div>")?;
         }

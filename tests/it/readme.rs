@@ -35,7 +35,8 @@ fn labels() {
     let head = "| label | holds |\n| --- | --- |\n".to_owned();
     let plain = labels::plain().fold(head.clone(), |text, label| text + &row(label.name, label.about));
     let meta = LABELS.iter().filter(|label| !label.is_plain());
-    let meta = meta.map(|label| (label.name, label.about)).chain(SCRAPE_LABELS);
+    let scrape = SCRAPE_LABELS.map(|label| (label.name, label.about));
+    let meta = meta.map(|label| (label.name, label.about)).chain(scrape);
     check(METRICS_PAGE, "<!-- plain labels", &plain);
     check(METRICS_PAGE, "<!-- meta labels", &meta.fold(head, |text, (name, about)| text + &row(name, about)));
     let info = LABELS.iter().filter_map(|label| label.info).chain([labels::ALERT]);

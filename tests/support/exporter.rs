@@ -87,7 +87,7 @@ fn exporters(cloud: &Cloud, device: &Value) -> Vec<Exporter> {
     let fleet = || tags(&device["belongs_to__application"][0]["application_tag"]);
     let labelled =
         || Some(cloud.images_of(device).iter().filter_map(declared).collect()).filter(|all: &Vec<_>| !all.is_empty());
-    let default = || Exporter { name: None, port: 80, path: None };
+    let default = || Exporter::new(None, 80, None);
     tags(&device["device_tag"]).or_else(fleet).or_else(labelled).unwrap_or_else(|| vec![default()])
 }
 
@@ -99,7 +99,7 @@ fn declared(image: &Value) -> Option<Exporter> {
         found["value"].as_str().map(str::to_owned)
     };
     let service = image["image"][0]["is_a_build_of__service"][0]["service_name"].as_str().map(str::to_owned);
-    Some(Exporter { name: label("job").or(service), port: label("port")?.parse().ok()?, path: label("path") })
+    Some(Exporter::new(label("job").or(service), label("port")?.parse().ok()?, label("path")))
 }
 
 /// What a device measures: waves around a level that each device has, and counters that are their integrals.
