@@ -7,19 +7,21 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::secret::{Secret, key, text_again};
+use crate::secret::{Secret, key, text_again, without_key};
 
 /// The key in use, and the file that it came from. Clones share the key.
 #[derive(Clone, Debug)]
 pub struct KeySource {
     key: Arc<Mutex<Secret>>,
+    /// Those that it has replaced.
+    replaced: Arc<Mutex<Vec<Secret>>>,
     file: Option<PathBuf>,
 }
 
 impl KeySource {
     /// A key, and the file that it was read from, if any.
     pub fn new(key: Secret, file: Option<PathBuf>) -> Self {
-        KeySource { key: Arc::new(Mutex::new(key)), file }
+        KeySource { key: Arc::new(Mutex::new(key)), replaced: Arc::default(), file }
     }
 
     /// A warning if others than its owner may write the file: they choose whose devices are listed.
@@ -33,6 +35,12 @@ impl KeySource {
     /// The key to use now.
     pub fn current(&self) -> Secret {
         self.key.lock().clone()
+    }
+
+    /// A text without the key and those that it has replaced.
+    pub fn hidden_in(&self, text: &str) -> String {
+        let text = without_key(text, self.current().reveal());
+        self.replaced.lock().iter().fold(text, |text, key| without_key(&text, key.reveal()))
     }
 
     /// Another key to try than the refused one: that of the file, which another thread may have read meanwhile. Blocks on the file
@@ -50,6 +58,10 @@ impl KeySource {
             Ok(key) if key == *refused => Err(None),
             Ok(key) => {
                 *self.key.lock() = key.clone();
+                let mut replaced = self.replaced.lock();
+                if !replaced.contains(&current) {
+                    replaced.push(current);
+                }
                 Ok(key)
             }
             Err(why) => Err(Some(format!("the key file {} {why}, so the old key stays", file.display()))),

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::key_renewal::KeySource;
 use crate::log_queue::Queue;
-use crate::secret::without_key;
 use crate::text::{count, printable, printable_json};
 
 /// How long an ending program waits for its last lines to be read.
@@ -82,7 +81,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record) {
         if self.filter.matches(record) {
-            let message = without_key(&record.args().to_string(), self.key.current().reveal());
+            let message = self.key.hidden_in(&record.args().to_string());
             self.write(line(self.json, record.level(), record.target(), &message));
         }
     }

@@ -36,16 +36,6 @@ impl Client {
         Ok(Client { connection: ApiConnection::new(api)?, query, requests: None, liveness: None })
     }
 
-    /// The API's base URL.
-    pub fn url(&self) -> &str {
-        &self.connection.api.url
-    }
-
-    /// The time-out of a request.
-    pub fn timeout(&self) -> Duration {
-        self.connection.api.timeout
-    }
-
     /// Counts its requests from now on, by the status of their answer; [`NO_ANSWER`] is that of those without one.
     pub fn count_requests(&mut self, counter: IntCounterVec) {
         self.requests = Some(counter);
@@ -93,11 +83,11 @@ impl Client {
 
 impl Source for Client {
     fn name(&self) -> &str {
-        self.url()
+        &self.connection.api.url
     }
 
     fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure> {
-        self.get_within(&self.query.path(request), etag, self.timeout())
+        self.get_within(&self.query.path(request), etag, self.connection.api.timeout)
     }
 
     fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
@@ -106,7 +96,7 @@ impl Source for Client {
             #[serde(rename = "actorType")]
             actor: Actor,
         }
-        let limit = WHOAMI_TIMEOUT.min(self.timeout().saturating_sub(spent));
+        let limit = WHOAMI_TIMEOUT.min(self.connection.api.timeout.saturating_sub(spent));
         let answer = self.get_within("/actor/v1/whoami", None, limit)?;
         let Fetched::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
         Ok(serde_json::from_slice(&body).map_or(Actor::Unknown, |Whoami { actor }| actor))

@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::read::MultiGzDecoder;
-use reqwest::blocking::{Client, ClientBuilder, Response};
+use reqwest::blocking::{Client, ClientBuilder, RequestBuilder, Response};
 use reqwest::header::{
     ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, HeaderMap,
     HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
@@ -49,7 +49,6 @@ const MAX_AGE: u64 = 3600;
 #[derive(Clone)]
 pub struct ApiConnection {
     http: Client,
-    /// How the API is reached.
     pub api: Api,
     /// The largest answer, unpacked, in bytes.
     max_size: u64,
@@ -124,15 +123,15 @@ impl ApiConnection {
         }
         let end = Instant::now() + limit;
         // The time-out of a request, unlike the client's, bounds the whole answer and not each read of it.
+        let attempt = |request: RequestBuilder| request.timeout(end.saturating_duration_since(Instant::now())).send();
         let again = request.try_clone();
-        let sent = request.timeout(limit).send();
+        let mut sent = attempt(request);
         // The server may have closed a kept connection while this request was on its way.
         if let (Err(error), Some(again)) = (&sent, again)
             && has_broken(error)
         {
             log::debug!("the connection to {} broke, and the request is sent again: {error}", self.api.url);
-            let sent = again.timeout(end.saturating_duration_since(Instant::now())).send();
-            return sent.map_err(|error| self.broken(error, limit));
+            sent = attempt(again);
         }
         sent.map_err(|error| self.broken(error, limit))
     }

@@ -321,7 +321,7 @@ fn a_state_of_which_nothing_can_be_read_is_no_state() {
     status.running.wait_for("the state of the devices can be renewed again");
 }
 
-/// The API gives a field of one device another type: the others keep their metrics.
+/// The API gives a field of one device another type: the others keep their metrics. A date that is none costs only its metric.
 #[test]
 fn a_state_that_cannot_be_read_is_named_once() {
     let cloud = Cloud::start(demo_fleet());
@@ -330,6 +330,7 @@ fn a_state_that_cannot_be_read_is_named_once() {
         devices[2]["is_connected_to_vpn"] = json!(true);
         (devices[1]["id"].clone(), devices[2]["uuid"].as_str().unwrap().to_owned())
     });
+    let date = |date: &str| cloud.change(|devices| devices[2]["last_vpn_event"] = json!(date));
     let status = Status::start(&sidecar(&cloud));
     let told = "the API gives 1 record that cannot be read, so metrics are absent: the first, with the id";
     let line = status.running.wait_for(told);
@@ -340,6 +341,18 @@ fn a_state_that_cannot_be_read_is_named_once() {
         status.wait_until("another device", |metrics| metrics.get(&online) == Some(&value));
     }
     assert_eq!(status.running.log().iter().filter(|line| line.contains(told)).count(), 1);
+
+    // What can be read again and then not any more is named again.
+    let since = format!("balena_device_last_connectivity_event_timestamp_seconds{{uuid=\"{uuid}\"}}");
+    for count in 2..4 {
+        date("garbage");
+        let metrics = status.wait_until("no date", |metrics| !metrics.contains_key(&since));
+        assert_eq!(metrics.get(&online), Some(&0.0));
+        let line = status.running.wait_for_lines(told, count);
+        assert!(line.ends_with("last_vpn_event is no date"), "{line}");
+        date("2026-11-30T00:00:00.000Z");
+        status.wait_until("a date", |metrics| metrics.contains_key(&since));
+    }
 }
 
 /// A disk that fills must not look as it did when it was read last.

@@ -57,6 +57,13 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     );
     fs::write(&file, ROTATED).unwrap();
     more(6);
+    // The old key is hidden as the new one is.
+    let echo = format!("{KEY} was replaced");
+    cloud.intercept(move |_, _| Some(Reply::status(500, &[], echo.as_bytes())));
+    let line = running.wait_for_lines("refresh failed: ", failures() + 1);
+    assert!(line.contains("(the API key) was replaced"), "{line}");
+    cloud.heal();
+    running.wait_for("the refresh has succeeded again");
     // The other way round it costs not even a refresh.
     let before = failures();
     fs::write(&file, KEY).unwrap();
