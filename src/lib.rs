@@ -12,7 +12,7 @@
 //!
 //! [`cli`] is the front door: [`config`] reads the options of each command, and the command runs.
 
-#![warn(missing_docs, clippy::pedantic)]
+#![warn(clippy::pedantic)]
 #![allow(clippy::must_use_candidate, clippy::missing_errors_doc)] // where the type of the error says it all
 
 mod backoff;

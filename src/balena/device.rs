@@ -37,7 +37,6 @@ const MAX_NAME_LENGTH: usize = 255;
 /// The most bytes of a record that is read a second time, into ten times as many.
 const MAX_MENDED_SIZE: usize = 1 << 20;
 
-/// The most characters of a uuid.
 const MAX_UUID_LENGTH: usize = 62;
 
 /// Reads an expanded reference, which is an array of none or one, or null. A field that is read so may be missing as well, by
@@ -87,7 +86,6 @@ pub struct Device<'a> {
     pub broken: Option<String>,
 }
 
-/// The type of a device.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct DeviceType<'a> {
@@ -99,20 +97,17 @@ pub struct DeviceType<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Fleet<'a> {
-    /// Database id.
     pub id: Option<u64>,
     /// Not unique across organizations.
     pub app_name: Option<Text<'a>>,
     /// `organization/name`, unique.
     pub slug: Option<Text<'a>>,
-    /// The owner.
     #[serde(default, deserialize_with = "one")]
     pub organization: Option<Organization<'a>>,
     #[serde(rename = "application_tag")]
     tags: Option<Vec<Tag<'a>>>,
 }
 
-/// An organization, the owner of fleets.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Organization<'a> {
@@ -124,9 +119,7 @@ pub struct Organization<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Release<'a> {
-    /// Database id.
     pub id: Option<NonZeroU64>,
-    /// Its commit hash.
     pub commit: Option<Text<'a>>,
     /// Its version, `1.2.3-rc.1`.
     pub raw_version: Option<Text<'a>>,
@@ -161,7 +154,6 @@ impl Device<'_> {
         self.fleet.as_ref().and_then(|fleet| fleet.tags.as_deref()).unwrap_or_default()
     }
 
-    /// Id of the release that it runs.
     pub fn release_id(&self) -> Option<u64> {
         self.release.as_ref()?.id.map(NonZeroU64::get)
     }

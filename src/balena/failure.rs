@@ -8,7 +8,6 @@ use thiserror::Error;
 use crate::words::words;
 
 words! {
-    /// The kind of a failed refresh.
     Reason {
     /// No connection.
     Connect = "connect",
@@ -22,15 +21,10 @@ words! {
     BadAnswer = "bad_answer",
     /// 3xx, which is not followed: it could carry the key to another host.
     Redirect = "redirect",
-    /// 400, 414 or 431.
     BadRequest = "bad_request",
-    /// 401.
     Unauthorized = "unauthorized",
-    /// 403.
     Forbidden = "forbidden",
-    /// 404.
     NotFound = "not_found",
-    /// 429.
     RateLimited = "rate_limited",
     /// 5xx, and every other status.
     ServerError = "server_error",
@@ -70,7 +64,6 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// Its kind.
     pub reason: Reason,
     /// What was being done, to what, and what to do next: one line for the user.
     pub message: String,

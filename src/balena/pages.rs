@@ -27,9 +27,7 @@ pub type WithId<R> = (Option<u64>, R);
 
 /// A list that comes in pages, and what is made of its records.
 pub trait List {
-    /// What is kept of a page.
     type Page;
-    /// What is read of a record.
     type Record<'a>;
 
     /// What the pages are a part of.

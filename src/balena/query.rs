@@ -11,14 +11,7 @@ use super::selection::{FleetRef, Selection, TagFilter};
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'a> {
     /// Up to `limit` records of a list by ascending id, from above `after`.
-    Page {
-        /// The list.
-        list: Listing,
-        /// Above this id.
-        after: u64,
-        /// At most so many.
-        limit: usize,
-    },
+    Page { list: Listing, after: u64, limit: usize },
     /// The id of the first record of a list above this one.
     NextId(Listing, u64),
     /// The releases with these ids, in the form of [`Listing::Releases`].
@@ -27,7 +20,6 @@ pub enum Request<'a> {
     EveryFleet,
 }
 
-/// A list of the API.
 #[derive(Clone, Copy, Debug)]
 pub enum Listing {
     /// What discovery needs of the selected devices.
@@ -43,7 +35,6 @@ pub enum Listing {
 }
 
 impl Listing {
-    /// What its records are, for messages.
     pub fn what(self) -> &'static str {
         match self {
             Listing::Devices | Listing::DevicesWith(_) | Listing::State(_) => "devices",
@@ -53,7 +44,6 @@ impl Listing {
     }
 }
 
-/// Which of the `STATE_FIELDS` are asked for.
 pub type StateFields = [bool; STATE_FIELDS.len()];
 
 /// Fields of the state of a device that older servers do not know, or that a key may not read: a part of the `$select` and a part
@@ -130,7 +120,6 @@ impl Query {
         }
     }
 
-    /// Path and query of a request.
     pub fn path(&self, request: Request) -> String {
         match request {
             Request::Page { list, after, limit } => self.page(list, &self.what(list), after, limit),

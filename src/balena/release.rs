@@ -22,7 +22,6 @@ const MAX_LABEL_SIZE: usize = 1200;
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct ReleaseServices<'a> {
-    /// Database id.
     pub id: u64,
     raw_version: Option<Text<'a>>,
     #[serde(rename = "belongs_to__application", default, deserialize_with = "one")]
@@ -44,18 +43,15 @@ struct ReleaseImage<'a> {
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct ImageOfService<'a> {
-    /// Its id.
     pub id: Option<NonZeroU64>,
     /// None where the key may not read it.
     #[serde(rename = "is_a_build_of__service", default, deserialize_with = "one")]
     pub service: Option<ServiceRecord<'a>>,
 }
 
-/// A service, as the API describes it.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct ServiceRecord<'a> {
-    /// Its name in `docker-compose.yml`.
     pub service_name: Option<Text<'a>>,
     #[serde(rename = "service_label")]
     overrides: Option<Vec<LabelRecord<'a>>>,
@@ -68,11 +64,8 @@ struct LabelRecord<'a> {
     value: Option<Text<'a>>,
 }
 
-/// A service of a release.
 pub struct Service<'a> {
-    /// Id of its image.
     pub image: Option<NonZeroU64>,
-    /// Its name in `docker-compose.yml`.
     pub name: &'a str,
     /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
     pub labels: BTreeMap<&'a str, &'a str>,

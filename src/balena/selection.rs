@@ -14,7 +14,6 @@ pub struct Selection {
     pub tags: Vec<TagFilter>,
 }
 
-/// A fleet as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FleetRef {
     /// `organization/name`, unique. The API stores slugs in lower case and compares them case-sensitively.
@@ -65,7 +64,6 @@ impl fmt::Display for FleetRef {
 /// A tag that a device must have, `key` or `key=value`. In the key, `\=` is an equals sign and `\\` a backslash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagFilter {
-    /// The tag's key.
     pub key: String,
     /// The tag's value; none matches every value.
     pub value: Option<String>,

@@ -10,14 +10,11 @@ use super::query::Request;
 use crate::key_renewal::KeySource;
 use crate::net::env_proxies::{Proxies, Proxy};
 
-/// How the API is reached.
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Base URL without a trailing slash.
     pub url: String,
-    /// The key.
     pub key: KeySource,
-    /// The proxies of the environment.
     pub proxies: Proxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
@@ -26,7 +23,6 @@ pub struct Api {
 }
 
 impl Api {
-    /// The proxy on the way to it.
     pub fn proxy(&self) -> Option<Proxy> {
         self.proxies.find(&self.url.parse().ok()?)
     }
@@ -37,7 +33,6 @@ impl Api {
 pub enum Fetched {
     /// The content still has the `ETag` of the request.
     Unchanged,
-    /// 200.
     Body {
         /// The `ETag` for the next request.
         etag: Option<String>,
@@ -55,7 +50,6 @@ pub enum Fetched {
 
 /// Answers requests: the API, or what takes its place in a test.
 pub trait Source {
-    /// Its name in messages.
     fn name(&self) -> &str;
 
     /// Asks, unless the answer still has this `ETag`.
@@ -81,7 +75,6 @@ pub enum Actor {
     Device,
     /// A provisioning key, which cannot read devices.
     Application,
-    /// Anything else.
     #[serde(other)]
     Unknown,
 }

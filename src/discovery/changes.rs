@@ -29,7 +29,6 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What was announced already.
 pub struct Changes {
-    /// The fleets that were asked for.
     fleets: Vec<FleetRef>,
     /// The devices of the list that is published, as they were announced, in order.
     devices: Option<Vec<Announced>>,
@@ -123,7 +122,6 @@ impl Changes {
     }
 }
 
-/// Why a list has no targets.
 fn why_empty(list: &Inventory, fleets: &[FleetRef]) -> String {
     let reasons = list.left_out();
     if reasons.is_empty() {
@@ -150,7 +148,6 @@ impl Announced {
         }
     }
 
-    /// Whether it had a target.
     fn was_listed(&self) -> bool {
         match self {
             Announced::Stored(_) => true,

@@ -15,26 +15,19 @@ words! {
     /// Where the exporters of a device come from. The first source that has some provides all of them.
     #[derive(Default, Hash)]
     Origin {
-    /// A tag of the device.
     DeviceTag = "device tag",
-    /// A tag of its fleet.
     FleetTag = "fleet tag",
-    /// Labels of the services that it runs.
     ServiceLabel = "service label",
-    /// The option.
     #[default]
     Option = "option",
     }
 }
 
-/// The exporters of a device.
 #[derive(Debug)]
 pub struct DeviceExporters {
-    /// Whether a tag switches the device off.
     pub is_off: bool,
     /// They, and how each is exporter. A time-out comes with each interval.
     pub exporters: Vec<Exporter>,
-    /// Where they come from.
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.
     pub ignores_exporters: bool,

@@ -27,15 +27,12 @@ pub struct Entry {
     id: Option<NonZeroU64>,
     /// The uuid and then the name. Without a uuid, how the device is shown to people.
     text: Box<str>,
-    /// Bytes of the uuid.
     uuid_size: u8,
     /// The LAN address of its targets, if they are reached by that.
     pub address: Option<IpAddr>,
-    /// Why it has no targets.
     pub left_out: Option<Box<LeftOut>>,
     /// Labels that come from its own tags, as members of a JSON object with a comma before each.
     pub tag_labels: Box<str>,
-    /// What other devices have, too.
     pub common: Arc<Common>,
     /// Whether balenaCloud sees it online, if that is asked for.
     pub online: Option<bool>,
@@ -95,7 +92,6 @@ impl Entry {
         if self.left_out.is_some() { &[] } else { &self.common.targets }
     }
 
-    /// The host of its targets.
     pub fn host(&self) -> Cow<'_, str> {
         match self.address {
             Some(IpAddr::V6(address)) => format!("[{address}]").into(),
@@ -124,13 +120,10 @@ pub struct DeviceTarget {
 pub struct Common {
     /// The fleet; a device may have none.
     pub fleet: Option<ListedFleet>,
-    /// Id of the release that runs.
     pub release: Option<u64>,
     /// What that release declares; none without a release, or where labels of services are not read.
     pub declared: Option<Arc<Declared>>,
-    /// Where the exporters come from.
     pub origin: Origin,
-    /// What is scraped.
     pub targets: Vec<DeviceTarget>,
     /// What makes a host of a uuid: `.balena`.
     pub host_suffix: Box<str>,
@@ -143,16 +136,11 @@ pub struct Common {
     pub info: Box<str>,
 }
 
-/// A fleet with devices.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ListedFleet {
-    /// Database id.
     pub id: Option<u64>,
-    /// Its name.
     pub name: String,
-    /// `organization/name`.
     pub slug: String,
-    /// When it is switched off on purpose.
     pub quiet: QuietTimes,
 }
 

@@ -59,12 +59,10 @@ impl Inventory {
         self.releases.missing()
     }
 
-    /// Whether a device has a target.
     pub fn has_targets(&self) -> bool {
         self.entries().any(|entry| !entry.targets().is_empty())
     }
 
-    /// The pages.
     pub fn pages(&self) -> &Arc<Vec<Arc<DevicePage>>> {
         &self.shown
     }

@@ -8,7 +8,6 @@ use crate::balena::{Actor, Failure, Fetched, Reason, Request, Source, device};
 use crate::secret::CREATE_KEY;
 use crate::text::count;
 
-/// Fleets that a warning names.
 const MAX_FLEETS: usize = 10;
 
 /// Whether the API was asked whose key it is. A list of several devices needs no such request.

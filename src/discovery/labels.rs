@@ -9,7 +9,6 @@ use super::label_prefix::PREFIX;
 use super::tags::Tags;
 use crate::balena::device::{Device, Text};
 
-/// A label of a target.
 #[derive(Clone, Copy, Debug)]
 pub struct Label {
     /// Its name on a target. A plain label that is not chosen becomes `__meta_balena_<name>`.
@@ -20,7 +19,6 @@ pub struct Label {
     pub field: Option<&'static str>,
     /// Its name in `balena_device_info`, if it is part of that.
     pub info: Option<&'static str>,
-    /// Its value.
     pub value: for<'d> fn(&'d Device<'_>) -> Option<Cow<'d, str>>,
 }
 
@@ -51,11 +49,9 @@ pub const LABELS: &[Label] = &[
 
 /// A label that comes from an exporter or from tags.
 pub struct ScrapeLabel {
-    /// Its name on a target.
     pub name: &'static str,
     /// What it holds, and when it is absent.
     pub about: &'static str,
-    /// Its value, if an exporter has it.
     value: fn(&Exporter) -> Option<&str>,
 }
 

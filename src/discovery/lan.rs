@@ -64,10 +64,8 @@ pub fn own_addresses() -> io::Result<Vec<IpNet>> {
     Ok(interfaces.iter().filter_map(network).collect())
 }
 
-/// Where the devices of a LAN are.
 #[derive(Clone, Debug)]
 pub struct Lan {
-    /// The networks that devices may be in.
     pub networks: Vec<IpNet>,
     /// This machine's addresses, each with its network. In a container these are the stack's networks and no LAN, so devices are
     /// in them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is

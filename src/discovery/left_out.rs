@@ -7,33 +7,24 @@ use crate::words::words;
 words! {
     /// Why a device is not among the targets.
     LeftOutReason {
-    /// The API's record of it cannot be used.
     Broken = "broken",
-    /// The API's record of it has no id.
     NoId = "no_id",
-    /// Its uuid is not one.
     BadUuid = "bad_uuid",
     /// Its tag is not the one that is asked for.
     NotTagged = "not_tagged",
-    /// A tag switches it off.
     SwitchedOff = "switched_off",
     /// It is offline, and only devices that are online are asked for.
     Offline = "offline",
-    /// Its public device URL is switched off.
     NoPublicUrl = "no_public_url",
-    /// It reports no usable LAN address.
     NoLanAddress = "no_lan_address",
-    /// The LAN addresses that it reports are refused.
     LanAddressRefused = "lan_address_refused",
     /// Another device, which is online, reports its address, too.
     LanAddressTaken = "lan_address_taken",
-    /// Nothing names an exporter.
     NoExporter = "no_exporter",
     }
 }
 
 impl LeftOutReason {
-    /// What it means, for people.
     pub fn text(self) -> &'static str {
         match self {
             LeftOutReason::Broken => "the API's record of it cannot be used",
@@ -51,10 +42,8 @@ impl LeftOutReason {
     }
 }
 
-/// A device that is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Why.
     pub reason: LeftOutReason,
     /// What is particular to this device; may be empty.
     pub detail: Box<str>,

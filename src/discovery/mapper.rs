@@ -15,11 +15,8 @@ use crate::balena::{Failure, Fetched, Listing, Request, Source};
 
 /// Reads pages and maps their devices.
 pub struct Mapper<'a> {
-    /// How devices become targets.
     pub rules: &'a Rules,
-    /// What services declare.
     pub releases: &'a mut Releases,
-    /// What devices have in common.
     pub commons: &'a mut Commons,
 }
 

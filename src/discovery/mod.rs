@@ -38,7 +38,6 @@ use target::{Address, Rules};
 /// What a refresh is reported to: how long it took, what became of its list, and what the API lists.
 pub type Reporter<'a> = &'a dyn Fn(Duration, &Result<Published, Failure>, &Inventory);
 
-/// The passing of time.
 pub trait Clock {
     /// The time now, on a monotonic clock.
     fn now(&self) -> Instant;

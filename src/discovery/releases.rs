@@ -26,12 +26,10 @@ pub struct Releases {
 }
 
 impl Releases {
-    /// What a release declares.
     pub fn get(&self, release: u64) -> Option<&Arc<Declared>> {
         self.by_release.get(&release)
     }
 
-    /// Problems with labels.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         let missing = self.missing.as_ref().map(|_| {
             "this server does not know releases: labels of services are not read; set --service-labels=false \

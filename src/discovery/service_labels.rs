@@ -8,19 +8,15 @@ use crate::balena::device::up_to;
 use crate::balena::release::{ReleaseServices, Service};
 use crate::values::{BadValue, boolean, items, scheme, scrape_interval, scrape_timeout};
 
-/// The labels that are understood.
 const KNOWN: [&str; 8] = [ALERT, "interval", "job", "path", "port", "scheme", "scrape", "timeout"];
 /// The label that leaves a service out of the alerts. It says nothing of an exporter.
 const ALERT: &str = "alert";
 
-/// What the services of a release declare.
 #[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Declared {
-    /// Id of the release.
     pub release: u64,
     /// The exporters, in the order of the services.
     pub exporters: Vec<Exporter>,
-    /// Ids of its images.
     pub images: Vec<NonZeroU64>,
     /// Services whose label leaves them out of the alerts.
     pub muted: Vec<String>,

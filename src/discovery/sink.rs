@@ -7,9 +7,7 @@ use super::stored::StoredDevice;
 use super::target_groups;
 use crate::balena::{Failure, Reason};
 
-/// Where the list goes.
 pub trait Sink {
-    /// Its name in messages.
     fn name(&self) -> String;
     /// The devices of the list that is there; none if it cannot be read.
     fn published(&self) -> Option<Vec<StoredDevice>>;
@@ -28,18 +26,14 @@ pub trait Sink {
 pub const HELD_BACK: &str = "the API returned no scrapable device; keeping the previous list; if it should be empty, set \
     --write-empty (WRITE_EMPTY=true)";
 
-/// What became of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {
-    /// It replaced another one.
     Written,
-    /// It was there already.
     Unchanged,
     /// It has no targets, and the list that is there has some.
     HeldBack,
 }
 
-/// The sink of a dry run.
 pub struct StandardOutput;
 
 impl Sink for StandardOutput {

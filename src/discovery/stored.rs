@@ -23,11 +23,8 @@ pub type Key<'a> = (Option<u64>, Cow<'a, str>);
 /// A device that has targets in the file.
 #[derive(Debug)]
 pub struct StoredDevice {
-    /// Its id.
     pub id: Option<u64>,
-    /// How it is shown to people.
     pub name: Box<str>,
-    /// Fingerprint of its target groups.
     pub groups: u64,
     /// Whether labels of a service declare an exporter of it.
     pub has_service: bool,
@@ -82,11 +79,8 @@ pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
 /// A list that an earlier run has left.
 #[derive(Clone)]
 pub struct StoredList {
-    /// Its text.
     pub text: Bytes,
-    /// When it was written.
     pub changed: SystemTime,
-    /// How many targets it has.
     pub targets: usize,
 }
 

@@ -24,7 +24,6 @@ pub const QUIET: &str = "quiet";
 pub const EXPORTERS: &str = "exporters";
 /// A single exporter, as Kubernetes' users write it.
 const PORT: &str = "port";
-/// The path of the single exporter.
 const PATH: &str = "path";
 /// The tags of a device. Its fleet may have [`QUIET`] as well.
 const OF_DEVICE: [&str; 8] = [ALERT, EXPORTERS, INTERVAL, PATH, PORT, SCHEME, SCRAPE, TIMEOUT];
@@ -46,7 +45,6 @@ words! {
     Narrow = "narrow",
     /// Everything that a tag of its fleet may.
     All = "all",
-    /// Nothing.
     Off = "off",
     }
 }
@@ -86,9 +84,7 @@ pub fn selects(item: &Exporter, exporter: &Exporter) -> bool {
 
 /// The tags of a device and of its fleet.
 pub struct Tags<'a, 'w> {
-    /// The device.
     pub device: &'a Device<'a>,
-    /// What its own tags may change.
     pub own_tags: OwnTags,
     own: Declarations<'a>,
     fleet: Declarations<'a>,

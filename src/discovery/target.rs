@@ -39,22 +39,16 @@ impl Address {
     }
 }
 
-/// How devices become targets.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// How a device is reached.
     pub address: Address,
     /// The exporters of each device, unless a tag or a label of a service names others.
     pub exporters: Vec<Exporter>,
-    /// What a device's own tags may change.
     pub own_tags: OwnTags,
-    /// The domain of public device URLs.
     pub public_domain: String,
-    /// Where the devices of a LAN are.
     pub lan: Lan,
     /// The plain labels that stay on every series, by their names.
     pub labels: Vec<&'static str>,
-    /// Whether labels of services are read.
     pub service_labels: bool,
     /// Leave out devices that are not connected to the VPN.
     pub online_only: bool,

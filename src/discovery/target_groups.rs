@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::entry::Entry;
 use super::labels::{DEVICE_ID, DEVICE_NAME, MAX_VALUE_SIZE, META_DEVICE_NAME, UUID, member};
 
-/// What comes before the first target group.
 const START: &[u8] = b"[\n";
 
 /// Writes the list.
@@ -62,7 +61,6 @@ pub fn append(entry: &Entry, is_first: &mut bool, out: &mut Vec<u8>) {
     }
 }
 
-/// What follows the last target group.
 pub fn end(is_first: bool) -> &'static [u8] {
     if is_first { b"[]\n" } else { b"\n]\n" }
 }

@@ -14,11 +14,9 @@ pub type DeviceList = Arc<Vec<Arc<DevicePage>>>;
 /// What is known of the devices.
 #[derive(Clone, Default)]
 pub struct FleetState {
-    /// What balenaCloud sees.
     pub states: RecordPages<DeviceState>,
     /// When that was read last.
     pub states_read: Option<SystemTime>,
-    /// What their supervisors report.
     pub reports: RecordPages<SupervisorReport>,
     /// What runs on them; none where the API did not say it the last time that it was asked.
     pub installs: Option<Installs>,
@@ -26,7 +24,6 @@ pub struct FleetState {
     pub installs_read: Option<SystemTime>,
 }
 
-/// What runs on the devices.
 #[derive(Clone, Default)]
 pub struct Installs {
     not_running: RecordPages<NotRunning>,
@@ -48,7 +45,6 @@ impl Installs {
         installs
     }
 
-    /// All services that do not run.
     pub fn all(&self) -> impl Iterator<Item = &NotRunning> {
         self.not_running.iter().flat_map(|page| &**page)
     }
@@ -58,7 +54,6 @@ impl Installs {
     }
 }
 
-/// A place in pages.
 #[derive(Clone, Copy, Default)]
 pub struct Cursor {
     page: usize,
@@ -92,11 +87,8 @@ impl Cursor {
 
 /// A device, and what is known of it.
 pub struct ListedDevice<'a> {
-    /// What discovery made of it.
     pub entry: &'a Entry,
-    /// What balenaCloud sees.
     pub state: Option<&'a DeviceState>,
-    /// What its supervisor reports.
     pub report: Option<&'a SupervisorReport>,
     /// Its services, where they are known.
     pub services: Option<DeviceServices<'a>>,
@@ -115,7 +107,6 @@ pub struct ListedDevices {
 }
 
 impl ListedDevices {
-    /// These devices.
     pub fn new(list: DeviceList, known: FleetState) -> Self {
         let start = Cursor::default();
         ListedDevices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
@@ -126,7 +117,6 @@ impl ListedDevices {
         *self = ListedDevices::new(self.list.clone(), self.known.clone());
     }
 
-    /// The next device.
     pub fn next(&mut self) -> Option<ListedDevice<'_>> {
         let entry = self.entry.next(&self.list)?;
         let Some(id) = entry.id() else {

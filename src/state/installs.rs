@@ -21,11 +21,8 @@ const MAX_IMAGES: usize = 200;
 
 /// A service of a device that does not run: an `image_install` that is neither `Running` nor `deleted`.
 pub struct NotRunning {
-    /// Its own id.
     pub id: u64,
-    /// The device's id.
     pub device: u64,
-    /// The image and its release.
     pub image: Image,
     /// Name of the service; none where the key may not read it.
     pub service: Option<Arc<str>>,
@@ -35,9 +32,7 @@ pub struct NotRunning {
     pub progress: Option<f32>,
 }
 
-/// The images that run on a device.
 pub struct Running {
-    /// The device's id.
     pub id: u64,
     /// They are shared by the devices of a page that run the same.
     pub images: Arc<[Image]>,

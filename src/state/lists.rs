@@ -16,7 +16,6 @@ use crate::text::count;
 /// Characters of a word that are kept.
 const MAX_LENGTH: usize = 200;
 
-/// A kind of records.
 pub trait RecordKind: Sized {
     /// Reads one.
     ///
@@ -31,7 +30,6 @@ pub trait RecordKind: Sized {
 /// Records by ascending id, page by page.
 pub type RecordPages<T> = Vec<Arc<Vec<T>>>;
 
-/// A list of records.
 pub struct RecordList<T> {
     client: Client,
     pub listing: Listing,
@@ -41,7 +39,6 @@ pub struct RecordList<T> {
 }
 
 impl<T: RecordKind> RecordList<T> {
-    /// Nothing has been asked for.
     pub fn new(client: &Client, listing: Listing) -> Self {
         RecordList { client: client.clone(), listing, pages: Pages::default(), unreadable: BTreeSet::new() }
     }
@@ -129,7 +126,6 @@ impl<T: RecordKind> List for RecordList<T> {
     }
 }
 
-/// An image on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Image {
     /// None where the key may not read it.

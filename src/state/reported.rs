@@ -17,7 +17,6 @@ pub const REPORTS: &str =
 
 /// What balenaCloud sees of a device. What it does not know is none.
 pub struct DeviceState {
-    /// The device's id.
     pub id: u64,
     /// Whether the device is connected to balena's VPN.
     pub online: Option<bool>,
@@ -34,13 +33,11 @@ pub struct DeviceState {
     /// What became of its last update: `rejected`, `aborted`, `downloading`, `downloaded`, `applying changes` or `done`. None
     /// where the supervisor is older than 16.10.0.
     pub update: Option<Arc<str>>,
-    /// When that changed.
     pub update_since: Option<Moment>,
     /// Whether it should run a newer balenaOS. None on servers without releases of the OS.
     pub os_pending: Option<bool>,
     /// Whether it should run a newer supervisor.
     pub supervisor_pending: Option<bool>,
-    /// When it was registered.
     pub provisioned: Option<Moment>,
 }
 
@@ -48,7 +45,6 @@ pub struct DeviceState {
 /// stands for null.
 #[derive(Deserialize)]
 pub struct SupervisorReport {
-    /// The device's id.
     pub id: u64,
     /// MiB.
     #[serde(rename = "memory_usage", default = "nan", deserialize_with = "number")]
@@ -68,7 +64,6 @@ pub struct SupervisorReport {
     /// °C, in steps of about 3.
     #[serde(rename = "cpu_temp", default = "nan", deserialize_with = "number")]
     pub cpu_temperature: f32,
-    /// Whether the supervisor saw under-voltage.
     pub is_undervolted: Option<bool>,
 }
 
@@ -160,7 +155,6 @@ impl DeviceState {
         self.target.map(|target| self.running != Some(target))
     }
 
-    /// Whether its last update failed.
     pub fn update_failed(&self) -> Option<bool> {
         self.update.as_deref().map(|status| matches!(status, "rejected" | "aborted"))
     }

@@ -30,7 +30,6 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_secs(3600);
 const WITHOUT_SERVICES: &str = "; --device-services=false (DEVICE_SERVICES=false) turns this request off";
 const WITHOUT_REPORTS: &str = "; --device-metrics=false (DEVICE_METRICS=false) turns this request off";
 
-/// What to ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// From one request for the state of the devices to the next.
@@ -146,7 +145,6 @@ pub fn once(client: &Client) -> Result<FleetState, Failure> {
 
 /// When it is time for a request, and what the log says of its failures.
 struct Turn {
-    /// What it asks for.
     about: &'static str,
     /// How to go on without it, if the API refuses this request and no other.
     hint: &'static str,
@@ -196,7 +194,6 @@ impl Turn {
 /// The state of the devices, as far as this server knows it.
 struct StateRequests {
     records: RecordList<DeviceState>,
-    /// What is asked for.
     fields: StateFields,
     /// When all was asked for last.
     tried_all: Instant,
@@ -260,7 +257,6 @@ impl StateRequests {
     }
 }
 
-/// What runs on the devices.
 struct ServiceRequests {
     not_running: RecordList<NotRunning>,
     running: RecordList<Running>,

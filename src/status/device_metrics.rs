@@ -9,11 +9,8 @@ const MIB: f64 = 1_048_576.0;
 
 /// A metric of a device. All are gauges.
 pub struct Metric {
-    /// Its name; base units.
     pub name: &'static str,
-    /// What it says.
     pub about: &'static str,
-    /// Its value.
     pub value: Value,
 }
 
@@ -22,7 +19,6 @@ pub struct Metric {
 pub enum Value {
     /// 1, with the labels of `balena_device_info`.
     Info,
-    /// A number.
     Number(fn(&ListedDevice) -> Option<f64>),
     /// 1, with a word as this label.
     Word(&'static str, for<'d> fn(&ListedDevice<'d>) -> Option<&'d str>),

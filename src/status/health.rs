@@ -44,19 +44,14 @@ fn is_plain(url: &str) -> bool {
 /// Why nobody says that the sidecar is healthy.
 #[derive(Debug, Error)]
 pub enum Unhealthy {
-    /// There is nothing to ask.
     #[error("no URL is given, and LISTEN_ADDRESS is not set: set one of them")]
     NoUrl,
-    /// It cannot be asked.
     #[error("this is no URL such as http://127.0.0.1:9797, without a password and a query")]
     BadUrl,
-    /// There is nothing to ask with.
     #[error(transparent)]
     CannotStart(#[from] CannotStart),
-    /// Nobody answers at this URL.
     #[error("{url} does not answer: {cause}; does baletheus run, and listen there (--listen, LISTEN_ADDRESS)?")]
     NoAnswer { url: String, cause: String },
-    /// It answers that it is not healthy.
     #[error("{url} answers {status}: {excerpt}")]
     Answer { url: String, status: StatusCode, excerpt: String },
 }

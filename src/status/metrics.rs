@@ -36,7 +36,6 @@ pub struct Metrics {
     targets: Gauge,
     held_back: Gauge,
     left_out: GaugeVec,
-    /// Requests to the API.
     pub requests: IntCounterVec,
     quiet: GaugeVec,
     /// The fleets by their slugs, with the times at which they are switched off.
@@ -82,7 +81,6 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts a refresh that has ended.
     pub fn refreshed(&self, took: Duration, outcome: &std::result::Result<Published, Failure>) {
         self.refreshes.inc();
         self.duration.observe(took.as_secs_f64());
@@ -107,7 +105,6 @@ impl Metrics {
         }
     }
 
-    /// Shows what the API lists now.
     pub fn listed(&self, list: &Inventory) {
         self.devices.set(number(list.entries().count()));
         let left_out = list.left_out();
@@ -120,7 +117,6 @@ impl Metrics {
         *self.fleets.lock() = fleets.map(|fleet| (fleet.slug.clone(), fleet.quiet.clone())).collect();
     }
 
-    /// Shows how many targets are published.
     pub fn published(&self, targets: usize) {
         self.targets.set(number(targets));
     }

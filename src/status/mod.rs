@@ -31,20 +31,16 @@ use metrics::Metrics;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-/// The settings of the endpoint.
 #[derive(Debug)]
 pub struct Settings {
     /// Addresses to listen on: the first one that is available is used. Without any there is no endpoint.
     pub listen: Vec<SocketAddr>,
-    /// Who may ask.
     pub guard: Guard,
-    /// What is asked of the devices.
     pub watch: watching::Settings,
     /// The dashboard with a page for each device, if there is one.
     pub dashboard: Option<&'static str>,
 }
 
-/// What the endpoint shows.
 pub struct Status {
     liveness: Arc<Liveness>,
     metrics: Metrics,
@@ -64,7 +60,6 @@ struct Shown {
     published: Option<DeviceList>,
     /// Until there is one: the list that the target file had at the start.
     stored: Option<StoredList>,
-    /// What is known of the devices.
     known: FleetState,
     /// When the last successful refresh ended.
     refreshed: Option<SystemTime>,

@@ -27,7 +27,6 @@ struct Table {
 }
 
 impl Status {
-    /// The page, as of now.
     pub(super) fn page(&self, shown: &Shown) -> String {
         let now = SystemTime::now();
         let mut tables = <[Table; 3]>::default();
@@ -85,7 +84,6 @@ impl Status {
         Ok(())
     }
 
-    /// What is wrong, one sentence each.
     fn problems(&self, shown: &Shown, now: SystemTime) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(late) = self.liveness.late() {

@@ -118,7 +118,6 @@ pub fn targets(list: DeviceList) -> Parts {
     })
 }
 
-/// A text that is there.
 pub fn text(mut text: Bytes) -> Parts {
     Box::new(move |out| {
         out.extend_from_slice(&text.split_to(text.len().min(TEXT_PART)));
