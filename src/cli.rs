@@ -158,7 +158,7 @@ fn discover(config: config::DiscoverySettings) -> Result<ExitCode, CannotStart> 
     systemd::watch(liveness.clone())?;
     // This does not wait for the first refresh: while the API is down, the targets of the last run are in the file.
     systemd::ready();
-    client.announce(liveness.clone());
+    client.liveness = Some(liveness.clone());
     let report = |took: Duration, outcome: &Result<Published, Failure>, list: &Inventory| {
         systemd::refreshed(outcome);
         if let Some(status) = &status {

@@ -23,8 +23,10 @@ const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     connection: ApiConnection,
     query: Query,
-    requests: Option<IntCounterVec>,
-    liveness: Option<Arc<Liveness>>,
+    /// Counts its requests by the status of their answer; [`NO_ANSWER`] is that of those without one.
+    pub requests: Option<IntCounterVec>,
+    /// To which it announces the end of each request.
+    pub liveness: Option<Arc<Liveness>>,
 }
 
 impl Client {
@@ -34,16 +36,6 @@ impl Client {
     /// The platform's root certificates cannot be used, or a thread cannot be started.
     pub fn new(api: Api, query: Query) -> Result<Self, CannotStart> {
         Ok(Client { connection: ApiConnection::new(api)?, query, requests: None, liveness: None })
-    }
-
-    /// Counts its requests from now on, by the status of their answer; [`NO_ANSWER`] is that of those without one.
-    pub fn count_requests(&mut self, counter: IntCounterVec) {
-        self.requests = Some(counter);
-    }
-
-    /// Announces the end of each request from now on. Clones that were made before do not.
-    pub fn announce(&mut self, liveness: Arc<Liveness>) {
-        self.liveness = Some(liveness);
     }
 
     /// Asks for a path, with one key and then with the next if the first is refused. The limit bounds both tries.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::entry::{Commons, DevicePage, Entry};
+use super::lan;
 use super::left_out::LeftOutReason;
 use super::mapper::Mapper;
 use super::releases::Releases;
-use super::shared_addresses;
 use super::target::Rules;
 use crate::balena::pages::Pages;
 use crate::balena::selection::FleetRef;
@@ -48,7 +48,7 @@ impl Inventory {
         let mut mapper = Mapper { rules, releases: &mut self.releases, commons: &mut self.commons };
         self.pages.refresh(source, &mut mapper)?;
         let mut shown: Vec<_> = self.pages.contents().cloned().collect();
-        self.shared = shared_addresses::leave_out(&mut shown);
+        self.shared = lan::leave_out_shared(&mut shown);
         self.shown = shown.into();
         self.commons.tidy();
         Ok(())

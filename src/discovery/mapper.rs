@@ -53,8 +53,11 @@ impl List for Mapper<'_> {
 
     fn page(&mut self, source: &mut dyn Source, devices: Vec<WithId<PageDevice>>) -> Result<Arc<DevicePage>, Failure> {
         if self.rules.service_labels {
-            let releases: Vec<u64> = devices.iter().filter_map(|(_, device)| device.release()).collect();
-            self.releases.fetch(source, &releases)?;
+            let release = |(_, device): &WithId<PageDevice>| match device {
+                PageDevice::Same(_) => None,
+                PageDevice::New(_, device) => device.release_id(),
+            };
+            self.releases.fetch(source, devices.iter().filter_map(release).collect())?;
         }
         Ok(self.map(devices))
     }
@@ -80,16 +83,6 @@ pub enum PageDevice<'a> {
     New(Option<NonZeroU64>, Box<Device<'a>>),
 }
 
-impl PageDevice<'_> {
-    /// The release that a device with a new record runs.
-    fn release(&self) -> Option<u64> {
-        match self {
-            PageDevice::Same(_) => None,
-            PageDevice::New(_, device) => device.release_id(),
-        }
-    }
-}
-
 impl Mapper<'_> {
     /// Whether a device was mapped with the service labels that its release has now. A release that the API does not list any
     /// more counts as unchanged.
@@ -110,21 +103,17 @@ impl Mapper<'_> {
                         // Another record with the same text is that of the first.
                         (device.id, record) = (None, None);
                     }
-                    self.entry(&mut warnings, &device, record).into()
+                    let warned = warnings.len();
+                    let declared = device.release_id().and_then(|release| self.releases.get(release));
+                    let mut entry = target::map(&device, declared, self.rules, self.commons, &mut warnings);
+                    // Warnings belong to the page, so a device with one is mapped again with each new page.
+                    entry.record = record.filter(|_| warnings.len() == warned);
+                    entry.into()
                 }
             };
             entries.push(entry);
             last = id.or(last);
         }
         DevicePage { entries, warnings }.into()
-    }
-
-    fn entry(&mut self, warnings: &mut Vec<String>, device: &Device, record: Option<NonZeroU64>) -> Entry {
-        let warned = warnings.len();
-        let declared = device.release_id().and_then(|release| self.releases.get(release));
-        let mut entry = target::map(device, declared, self.rules, self.commons, warnings);
-        // Warnings belong to the page, so a device with one is mapped again with each new page.
-        entry.record = record.filter(|_| warnings.len() == warned);
-        entry
     }
 }

@@ -14,7 +14,6 @@ mod mapper;
 pub mod quiet_times;
 pub mod releases;
 pub mod service_labels;
-mod shared_addresses;
 mod sink;
 pub mod stored;
 pub mod tags;

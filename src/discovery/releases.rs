@@ -78,9 +78,8 @@ impl Releases {
     ///
     /// # Errors
     /// The request fails, or the API does not know one of the releases. They are never read as releases without labels.
-    pub fn fetch(&mut self, source: &mut dyn Source, releases: &[u64]) -> Result<(), Failure> {
-        let unknown: BTreeSet<u64> = releases.iter().copied().filter(|id| !self.by_release.contains_key(id)).collect();
-        let unknown: Vec<u64> = unknown.into_iter().collect();
+    pub fn fetch(&mut self, source: &mut dyn Source, releases: BTreeSet<u64>) -> Result<(), Failure> {
+        let unknown: Vec<u64> = releases.into_iter().filter(|id| !self.by_release.contains_key(id)).collect();
         if unknown.is_empty() || self.missing.is_some() {
             return Ok(());
         }

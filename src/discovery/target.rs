@@ -28,17 +28,6 @@ words! {
     }
 }
 
-impl Address {
-    /// The field of a device that it needs.
-    fn field(self) -> Option<&'static str> {
-        match self {
-            Address::Vpn => None,
-            Address::Public => Some("is_web_accessible"),
-            Address::Lan => Some("ip_address"),
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub address: Address,
@@ -60,7 +49,12 @@ impl Rules {
     /// The fields of a device that the mapping needs.
     pub fn fields(&self) -> impl Iterator<Item = &'static str> {
         let online = (self.online_only || self.address == Address::Lan).then_some("is_connected_to_vpn");
-        LABELS.iter().filter_map(|label| label.field).chain(online).chain(self.address.field())
+        let address = match self.address {
+            Address::Vpn => None,
+            Address::Public => Some("is_web_accessible"),
+            Address::Lan => Some("ip_address"),
+        };
+        LABELS.iter().filter_map(|label| label.field).chain(online).chain(address)
     }
 }
 

@@ -87,7 +87,7 @@ impl Status {
             packing: Arc::new(Semaphore::new(MAX_PACKED)),
             shown: Mutex::default(),
         });
-        client.count_requests(status.metrics.requests.clone());
+        client.requests = Some(status.metrics.requests.clone());
         status.shown.lock().stored = stored;
         status.metrics.published(status.shown.lock().targets());
         let listener = server::listen(&status.settings.listen, "LISTEN_ADDRESS")?;
