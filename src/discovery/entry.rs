@@ -99,11 +99,6 @@ impl Entry {
             None => format!("{}{}", self.uuid().unwrap_or_default(), self.common.host_suffix).into(),
         }
     }
-
-    /// Slug of its fleet, if it has both.
-    pub fn fleet_slug(&self) -> Option<&str> {
-        self.common.fleet.as_ref().map(|fleet| fleet.slug.as_str()).filter(|slug| !slug.is_empty())
-    }
 }
 
 /// A target of a device, but for its host.

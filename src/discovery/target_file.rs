@@ -1,6 +1,6 @@
 //! The target file: a list replaces another one whole, atomically and durably, and only if it differs.
 
-use std::fs::{self, DirEntry, File, FileType, Metadata, Permissions, TryLockError};
+use std::fs::{self, DirEntry, File, Metadata, Permissions, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -78,11 +78,23 @@ impl TargetFile {
         Ok(())
     }
 
-    /// Refuses what a list must not replace.
+    /// Refuses what a list must not replace: a device that all programs of the machine use; a link, while Prometheus goes on to read
+    /// the file that it leads to; at the start, a text that is no list, such as a `prometheus.yml` that was named by mistake.
     fn check_place(&self) -> io::Result<()> {
+        let Ok(found) = fs::symlink_metadata(&self.path) else { return Ok(()) };
+        let kind = found.file_type();
         let is_start = self.lock.is_none();
-        let kind = irreplaceable(&self.path, is_start);
-        kind.map_or(Ok(()), |kind| Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {kind}"))))
+        let kinds = [
+            (kind.is_symlink(), "a link"),
+            (kind.is_fifo(), "a pipe"),
+            (kind.is_socket(), "a socket"),
+            (kind.is_block_device() || kind.is_char_device(), "a device"),
+            (is_start && kind.is_file() && is_other_text(&self.path), "a file with something else than targets"),
+        ];
+        match kinds.into_iter().find(|(is_it, _)| *is_it) {
+            Some((_, name)) => Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("it is {name}"))),
+            None => Ok(()),
+        }
     }
 
     /// Makes the folder, unless it is there. A folder that somebody else owns, or a link, could make this program remove others'
@@ -245,25 +257,6 @@ fn sync(file: &File) -> io::Result<()> {
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// What a list must not replace: a device that all programs of the machine use; a link, while Prometheus goes on to read the file
-/// that it leads to; at the start, a text that is no list, such as a `prometheus.yml` that was named by mistake.
-fn irreplaceable(path: &Path, is_start: bool) -> Option<&'static str> {
-    let kind = fs::symlink_metadata(path).ok()?.file_type();
-    let is_other = is_start && kind.is_file() && is_other_text(path);
-    special(kind).or(is_other.then_some("a file with something else than targets"))
-}
-
-/// What a file of this type is, if a list must not replace it.
-fn special(kind: FileType) -> Option<&'static str> {
-    let kinds = [
-        (kind.is_symlink(), "a link"),
-        (kind.is_fifo(), "a pipe"),
-        (kind.is_socket(), "a socket"),
-        (kind.is_block_device() || kind.is_char_device(), "a device"),
-    ];
-    kinds.into_iter().find_map(|(is_it, name)| is_it.then_some(name))
 }
 
 /// Whether a file begins with a character that no list of targets begins with. What a crash left may begin with anything else.

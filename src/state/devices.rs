@@ -1,5 +1,6 @@
 //! The devices of the list, each with what is known of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,30 +28,29 @@ pub struct FleetState {
 #[derive(Clone, Default)]
 pub struct Installs {
     not_running: RecordPages<NotRunning>,
-    /// Page and place of each, by ascending id of the device.
-    by_device: Arc<[(u32, u32)]>,
+    /// Page and place of each, by the id of its device.
+    by_device: Arc<HashMap<u64, Vec<(u32, u32)>>>,
     running: RecordPages<Running>,
 }
 
 impl Installs {
-    /// Sorts services that do not run by their devices.
     pub fn new(not_running: RecordPages<NotRunning>, running: RecordPages<Running>) -> Self {
-        let mut by_device: Vec<(u32, u32)> = Vec::with_capacity(not_running.iter().map(|page| page.len()).sum());
+        let mut by_device = HashMap::<_, Vec<_>>::new();
         for (page, installs) in (0..).zip(&not_running) {
-            by_device.extend((0..).zip(&**installs).map(|(place, _)| (page, place)));
+            for (place, install) in (0..).zip(&**installs) {
+                by_device.entry(install.device).or_default().push((page, place));
+            }
         }
-        let mut installs = Installs { not_running, by_device: <_>::default(), running };
-        by_device.sort_by_key(|at| installs.get(*at).map(|install| install.device));
-        installs.by_device = by_device.into();
-        installs
+        Installs { not_running, by_device: by_device.into(), running }
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &NotRunning> {
+    pub fn all_not_running(&self) -> impl Iterator<Item = &NotRunning> {
         self.not_running.iter().flat_map(|page| &**page)
     }
 
-    fn get(&self, (page, place): (u32, u32)) -> Option<&NotRunning> {
-        self.not_running.get(page as usize)?.get(place as usize)
+    fn not_running_on(&self, device: u64) -> Vec<&NotRunning> {
+        let places = self.by_device.get(&device).into_iter().flatten();
+        places.filter_map(|(page, place)| self.not_running.get(*page as usize)?.get(*place as usize)).collect()
     }
 }
 
@@ -102,14 +102,12 @@ pub struct ListedDevices {
     state: Cursor,
     report: Cursor,
     running: Cursor,
-    /// The next service that does not run.
-    not_running: usize,
 }
 
 impl ListedDevices {
     pub fn new(list: DeviceList, known: FleetState) -> Self {
         let start = Cursor::default();
-        ListedDevices { list, known, entry: start, state: start, report: start, running: start, not_running: 0 }
+        ListedDevices { list, known, entry: start, state: start, report: start, running: start }
     }
 
     /// Goes back to the first device.
@@ -125,21 +123,8 @@ impl ListedDevices {
         let state = self.state.find(&self.known.states, id);
         let report = self.report.find(&self.known.reports, id);
         let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
-            let running = self.running.find(&installs.running, id);
-            let mut own = Vec::new();
-            while let Some(install) = installs.by_device.get(self.not_running).and_then(|at| installs.get(*at)) {
-                if install.device > id {
-                    break;
-                }
-                own.extend(Some(install).filter(|install| install.device == id));
-                self.not_running += 1;
-            }
-            DeviceServices::of(
-                state,
-                entry.common.declared.as_deref(),
-                running.map_or(&[], |running| &running.images),
-                own,
-            )
+            let running = self.running.find(&installs.running, id).map_or(&[][..], |running| &running.images);
+            DeviceServices::of(state, entry.common.declared.as_deref(), running, installs.not_running_on(id))
         });
         Some(ListedDevice { entry, state, report, services })
     }

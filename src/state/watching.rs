@@ -275,7 +275,9 @@ impl ServiceRequests {
         self.not_running.refresh()?;
         self.running.refresh()?;
         let installs = Installs::new(self.not_running.pages(), self.running.pages());
-        if !self.told && installs.all().any(|install| install.service.is_none() || install.image.release.is_none()) {
+        if !self.told
+            && installs.all_not_running().any(|install| install.service.is_none() || install.image.release.is_none())
+        {
             self.told = true;
             log::warn!(
                 "the API does not name the service or the release of what runs on devices: may the key read services, images and \

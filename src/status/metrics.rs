@@ -21,7 +21,7 @@ const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "50
 const BUCKETS: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
 /// The sidecar's metrics.
-pub struct Metrics {
+pub struct SidecarMetrics {
     registry: Registry,
     refreshes: IntCounter,
     failures: IntCounterVec,
@@ -42,7 +42,7 @@ pub struct Metrics {
     fleets: Mutex<BTreeMap<String, QuietTimes>>,
 }
 
-impl Metrics {
+impl SidecarMetrics {
     /// All metrics, with each known reason and status at 0. `services` are asked for, or not.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Metrics {
     #[rustfmt::skip] // a table
     pub fn new(services: bool) -> Result<Self> {
         let registry = Registry::new()?;
-        let metrics = Metrics {
+        let metrics = SidecarMetrics {
             refreshes: registry.counter("baletheus_refreshes_total", "Refreshes, successful or not.")?,
             failures: registry.counters("baletheus_refresh_failures_total", "Refreshes that failed, by reason.", "reason")?,
             duration: registry.histogram("baletheus_refresh_duration_seconds", "How long a refresh took.", &BUCKETS)?,

@@ -27,7 +27,7 @@ use crate::net::{server, threads};
 use crate::state::devices::{DeviceList, FleetState};
 use crate::state::watching;
 use gzip_stream::MAX_PACKED;
-use metrics::Metrics;
+use metrics::SidecarMetrics;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -43,7 +43,7 @@ pub struct Settings {
 
 pub struct Status {
     liveness: Arc<Liveness>,
-    metrics: Metrics,
+    metrics: SidecarMetrics,
     settings: Settings,
     started: SystemTime,
     packing: Arc<Semaphore>,
@@ -81,7 +81,7 @@ impl Status {
     ) -> Result<Arc<Self>, CannotStart> {
         let status = Arc::new(Status {
             liveness,
-            metrics: Metrics::new(settings.watch.services)?,
+            metrics: SidecarMetrics::new(settings.watch.services)?,
             settings,
             started: SystemTime::now(),
             packing: Arc::new(Semaphore::new(MAX_PACKED)),

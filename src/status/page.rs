@@ -119,6 +119,7 @@ impl Status {
             (Some(url), Some(uuid)) => write!(out, "<tr><td><a href=\"{url}/devices/{uuid}/summary\">{name}</a>")?,
             _ => write!(out, "<tr><td>{name}")?,
         }
+        let fleet = entry.common.fleet.as_ref().map(|fleet| &*fleet.slug).filter(|slug| !slug.is_empty());
         let (class, word) = match state.and_then(|state| state.online) {
             Some(true) => ("good", "online"),
             Some(false) => ("bad", "offline"),
@@ -127,7 +128,7 @@ impl Status {
         write!(
             out,
             " <small>{}</small><td><span class=\"{class}\">{word}</span>",
-            encode_text(entry.fleet_slug().unwrap_or("no fleet"))
+            encode_text(fleet.unwrap_or("no fleet"))
         )?;
         if let Some(since) = state.and_then(|state| state.since?.time()) {
             write!(out, " <small>since {}</small>", ago(since, now))?;
