@@ -184,9 +184,6 @@ pub fn up_to(length: usize, text: &str) -> &str {
 }
 
 /// The records of a page, `{"d": [ … ]}`.
-///
-/// # Errors
-/// The body is not a page.
 pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Body<'a> {
@@ -197,9 +194,6 @@ pub fn records(body: &[u8]) -> Result<Vec<&RawValue>, serde_json::Error> {
 }
 
 /// Reads a record. If a key is there twice, the last value counts.
-///
-/// # Errors
-/// A field has the wrong type.
 pub fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, serde_json::Error> {
     serde_json::from_str(raw.get()).or_else(|error| {
         let value = Some(raw.get())
@@ -224,9 +218,6 @@ pub fn parse(raw: &RawValue) -> Device<'_> {
 }
 
 /// Reads a page.
-///
-/// # Errors
-/// The body is not a page.
 pub fn parse_page(body: &[u8]) -> Result<Vec<Device<'_>>, serde_json::Error> {
     Ok(records(body)?.into_iter().map(parse).collect())
 }

@@ -58,9 +58,6 @@ pub struct ApiConnection {
 
 impl ApiConnection {
     /// Sends no request.
-    ///
-    /// # Errors
-    /// The platform's root certificates cannot be used, or a thread cannot be started.
     pub fn new(api: Api) -> Result<Self, CannotStart> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // an error: it is installed already
         // All requests go to one host, so its proxy is found once.

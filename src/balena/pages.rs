@@ -79,6 +79,7 @@ pub struct Place<'a, T> {
 }
 
 /// The pages of a list as they were read last.
+#[derive(Default)]
 pub struct Pages<T> {
     cached: Vec<CachedPage<T>>,
     version: u64,
@@ -104,12 +105,6 @@ struct CachedPage<T> {
     size: usize,
     /// The last id that it covers; none if it covers the rest.
     end: Option<u64>,
-}
-
-impl<T> Default for Pages<T> {
-    fn default() -> Self {
-        Pages { cached: Vec::new(), version: 0, walk: 0, began: None, server_limit: None }
-    }
 }
 
 impl<T> Pages<T> {

@@ -26,9 +26,6 @@ pub enum FleetRef {
 
 impl FleetRef {
     /// All digits are an id, text with `/` a slug, other text a name.
-    ///
-    /// # Errors
-    /// The text is neither.
     pub fn parse(text: &str) -> Result<Self, BadValue> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return text.parse().map(FleetRef::Id).map_err(|_| format!("{text} is too large for an id").into());
@@ -71,9 +68,6 @@ pub struct TagFilter {
 
 impl TagFilter {
     /// Splits at the first `=` without a backslash before it.
-    ///
-    /// # Errors
-    /// No tag can have such a key.
     pub fn parse(text: &str) -> Result<Self, BadValue> {
         let mut key = String::new();
         let mut rest = text.chars();

@@ -53,9 +53,6 @@ pub trait Source {
     fn name(&self) -> &str;
 
     /// Asks, unless the answer still has this `ETag`.
-    ///
-    /// # Errors
-    /// There is no usable answer.
     fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure>;
 
     /// Whose key it asks with. `spent` is the part of the time-out that is gone already.

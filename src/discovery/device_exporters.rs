@@ -35,12 +35,12 @@ pub struct DeviceExporters {
 
 /// Finds the exporters of a device. `options` are the exporters of a device for which nothing else names any.
 pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) -> DeviceExporters {
-    let is_off = tags.read(SCRAPE, boolean, tags::is_narrower_scrape) == Some(false);
+    let is_off = tags.read(SCRAPE, boolean, tags::widens_scrape) == Some(false);
     let (origin, mut exporters, ignores_exporters) = exporters(tags, declared, options);
-    tags.set(&mut exporters, SCHEME, scheme, |exporter| &mut exporter.scheme, tags::is_same_scheme);
-    tags.set(&mut exporters, INTERVAL, scrape_interval, |exporter| &mut exporter.interval, tags::is_longer_interval);
+    tags.set(&mut exporters, SCHEME, scheme, |exporter| &mut exporter.scheme, tags::changes_scheme);
+    tags.set(&mut exporters, INTERVAL, scrape_interval, |exporter| &mut exporter.interval, tags::shortens_interval);
     let has_timeout =
-        tags.set(&mut exporters, TIMEOUT, scrape_timeout, |exporter| &mut exporter.timeout, tags::is_shorter_timeout);
+        tags.set(&mut exporters, TIMEOUT, scrape_timeout, |exporter| &mut exporter.timeout, tags::lengthens_timeout);
     for exporter in &mut exporters {
         // The scrape config's interval and time-out are not known here.
         let timeout = exporter.timeout.take().unwrap_or(DEFAULT_TIMEOUT);

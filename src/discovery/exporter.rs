@@ -52,9 +52,6 @@ pub fn parse_list(text: &str) -> Result<Vec<Exporter>, BadValue> {
 }
 
 /// An exporter from `PORT[/PATH]`, and the path of another label or tag, which counts if the port has none.
-///
-/// # Errors
-/// The name, the port or the path cannot be understood.
 pub fn with_path(name: Option<&str>, port: &str, path: Option<&str>) -> Result<Exporter, BadValue> {
     if port.contains(':') {
         return Err(format!("{port:?} is not PORT[/PATH]").into());
@@ -65,9 +62,6 @@ pub fn with_path(name: Option<&str>, port: &str, path: Option<&str>) -> Result<E
 }
 
 /// Reads the path of a label or tag.
-///
-/// # Errors
-/// It does not begin with a slash.
 pub fn path(path: &str) -> Result<&str, BadValue> {
     if path.is_empty() || path.starts_with('/') { Ok(path) } else { Err("it does not begin with /".into()) }
 }

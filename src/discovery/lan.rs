@@ -52,9 +52,6 @@ const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
 }
 
 /// Each address of this machine, with its network.
-///
-/// # Errors
-/// The system does not list them.
 pub fn own_addresses() -> io::Result<Vec<IpNet>> {
     let interfaces = if_addrs::get_if_addrs()?;
     let network = |interface: &if_addrs::Interface| {
@@ -95,9 +92,6 @@ impl Lan {
     }
 
     /// The address of a device's targets: its first IPv4 address that is taken, else its first IPv6 address.
-    ///
-    /// # Errors
-    /// No address is taken.
     pub fn address(&self, device: &Device) -> Result<IpAddr, LeftOut> {
         let text = device.ip_address.as_deref().unwrap_or_default();
         let (mut v6, mut refused, mut more) = (None, Vec::new(), 0);

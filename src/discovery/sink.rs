@@ -16,9 +16,6 @@ pub trait Sink {
         format!("; {} stays as it is", self.name())
     }
     /// Puts the list there, unless it is there already.
-    ///
-    /// # Errors
-    /// The list cannot be written.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }
 

@@ -49,29 +49,25 @@ words! {
     }
 }
 
-/// Checks that the value of a device's own tag narrows the value that it would replace. The error says why it does not.
-pub type Narrows<T> = fn(&T, Option<&T>) -> Result<(), &'static str>;
+/// Why the value of a device's own tag does not narrow the one that it would replace, if it does not.
+pub type Widens<T> = fn(&T, Option<&T>) -> Option<&'static str>;
 
-/// `false` narrows everything; `true` does not replace the `false` of a fleet.
-pub fn is_narrower_scrape(own: &bool, fleet: Option<&bool>) -> Result<(), &'static str> {
-    (!own || fleet != Some(&false)).then_some(()).ok_or("its fleet is switched off")
+pub fn widens_scrape(own: &bool, fleet: Option<&bool>) -> Option<&'static str> {
+    (*own && fleet == Some(&false)).then_some("its fleet is switched off")
 }
 
-/// Only the scheme of the fleet is allowed.
-pub fn is_same_scheme(own: &&str, fleet: Option<&&str>) -> Result<(), &'static str> {
-    (own == fleet.unwrap_or(&"http")).then_some(()).ok_or("its fleet has the other scheme")
+pub fn changes_scheme(own: &&str, fleet: Option<&&str>) -> Option<&'static str> {
+    (own != fleet.unwrap_or(&"http")).then_some("its fleet has the other scheme")
 }
 
-/// An interval that is not shorter.
-pub fn is_longer_interval(own: &Millis, fleet: Option<&Millis>) -> Result<(), &'static str> {
+pub fn shortens_interval(own: &Millis, fleet: Option<&Millis>) -> Option<&'static str> {
     let least = fleet.map_or(DEFAULT_INTERVAL, |(_, millis)| *millis);
-    (own.1 >= least).then_some(()).ok_or("it is shorter than its fleet's interval, or than 1m where the fleet has none")
+    (own.1 < least).then_some("it is shorter than its fleet's interval, or than 1m where the fleet has none")
 }
 
-/// A time-out that is not longer.
-pub fn is_shorter_timeout(own: &Millis, fleet: Option<&Millis>) -> Result<(), &'static str> {
+pub fn lengthens_timeout(own: &Millis, fleet: Option<&Millis>) -> Option<&'static str> {
     let most = fleet.map_or(DEFAULT_TIMEOUT.1, |(_, millis)| *millis);
-    (own.1 <= most).then_some(()).ok_or("it is longer than its fleet's time-out, or than 10s where the fleet has none")
+    (own.1 > most).then_some("it is longer than its fleet's time-out, or than 10s where the fleet has none")
 }
 
 /// Whether an item of a device's own list means this exporter of its fleet. What the item leaves out may be anything.
@@ -111,16 +107,16 @@ impl<'a, 'w> Tags<'a, 'w> {
 
     /// Whether a tag mutes the alerts of the device, left out or not.
     pub fn is_muted(&mut self) -> bool {
-        self.read(ALERT, boolean, |_, _| Ok(())) == Some(false)
+        self.read(ALERT, boolean, |_, _| None) == Some(false)
     }
 
     /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as
     /// absent.
     pub fn read<T: Clone>(
-        &mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, narrows: Narrows<T>,
+        &mut self, name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>, widens: Widens<T>,
     ) -> Option<T> {
         let mut read = [None];
-        self.set(&mut read, name, parse, |value| value, narrows);
+        self.set(&mut read, name, parse, |value| value, widens);
         let [read] = read;
         read
     }
@@ -129,20 +125,20 @@ impl<'a, 'w> Tags<'a, 'w> {
     /// both it stays. Returns whether there is such a tag.
     pub fn set<S, T: Clone>(
         &mut self, exporters: &mut [S], name: &str, parse: impl Fn(&'a str) -> Result<T, BadValue>,
-        property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, narrows: Narrows<T>,
+        property: for<'s> fn(&'s mut S) -> &'s mut Option<T>, widens: Widens<T>,
     ) -> bool {
         let (own, fleet) = (self.of(true, name, &parse), self.of(false, name, &parse));
         for scraped in exporters {
             let property = property(scraped);
             let known = fleet.clone().or_else(|| property.take());
-            *property = own.clone().filter(|own| self.may(name, own, known.as_ref(), narrows)).or(known);
+            let why =
+                own.as_ref().filter(|_| self.own_tags != OwnTags::All).and_then(|own| widens(own, known.as_ref()));
+            if let Some(why) = why {
+                self.ignored(name, &why.into());
+            }
+            *property = own.clone().filter(|_| why.is_none()).or(known);
         }
         own.or(fleet).is_some()
-    }
-
-    /// Whether a value of the device's own tag may replace a known one.
-    fn may<T>(&mut self, name: &str, own: &T, known: Option<&T>, narrows: Narrows<T>) -> bool {
-        self.own_tags == OwnTags::All || narrows(own, known).map_err(|why| self.ignored(name, &why.into())).is_ok()
     }
 
     /// Warns about a tag of the device whose value is not allowed.

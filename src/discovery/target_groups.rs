@@ -9,9 +9,6 @@ use super::labels::{DEVICE_ID, DEVICE_NAME, MAX_VALUE_SIZE, META_DEVICE_NAME, UU
 const START: &[u8] = b"[\n";
 
 /// Writes the list.
-///
-/// # Errors
-/// `out` fails.
 pub fn write<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>, out: &mut dyn Write) -> io::Result<()> {
     let mut text = Vec::new();
     let mut is_first = true;

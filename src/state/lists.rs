@@ -18,9 +18,6 @@ const MAX_LENGTH: usize = 200;
 
 pub trait RecordKind: Sized {
     /// Reads one.
-    ///
-    /// # Errors
-    /// A field has the wrong type.
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self>;
 
     /// By which the records are ordered.
@@ -44,9 +41,6 @@ impl<T: RecordKind> RecordList<T> {
     }
 
     /// Asks for all pages.
-    ///
-    /// # Errors
-    /// A request or a page fails.
     pub fn refresh(&mut self) -> Result<(), Failure> {
         let mut pages = mem::take(&mut self.pages);
         let outcome = pages.refresh(&mut self.client.clone(), self);
@@ -55,9 +49,6 @@ impl<T: RecordKind> RecordList<T> {
     }
 
     /// Asks for one record only, to see whether the API knows what is asked for.
-    ///
-    /// # Errors
-    /// It does not, or there is no usable answer.
     pub fn probe(&mut self, list: Listing) -> Result<(), Failure> {
         self.client.get(Request::Page { list, after: 0, limit: 1 }, None).map(drop)
     }

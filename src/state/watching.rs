@@ -43,9 +43,6 @@ pub struct Settings {
 /// Starts a thread that asks for the state of all devices at this interval, and for what else the settings say. `publish` gets
 /// what is known as soon as a part of it is new: a failure of one does not affect the others. It asks for nothing while
 /// `is_limited`: discovery goes first. `woken` ends a wait.
-///
-/// # Errors
-/// The thread cannot be started.
 pub fn watch(
     client: &Client, settings: Settings, woken: Receiver<()>, is_limited: impl Fn() -> bool + Send + 'static,
     publish: impl Fn(&FleetState) + Send + 'static,
@@ -133,9 +130,6 @@ impl Rounds {
 }
 
 /// Asks once for the state of the devices and for what runs on them.
-///
-/// # Errors
-/// A request fails.
 pub fn once(client: &Client) -> Result<FleetState, Failure> {
     let (mut states, mut services) = (StateRequests::new(client), ServiceRequests::new(client));
     states.refresh()?;

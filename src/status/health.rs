@@ -19,9 +19,6 @@ const EXCERPT_SIZE: u64 = 200;
 
 /// `baletheus health`: asks the status endpoint at this URL, or at the address where a sidecar with this environment listens. For
 /// a container's HEALTHCHECK, where there is no curl.
-///
-/// # Errors
-/// It is not healthy, or does not answer.
 pub fn ask(url: Option<&str>, listen: Option<&str>) -> Result<(), Unhealthy> {
     let listen = listen.map(str::trim).filter(|listen| !listen.is_empty());
     let Some(place) = url.map(str::trim).or(listen).filter(|place| !place.is_empty()) else {

@@ -44,9 +44,6 @@ pub struct SidecarMetrics {
 
 impl SidecarMetrics {
     /// All metrics, with each known reason and status at 0. `services` are asked for, or not.
-    ///
-    /// # Errors
-    /// A metric is declared twice or wrongly.
     #[rustfmt::skip] // a table
     pub fn new(services: bool) -> Result<Self> {
         let registry = Registry::new()?;

@@ -72,9 +72,6 @@ struct Shown {
 impl Status {
     /// Starts the endpoint, and the requests for the state of the devices, which `woken` makes at once. Nothing is known yet but
     /// the list that the target file has.
-    ///
-    /// # Errors
-    /// The address cannot be used, or a thread cannot be started.
     pub fn start(
         settings: Settings, client: &mut Client, liveness: Arc<Liveness>, stored: Option<StoredList>,
         woken: Receiver<()>,
