@@ -22,7 +22,7 @@ use crate::backoff;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::{Connector, no_client, trust_hint};
-use crate::net::env_proxies::Proxy;
+use crate::net::env_proxies::EnvProxy;
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
@@ -64,7 +64,7 @@ impl ApiConnection {
         let proxy = api
             .proxy()
             .as_ref()
-            .map(Proxy::for_reqwest)
+            .map(EnvProxy::for_reqwest)
             .transpose()
             .map_err(|error| no_client(&error.without_url()))?;
         let http = proxy

@@ -8,14 +8,14 @@ use serde::Deserialize;
 use super::failure::Failure;
 use super::query::Request;
 use crate::key_renewal::KeySource;
-use crate::net::env_proxies::{Proxies, Proxy};
+use crate::net::env_proxies::{EnvProxies, EnvProxy};
 
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Base URL without a trailing slash.
     pub url: String,
     pub key: KeySource,
-    pub proxies: Proxies,
+    pub proxies: EnvProxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// For a whole answer with its body.
@@ -23,7 +23,7 @@ pub struct Api {
 }
 
 impl Api {
-    pub fn proxy(&self) -> Option<Proxy> {
+    pub fn proxy(&self) -> Option<EnvProxy> {
         self.proxies.find(&self.url.parse().ok()?)
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::Settings;
-use super::report::{Outcome, Row};
+use super::report::{Row, TargetResult};
 use crate::balena::Failure;
 use crate::text::count;
 
@@ -40,13 +40,12 @@ pub fn failed(options: &str, failure: &Failure) -> String {
 
 /// The report of all targets.
 pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
-    let mut devices = Numbers::default();
-    let mut fleets = Numbers::default();
+    let (mut devices, mut fleets) = (BTreeMap::new(), BTreeMap::new());
     let mut results = BTreeMap::<_, usize>::new();
     let mut lines = String::new();
     for row in rows {
-        let device = format!("device-{}", devices.of(row.uuid.as_deref().unwrap_or(&row.device)));
-        let fleet = row.fleet.as_deref().map_or("-".into(), |fleet| format!("fleet-{}", fleets.of(fleet)));
+        let device = format!("device-{}", number(&mut devices, row.uuid.as_deref().unwrap_or(&row.device)));
+        let fleet = row.fleet.as_deref().map_or("-".into(), |fleet| format!("fleet-{}", number(&mut fleets, fleet)));
         let url = row.url.as_deref().and_then(|url| reqwest::Url::parse(url).ok());
         let target = url
             .map_or("-".into(), |url| format!("{}:{}", url.scheme(), url.port_or_known_default().unwrap_or_default()));
@@ -69,27 +68,22 @@ pub fn report(options: &str, refresh: Duration, rows: &[Row]) -> String {
     seconds.sort_by(f64::total_cmp);
     let time = seconds.get(seconds.len() / 2).zip(seconds.last());
     let time = time.map_or("none".into(), |(median, longest)| format!("{median:.2} s median, {longest:.2} s longest"));
-    let offline = rows.iter().filter(|row| row.result == Outcome::Offline).count();
+    let offline = rows.iter().filter(|row| row.result == TargetResult::Offline).count();
     format!(
         "{options}refresh: {:.2} s, {}, {}\nresults: {}; {offline} of the targets are of offline devices\n\
          answers: {time}\n\n| device | fleet | state | target | from | result | reason | status | samples | seconds |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n{lines}",
         refresh.as_secs_f64(),
-        count(devices.0.len(), "device"),
-        count(fleets.0.len(), "fleet"),
+        count(devices.len(), "device"),
+        count(fleets.len(), "fleet"),
         results.join(", "),
     )
 }
 
-/// Numbers for names, from 1.
-#[derive(Default)]
-struct Numbers(BTreeMap<String, usize>);
-
-impl Numbers {
-    fn of(&mut self, name: &str) -> usize {
-        let next = self.0.len() + 1;
-        *self.0.entry(name.to_owned()).or_insert(next)
-    }
+/// The number that stands for a name, from 1.
+fn number<'a>(names: &mut BTreeMap<&'a str, usize>, name: &'a str) -> usize {
+    let next = names.len() + 1;
+    *names.entry(name).or_insert(next)
 }
 
 fn yes(is_so: bool) -> &'static str {

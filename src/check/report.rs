@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::check::hints;
 use crate::check::probe::ProbeSuccess;
@@ -14,7 +15,7 @@ use crate::words::words;
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;
 /// Characters that the table shows of a name.
-const MAX_NAME_WIDTH: usize = 60;
+const MAX_NAME_LENGTH: usize = 60;
 
 /// A target, or a device without one. These are the fields of `--json`.
 #[derive(Debug, Default, Serialize)]
@@ -35,7 +36,7 @@ pub struct Row {
     pub online: Option<bool>,
     /// The device's services that do not run; none if the device does not report them, is offline, or the key may not read them.
     pub services_not_running: Option<Vec<Stopped>>,
-    pub result: Outcome,
+    pub result: TargetResult,
     pub samples: Option<usize>,
     pub seconds: Option<f64>,
     /// The word for why it is left out or does not answer.
@@ -59,7 +60,7 @@ words! {
     /// What became of a target, or of a device without one.
     #[derive(Default, Serialize)]
     #[serde(rename_all = "snake_case")]
-    Outcome {
+    TargetResult {
     /// The device has no target.
     #[default]
     LeftOut = "left_out",
@@ -84,7 +85,7 @@ impl Row {
         match answer {
             Ok(scrape) => {
                 let seconds = scrape.duration.as_secs_f64();
-                self.result = Outcome::Answers;
+                self.result = TargetResult::Answers;
                 self.samples = Some(scrape.samples);
                 self.seconds = Some(seconds);
                 self.hint = scrape.outdated.then_some(hints::OUTDATED);
@@ -92,7 +93,7 @@ impl Row {
             }
             Err(refused) => {
                 let offline = self.online == Some(false);
-                self.result = if offline { Outcome::Offline } else { Outcome::Fails };
+                self.result = if offline { TargetResult::Offline } else { TargetResult::Fails };
                 self.reason = Some(refused.reason.as_str());
                 self.status = refused.status;
                 self.hint = Some(if offline { hints::OFFLINE } else { hints::scrape(&refused) });
@@ -106,12 +107,12 @@ impl Row {
 
     /// Whether the target was tried, or there is none.
     pub fn is_known(&self) -> bool {
-        self.url.is_none() || self.result != Outcome::LeftOut
+        self.url.is_none() || self.result != TargetResult::LeftOut
     }
 
     /// Whether the target should answer and does not.
     pub fn fails(&self) -> bool {
-        self.result == Outcome::Fails
+        self.result == TargetResult::Fails
     }
 }
 
@@ -127,44 +128,41 @@ const HEADS: [&str; 8] = ["DEVICE", "FLEET", "EXPORTER", "FROM", "ADDRESS", "STA
 
 /// The cells of a row.
 fn cells(row: &Row) -> [String; 8] {
-    let shown = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
     let online = match row.online {
         Some(true) => "online",
         Some(false) => "offline",
         None => "unknown",
     };
     // shortened where that is unambiguous
-    let url = shown(row.url.as_deref());
+    let url = cell(row.url.as_deref());
     let url = url.strip_prefix("http://").unwrap_or(&url);
     let url = url.strip_suffix("/metrics").filter(|host| !host.contains('/')).unwrap_or(url);
-    let from = match &row.service {
-        Some(service) => format!("service {}", printable(service)),
-        None => shown(row.origin),
-    };
-    let [device, answer] = [&row.device, &row.answer].map(|text| printable(text));
-    let (fleet, job) = (shown(row.fleet.as_deref()), shown(row.job.as_deref()));
-    // A device chooses its name, and an exporter its answer: two columns are never beside each other in one cell.
-    let [device, fleet, job, from, answer] =
-        [device, fleet, job, from, answer].map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
-    let cut = |text: String| {
-        let letters: Vec<_> = text.chars().collect();
-        if letters.len() <= MAX_NAME_WIDTH {
-            return text;
-        }
-        // The end of a device is its short uuid, which tells it from others.
-        let (start, end) = (&letters[..MAX_NAME_WIDTH - 11], &letters[letters.len() - 10..]);
-        start.iter().chain(&['…']).chain(end).collect()
-    };
+    let service = row.service.as_ref().map(|service| format!("service {service}"));
     [
-        cut(device),
-        cut(fleet),
-        cut(job),
-        cut(from),
+        cut(cell(Some(&row.device))),
+        cut(cell(row.fleet.as_deref())),
+        cut(cell(row.job.as_deref())),
+        cut(cell(service.as_deref().or(row.origin))),
         url.to_owned(),
         online.into(),
-        answer,
+        cell(Some(&row.answer)),
         row.hint.unwrap_or_default().into(),
     ]
+}
+
+/// A device chooses its name, and an exporter its answer: two columns are never beside each other in one cell.
+fn cell(text: Option<&str>) -> String {
+    printable(text.unwrap_or("-")).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A long name without its middle: the end of a device is its short uuid, which tells it from others.
+fn cut(name: String) -> String {
+    let letters: Vec<_> = name.chars().collect();
+    if letters.len() <= MAX_NAME_LENGTH {
+        return name;
+    }
+    let (start, end) = (&letters[..MAX_NAME_LENGTH - 11], &letters[letters.len() - 10..]);
+    start.iter().chain(&['…']).chain(end).collect()
 }
 
 /// The report as a table of `shown`, with the counts of all rows; two lines for each row where the table is wider than the
@@ -175,21 +173,22 @@ pub fn table<'a>(shown: impl Iterator<Item = &'a Row>, all: &[Row], terminal: Op
         lines.insert(0, HEADS.map(str::to_owned));
     }
     let width = |column: usize| {
-        let cells = lines.iter().map(|line| line[column].chars().count());
+        let cells = lines.iter().map(|line| line[column].width());
         cells.filter(|width| *width <= MAX_WIDTH).max().unwrap_or_default()
     };
     let widths: [usize; HEADS.len() - 1] = std::array::from_fn(width);
     let wide = lines.iter().map(|line| {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  "));
+        let blanks = |cell: &str, width: usize| " ".repeat(width.saturating_sub(cell.width()) + 2);
+        let cells = line.iter().zip(&widths).map(|(cell, width)| cell.to_owned() + &blanks(cell, *width));
         (cells.collect::<String>() + &line[HEADS.len() - 1]).trim_end().to_owned()
     });
     let mut text = wide.map(|line| line + "\n").collect::<String>();
-    if terminal.is_some_and(|width| text.lines().any(|line| line.chars().count() > width)) {
+    if terminal.is_some_and(|width| text.lines().any(|line| line.width() > width)) {
         text = lines.iter().skip(1).map(narrow).collect();
     }
     let of = |outcome| all.iter().filter(|row| row.result == outcome).count();
     let [left_out, answer, offline, fail] =
-        [Outcome::LeftOut, Outcome::Answers, Outcome::Offline, Outcome::Fails].map(of);
+        [TargetResult::LeftOut, TargetResult::Answers, TargetResult::Offline, TargetResult::Fails].map(of);
     let targets = count(answer + offline + fail, "target");
     let left_out = count(left_out, "device");
     let space = if text.is_empty() { "" } else { "\n" };

@@ -16,7 +16,7 @@ use crate::discovery::labels;
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key_renewal::KeySource;
-use crate::net::env_proxies::Proxies;
+use crate::net::env_proxies::EnvProxies;
 use crate::net::guard::{ANY_HOST, Guard, Token};
 use crate::secret::{self, BadSecret, CREATE_KEY, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
@@ -86,8 +86,8 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
 }
 
 /// The proxies that the environment names.
-pub(super) fn proxies(from: &mut Sources) -> Proxies {
-    let (proxies, warnings) = Proxies::from_env(from.var);
+pub(super) fn proxies(from: &mut Sources) -> EnvProxies {
+    let (proxies, warnings) = EnvProxies::from_env(from.var);
     from.warnings.extend(warnings);
     proxies
 }

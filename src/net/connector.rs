@@ -17,12 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::net::cannot_start::CannotStart;
-use crate::net::env_proxies::{Proxies, Proxy};
+use crate::net::env_proxies::{EnvProxies, EnvProxy};
 use crate::net::http_connect::{connect, is_closed};
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
 use crate::net::tls_records::Records;
+
 use crate::net::traffic::{Counted, Traffic};
 use crate::net::{CONNECT_SHARE, default_port};
 use crate::text::causes;
@@ -40,7 +41,7 @@ pub type Stream = Box<dyn Duplex>;
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
     tls: TlsConnector,
-    proxies: Proxies,
+    proxies: EnvProxies,
     /// Counts the connections, if set.
     pub traffic: Option<Traffic>,
 }
@@ -50,7 +51,7 @@ impl Connector {
     ///
     /// # Errors
     /// The platform's root certificates cannot be used.
-    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: Proxies) -> Result<Self, CannotStart> {
+    pub fn new(roots: Vec<CertificateDer<'static>>, proxies: EnvProxies) -> Result<Self, CannotStart> {
         let tls = tls(roots).map_err(|error| no_tls(&error))?;
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
@@ -64,7 +65,7 @@ impl Connector {
     }
 
     /// The proxy that connections to this URL go through.
-    pub fn proxy_for(&self, url: &Uri) -> Option<Proxy> {
+    pub fn proxy_for(&self, url: &Uri) -> Option<EnvProxy> {
         self.proxies.find(url)
     }
 
@@ -89,7 +90,7 @@ impl Connector {
         }
     }
 
-    async fn through(&self, proxy: &Proxy, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
+    async fn through(&self, proxy: &EnvProxy, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {
         let refused = |why: &str| ScrapeError::new(ScrapeReason::Proxy, format!("the proxy {proxy} {why}"));
         let unreachable = |error: ScrapeError| refused(&format!("is not reachable: {error}"));
         let stream = self.tcp(proxy.uri(), deadline).await.map_err(unreachable)?;

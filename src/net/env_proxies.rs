@@ -11,18 +11,18 @@ use ipnet::IpNet;
 
 /// A proxy. Neither `Display` nor `Debug` shows the user and the password.
 #[derive(Clone, Debug)]
-pub struct Proxy {
+pub struct EnvProxy {
     found: Intercept,
     variable: &'static str,
 }
 
-impl fmt::Display for Proxy {
+impl fmt::Display for EnvProxy {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} ({})", self.uri().to_string().trim_end_matches('/'), self.variable)
     }
 }
 
-impl Proxy {
+impl EnvProxy {
     /// As reqwest takes it, for every request of a client.
     ///
     /// # Errors
@@ -48,13 +48,13 @@ impl Proxy {
 
 /// The proxies of the environment, and the hosts that are reached without them.
 #[derive(Clone, Debug)]
-pub struct Proxies {
+pub struct EnvProxies {
     matcher: Arc<Matcher>,
     /// The variables that have the proxies for http and for https.
     variables: [&'static str; 2],
 }
 
-impl Proxies {
+impl EnvProxies {
     /// Reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case. A value that cannot be used is
     /// ignored, with a warning for the log.
     pub fn from_env(var: &dyn Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
@@ -75,24 +75,24 @@ impl Proxies {
         let [http, https, all] = [http, https, all].map(|given| {
             let (name, text) = given?;
             let refuse = |why| warnings.push(format!("{name} is ignored: {why}; it takes http://HOST:PORT"));
-            check(&text).map_err(refuse).ok()?;
+            check_url(&text).map_err(refuse).ok()?;
             Some((name, text))
         });
         let (none, excluded) = none.unwrap_or_default();
         let [http, https] = [http, https].map(|proxy| proxy.or_else(|| all.clone()).unwrap_or_default());
         let matcher = Matcher::builder().http(http.1).https(https.1).no(exclusions(none, &excluded, &mut warnings));
-        (Proxies { matcher: matcher.build().into(), variables: [http.0, https.0] }, warnings)
+        (EnvProxies { matcher: matcher.build().into(), variables: [http.0, https.0] }, warnings)
     }
 
     /// The proxy for this URL, unless its host is excluded.
-    pub fn find(&self, url: &Uri) -> Option<Proxy> {
+    pub fn find(&self, url: &Uri) -> Option<EnvProxy> {
         let variable = self.variables[usize::from(url.scheme_str() == Some("https"))];
-        Some(Proxy { found: self.matcher.intercept(url)?, variable })
+        Some(EnvProxy { found: self.matcher.intercept(url)?, variable })
     }
 }
 
 /// Checks the URL of a proxy. Without a scheme it is an http proxy.
-fn check(text: &str) -> Result<(), &'static str> {
+fn check_url(text: &str) -> Result<(), &'static str> {
     let any = Uri::from_static("http://host");
     let found = Matcher::builder().all(text).build().intercept(&any);
     match found.as_ref().map(Intercept::uri) {
@@ -130,11 +130,11 @@ fn exclusions(variable: &str, text: &str, warnings: &mut Vec<String>) -> String 
 mod tests {
     use super::*;
 
-    fn proxies(set: &[(&str, &str)]) -> (Proxies, Vec<String>) {
-        Proxies::from_env(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.into()))
+    fn proxies(set: &[(&str, &str)]) -> (EnvProxies, Vec<String>) {
+        EnvProxies::from_env(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.into()))
     }
 
-    fn find(proxies: &Proxies, host: &str) -> Option<Proxy> {
+    fn find(proxies: &EnvProxies, host: &str) -> Option<EnvProxy> {
         proxies.find(&format!("https://{host}").parse().unwrap())
     }
 

@@ -84,7 +84,7 @@ pub async fn blocking<T: Send + 'static>(
 #[derive(Clone)]
 pub struct Resolver(Arc<Semaphore>);
 
-type Found = Pin<Box<dyn Future<Output = Result<vec::IntoIter<SocketAddr>, Box<dyn Error + Send + Sync>>> + Send>>;
+type LookUp = Pin<Box<dyn Future<Output = Result<vec::IntoIter<SocketAddr>, Box<dyn Error + Send + Sync>>> + Send>>;
 
 impl Resolver {
     /// A resolver with its own bound of threads.
@@ -92,7 +92,7 @@ impl Resolver {
         Resolver(Arc::new(Semaphore::new(MAX_LOOK_UPS)))
     }
 
-    fn look_up(&self, name: String) -> Found {
+    fn look_up(&self, name: String) -> LookUp {
         let permits = self.0.clone();
         Box::pin(async move {
             let permit = permits.acquire_owned().await?;
@@ -108,13 +108,13 @@ impl Resolver {
 impl Service<Name> for Resolver {
     type Response = vec::IntoIter<SocketAddr>;
     type Error = Box<dyn Error + Send + Sync>;
-    type Future = Found;
+    type Future = LookUp;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, name: Name) -> Found {
+    fn call(&mut self, name: Name) -> LookUp {
         self.look_up(name.as_str().to_owned())
     }
 }

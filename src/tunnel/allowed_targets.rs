@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::discovery::target_file::{Identity, identity};
 use crate::net::threads;
 use crate::text::count;
-use crate::tunnel::metrics::Metrics;
-use crate::tunnel::target_list::{BadTargetFile, Target, TargetList, read};
+use crate::tunnel::metrics::TunnelMetrics;
+use crate::tunnel::target_list::{BadTargetFile, Destination, TargetList, read};
 
 /// How long a scrape waits for the file. After that the list that was read before decides: the file system may hang.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 pub struct AllowedTargets {
     path: PathBuf,
     state: Mutex<State>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TunnelMetrics>,
 }
 
 #[derive(Default)]
@@ -41,23 +41,21 @@ struct State {
     checked: Option<Instant>,
 }
 
-/// The file's metadata, and its targets if it was read.
-type Found = (Option<Identity>, Option<Result<TargetList, BadTargetFile>>);
-
 /// A check that has no result yet. It goes on if the scrape that started it ends.
 struct Pending {
     start: Instant,
-    found: oneshot::Receiver<Found>,
+    /// The file's metadata, and its targets if it was read.
+    found: oneshot::Receiver<(Option<Identity>, Option<Result<TargetList, BadTargetFile>>)>,
 }
 
 impl AllowedTargets {
     /// Reads nothing yet.
-    pub fn new(path: PathBuf, metrics: Arc<Metrics>) -> Self {
+    pub fn new(path: PathBuf, metrics: Arc<TunnelMetrics>) -> Self {
         AllowedTargets { path, state: Mutex::default(), metrics }
     }
 
     /// The target with this `host:port`. If the file cannot be read or holds no target, the list that was read before decides.
-    pub async fn find(&self, target: &str) -> Option<Arc<Target>> {
+    pub async fn find(&self, target: &str) -> Option<Arc<Destination>> {
         let asked = Instant::now();
         let mut state = self.state.lock().await;
         // While this waited for the lock, another scrape may have checked the file for all that wait.

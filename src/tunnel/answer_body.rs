@@ -16,14 +16,14 @@ use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::kept_tunnels::KeptTunnels;
 use crate::tunnel::metrics::{Outcome, Scrape};
-use crate::tunnel::target_list::Target;
+use crate::tunnel::target_list::Destination;
 
 /// The largest answer of an exporter, in bytes as they are sent. A `node_exporter` answers with 60 KB.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// A body that passes. Its tunnel is kept once the whole body has passed.
 pub struct AnswerBody {
-    target: Arc<Target>,
+    target: Arc<Destination>,
     status: StatusCode,
     /// None once the body has passed, or has failed.
     exchange: Option<Exchange>,
@@ -41,7 +41,7 @@ pub struct AnswerBody {
 impl AnswerBody {
     /// Passes the body of a target's answer.
     pub fn new(
-        target: Arc<Target>, status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline,
+        target: Arc<Destination>, status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline,
         scrape: Scrape, place: OwnedSemaphorePermit,
     ) -> Self {
         let mut body = AnswerBody {

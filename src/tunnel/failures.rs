@@ -10,7 +10,7 @@ use prometheus::GaugeVec;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::vpn::unreachable_hint;
 use crate::text::count;
-use crate::tunnel::target_list::{Exporter, TargetList};
+use crate::tunnel::target_list::{ListedExporter, TargetList};
 
 /// The failures of the last scrapes.
 pub struct Failures {
@@ -23,7 +23,7 @@ pub struct Failures {
 /// What is known of the exporters in the target file.
 #[derive(Default)]
 struct Known {
-    failed: BTreeMap<Arc<Exporter>, ScrapeReason>,
+    failed: BTreeMap<Arc<ListedExporter>, ScrapeReason>,
     list: Arc<TargetList>,
     exporters: usize,
     /// Why the last scrape of every exporter failed, as the log says; none once one succeeds.
@@ -37,7 +37,7 @@ impl Failures {
     }
 
     /// A scrape of this exporter ends: with a failure, or without. The exporter may have left the list meanwhile.
-    pub fn ended(&self, exporter: &Arc<Exporter>, failure: Option<ScrapeReason>) {
+    pub fn ended(&self, exporter: &Arc<ListedExporter>, failure: Option<ScrapeReason>) {
         let mut known = self.known.lock();
         match failure.filter(|_| is_in(&known.list, exporter)) {
             Some(reason) => drop(known.failed.insert(exporter.clone(), reason)),
@@ -82,7 +82,9 @@ impl Failures {
         let Known { failed, exporters, .. } = &*self.known.lock();
         let all = count(*exporters, "exporter");
         let mut text = format!("{all} in the target file; the last scrape of {} failed\n", failed.len());
-        for (Exporter { job, instance, .. }, reason) in failed.iter().map(|(exporter, reason)| (&**exporter, reason)) {
+        for (ListedExporter { job, instance, .. }, reason) in
+            failed.iter().map(|(exporter, reason)| (&**exporter, reason))
+        {
             let _ = writeln!(text, "{reason}: {job} {instance}"); // into memory: cannot fail
         }
         text
@@ -104,7 +106,7 @@ impl Failures {
     }
 }
 
-fn is_in(list: &TargetList, exporter: &Arc<Exporter>) -> bool {
+fn is_in(list: &TargetList, exporter: &Arc<ListedExporter>) -> bool {
     list.get(&exporter.address).is_some_and(|target| target.exporters.contains(exporter))
 }
 

@@ -18,9 +18,9 @@ use crate::net::scrape_error::ScrapeError;
 use crate::net::vpn::Vpn;
 use crate::tunnel::capacity::busy;
 use crate::tunnel::exchange::{Exchange, NoAnswer, Tunnel};
-use crate::tunnel::metrics::Metrics;
+use crate::tunnel::metrics::TunnelMetrics;
 use crate::tunnel::offline::Offline;
-use crate::tunnel::target_list::{Target, device_of};
+use crate::tunnel::target_list::{Destination, device_of};
 
 /// How long a tunnel is kept without a request, a connection of Prometheus without a scrape, and a relay without a byte.
 /// balena's proxy lets a tunnel idle for at least 320 s; Prometheus keeps a connection for 300 s.
@@ -114,17 +114,17 @@ pub struct Transport {
     pub kept: Arc<KeptTunnels>,
     /// The devices that are not connected.
     pub offline: Offline,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TunnelMetrics>,
 }
 
 impl Transport {
     /// Has places for so many tunnels.
-    pub fn new(vpn: Vpn, places: usize, metrics: Arc<Metrics>) -> Self {
+    pub fn new(vpn: Vpn, places: usize, metrics: Arc<TunnelMetrics>) -> Self {
         Transport { vpn, kept: Arc::new(KeptTunnels::new(places)), offline: Offline::default(), metrics }
     }
 
     /// Opens a tunnel to a target.
-    pub async fn open(&self, target: &Target, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
+    pub async fn open(&self, target: &Destination, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
         if let Some(error) = self.offline.find(target) {
             self.metrics.remembered.inc();
             return Err(error);
@@ -145,7 +145,7 @@ impl Transport {
     /// lost its VPN connection in silence, or its exporter may hang. So all kept tunnels to the device close, and the next
     /// scrape opens one.
     pub async fn exchange(
-        &self, target: &Target, request: Request<Empty<Bytes>>, deadline: Deadline,
+        &self, target: &Destination, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<(Parts, Exchange), ScrapeError> {
         if let Some(tunnel) = self.kept.take(&target.address) {
             let answered = deadline.wait(Exchange::start(tunnel, request.clone())).await;

@@ -10,13 +10,13 @@ use crate::net::scrape_error::ScrapeReason;
 use crate::net::traffic::Traffic;
 use crate::registry::Registry;
 use crate::tunnel::failures::Failures;
-use crate::tunnel::target_list::{Target, TargetList};
+use crate::tunnel::target_list::{Destination, TargetList};
 
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
 
 /// The metrics of the tunnel.
-pub struct Metrics {
+pub struct TunnelMetrics {
     registry: Registry,
     scrapes: IntCounterVec,
     duration: Histogram,
@@ -32,7 +32,7 @@ pub struct Metrics {
     pub failures: Failures,
 }
 
-impl Metrics {
+impl TunnelMetrics {
     /// All metrics at 0.
     #[rustfmt::skip] // a table
     pub fn new() -> prometheus::Result<Self> {
@@ -45,7 +45,7 @@ impl Metrics {
         let bytes = registry.counters("baletheus_tunnel_bytes_total", "Bytes to and from the tunnel host, including TLS.", "direction")?;
         let [sent, received] = ["sent", "received"].map(|direction| bytes.with_label_values(&[direction]));
         let open = registry.gauge("baletheus_tunnel_open", "Connections to the tunnel host that are open.")?;
-        Ok(Metrics {
+        Ok(TunnelMetrics {
             scrapes,
             duration: registry.histogram("baletheus_tunnel_duration_seconds", "How long a scrape through the tunnel took, without those of https targets.", &BUCKETS)?,
             handshakes: registry.counter("baletheus_tunnel_handshakes_total", "CONNECT requests to the tunnel host. The other scrapes used a kept one, or were answered from memory.")?,
@@ -76,7 +76,7 @@ impl Metrics {
     }
 
     /// Counts a scrape without a duration, and notes whether it failed. Without a path it is one of all exporters of the target.
-    pub fn ended(&self, target: &Target, path: Option<&str>, outcome: Outcome) {
+    pub fn ended(&self, target: &Destination, path: Option<&str>, outcome: Outcome) {
         self.count(outcome);
         let failure = match outcome {
             Outcome::Passed(StatusCode::OK) => None,
@@ -126,8 +126,8 @@ impl Outcome {
 
 /// A scrape in progress. It is counted when it ends.
 pub struct Scrape {
-    metrics: Arc<Metrics>,
-    target: Arc<Target>,
+    metrics: Arc<TunnelMetrics>,
+    target: Arc<Destination>,
     path: Box<str>,
     start: Instant,
     /// How it ends, if it ends now.
@@ -136,7 +136,7 @@ pub struct Scrape {
 
 impl Scrape {
     /// Starts now.
-    pub fn start(metrics: Arc<Metrics>, target: Arc<Target>, path: &str) -> Self {
+    pub fn start(metrics: Arc<TunnelMetrics>, target: Arc<Destination>, path: &str) -> Self {
         Scrape { metrics, target, path: path.into(), start: Instant::now(), outcome: Outcome::Abandoned }
     }
 }

@@ -30,7 +30,7 @@ use crate::logging;
 use crate::memory;
 use crate::net::cannot_start::CannotStart;
 use crate::net::connector::Connector;
-use crate::net::env_proxies::Proxies;
+use crate::net::env_proxies::EnvProxies;
 use crate::net::guard::Guard;
 use crate::net::server;
 use crate::net::vpn::Vpn;
@@ -39,7 +39,7 @@ use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::capacity::Places;
 use crate::tunnel::kept_tunnels::Transport;
-use crate::tunnel::metrics::Metrics;
+use crate::tunnel::metrics::TunnelMetrics;
 use crate::tunnel::proxy::Proxy;
 
 /// The checked settings of the tunnel.
@@ -47,7 +47,7 @@ pub struct Settings {
     /// The API key, which balena's VPN proxy asks for.
     pub key: KeySource,
     /// The proxies of the environment.
-    pub proxies: Proxies,
+    pub proxies: EnvProxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// balena's VPN proxy.
@@ -69,7 +69,7 @@ pub struct Settings {
 pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     logging::init(&settings.log, &settings.key);
     memory::keep_some();
-    let metrics = Arc::new(Metrics::new()?);
+    let metrics = Arc::new(TunnelMetrics::new()?);
     let mut connector = Connector::new(settings.roots, settings.proxies)?;
     connector.traffic = Some(metrics.traffic.clone());
     let listener = server::listen(&settings.listen, "TUNNEL_LISTEN_ADDRESS")?;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::tunnel::target_list::Target;
+use crate::tunnel::target_list::Destination;
 
 /// How long an answer holds at most. Longer intervals between scrapes do not suit Prometheus.
 const MAX_AGE: Duration = Duration::from_secs(300);
@@ -19,9 +19,9 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 /// The tunnel host is asked once for each interval of the device's fastest target: an answer holds until a target that has had
 /// it is scraped again.
 #[derive(Default)]
-pub struct Offline(Mutex<HashMap<Box<str>, Device>>);
+pub struct Offline(Mutex<HashMap<Box<str>, NotConnected>>);
 
-struct Device {
+struct NotConnected {
     error: ScrapeError,
     /// When the tunnel host gave this answer.
     answered: Instant,
@@ -31,7 +31,7 @@ struct Device {
 
 impl Offline {
     /// The remembered answer for a target, if it holds.
-    pub fn find(&self, target: &Target) -> Option<ScrapeError> {
+    pub fn find(&self, target: &Destination) -> Option<ScrapeError> {
         let mut devices = self.0.lock();
         let device = devices.get_mut(target.device())?;
         // A target that is new in the list may be there because its device is back.
@@ -40,18 +40,18 @@ impl Offline {
     }
 
     /// Remembers the answer of the tunnel host if the device is not connected.
-    pub fn failed(&self, target: &Target, error: &ScrapeError) {
+    pub fn failed(&self, target: &Destination, error: &ScrapeError) {
         if error.reason != ScrapeReason::NotConnected {
             return;
         }
         // An answer from memory says nothing about the tunnel host, so it has no status.
         let error = ScrapeError { status: None, ..error.clone() };
-        let device = Device { error, answered: Instant::now(), told: [target.address.clone()].into() };
+        let device = NotConnected { error, answered: Instant::now(), told: [target.address.clone()].into() };
         self.0.lock().insert(target.device().into(), device);
     }
 
     /// A tunnel to the target opens: its device is connected.
-    pub fn succeeded(&self, target: &Target) {
+    pub fn succeeded(&self, target: &Destination) {
         self.0.lock().remove(target.device());
     }
 

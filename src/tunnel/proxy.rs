@@ -32,9 +32,9 @@ use crate::tunnel::answer_body::AnswerBody;
 use crate::tunnel::capacity::busy;
 use crate::tunnel::exchange::Tunnel;
 use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, Transport};
-use crate::tunnel::metrics::{Metrics, Outcome, Scrape};
+use crate::tunnel::metrics::{Outcome, Scrape, TunnelMetrics};
 use crate::tunnel::relay::{End, Relay};
-use crate::tunnel::target_list::Target;
+use crate::tunnel::target_list::Destination;
 
 /// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
 const TIMEOUT_SHARE: f64 = 0.9;
@@ -46,7 +46,7 @@ type Reply = Response<Either<Full<Bytes>, AnswerBody>>;
 pub struct Proxy {
     transport: Arc<Transport>,
     allowed: AllowedTargets,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TunnelMetrics>,
     guard: Guard,
     /// A permit for each scrape at once.
     scrapes: Arc<Semaphore>,
@@ -57,7 +57,7 @@ pub struct Proxy {
 impl Proxy {
     /// Puts the parts together.
     pub fn new(
-        transport: Transport, allowed: AllowedTargets, metrics: Arc<Metrics>, guard: Guard, scrapes: usize,
+        transport: Transport, allowed: AllowedTargets, metrics: Arc<TunnelMetrics>, guard: Guard, scrapes: usize,
     ) -> Self {
         Proxy {
             transport: Arc::new(transport),
@@ -153,7 +153,7 @@ impl Proxy {
     }
 
     /// The target of a request.
-    async fn target(&self, method: &Method, url: &Uri) -> Result<Arc<Target>, ScrapeError> {
+    async fn target(&self, method: &Method, url: &Uri) -> Result<Arc<Destination>, ScrapeError> {
         let refuse = |why: &str| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
         match (method.as_str(), url.scheme_str()) {
             ("GET", Some("http")) | ("CONNECT", None) => {}
@@ -171,7 +171,7 @@ impl Proxy {
 
     /// Passes a scrape through a tunnel.
     async fn scrape(
-        &self, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
+        &self, target: Arc<Destination>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Reply, ScrapeError> {
         let mut scrape = Scrape::start(self.metrics.clone(), target.clone(), request.uri().path());
         let answered = async {
@@ -194,7 +194,7 @@ impl Proxy {
 
     /// Answers Prometheus' CONNECT, and relays what follows.
     async fn connect(
-        self: &Arc<Self>, target: Arc<Target>, request: Request<Incoming>, deadline: Deadline,
+        self: &Arc<Self>, target: Arc<Destination>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Reply, ScrapeError> {
         let opened = async { Ok((self.place()?, self.transport.open(&target, deadline).await?)) }.await;
         let failed = |error: &ScrapeError| Outcome::Failed(error.reason);

@@ -51,8 +51,8 @@ impl From<io::Error> for End {
     }
 }
 
-/// Bytes that have come.
-enum Bytes {
+/// Received that have come.
+enum Received {
     OfPrometheus(Vec<u8>),
     OfDevice(Vec<u8>),
 }
@@ -82,11 +82,11 @@ impl Relay {
         let limit = if is_idle { IDLE_TIMEOUT } else { self.timeout };
         match timeout(limit, self.next(prometheus, device)).await {
             Ok(bytes) => match bytes? {
-                Bytes::OfPrometheus(request) => {
+                Received::OfPrometheus(request) => {
                     self.work()?;
                     write(device, &request).await?;
                 }
-                Bytes::OfDevice(answer) => {
+                Received::OfDevice(answer) => {
                     write(prometheus, &answer).await?;
                     self.idle();
                 }
@@ -98,14 +98,14 @@ impl Relay {
         Ok(())
     }
 
-    async fn next(&self, prometheus: &mut impl Duplex, device: &mut Stream) -> Result<Bytes, End> {
+    async fn next(&self, prometheus: &mut impl Duplex, device: &mut Stream) -> Result<Received, End> {
         let mut lost = pin!(self.lost.notified());
         poll_fn(|cx| {
             if let Poll::Ready(request) = poll_read(prometheus, cx) {
-                return Poll::Ready(Ok(Bytes::OfPrometheus(request?)));
+                return Poll::Ready(Ok(Received::OfPrometheus(request?)));
             }
             if let Poll::Ready(answer) = poll_read(device, cx) {
-                return Poll::Ready(Ok(Bytes::OfDevice(answer?)));
+                return Poll::Ready(Ok(Received::OfDevice(answer?)));
             }
             lost.as_mut().poll(cx).map(|()| Err(End::Closed))
         })

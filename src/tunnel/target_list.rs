@@ -25,11 +25,11 @@ const FILES_IN_MEMORY: u64 = 8;
 const DEFAULT_PATH: &str = "/metrics";
 
 /// The targets by address.
-pub type TargetList = HashMap<Arc<str>, Arc<Target>>;
+pub type TargetList = HashMap<Arc<str>, Arc<Destination>>;
 
 /// A host and port that the tunnel may go to.
 #[derive(Debug)]
-pub struct Target {
+pub struct Destination {
     /// `host:port`, in lower case.
     pub address: Arc<str>,
     /// Whether a target group with it has the scheme https.
@@ -39,10 +39,10 @@ pub struct Target {
     /// The longest time-out of a scrape that the file sets.
     pub timeout: Option<Duration>,
     /// What is scraped there: one exporter for each path.
-    pub exporters: Vec<Arc<Exporter>>,
+    pub exporters: Vec<Arc<ListedExporter>>,
 }
 
-impl Target {
+impl Destination {
     /// The host: all targets with the same one are of one device.
     pub fn device(&self) -> &str {
         device_of(&self.address)
@@ -50,7 +50,7 @@ impl Target {
 
     /// The exporters at this path; all of them if there is no path. A single one answers for any path, since a scrape config or
     /// a redirect may set another one.
-    pub fn exporters_at(&self, path: Option<&str>) -> impl Iterator<Item = &Arc<Exporter>> {
+    pub fn exporters_at(&self, path: Option<&str>) -> impl Iterator<Item = &Arc<ListedExporter>> {
         let path = path.filter(|_| self.exporters.len() > 1);
         self.exporters.iter().filter(move |exporter| path.is_none_or(|path| exporter.path() == path))
     }
@@ -63,7 +63,7 @@ pub fn device_of(address: &str) -> &str {
 
 /// An exporter, by the labels that Prometheus gives to its series.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Exporter {
+pub struct ListedExporter {
     /// The label `uuid`; empty without one.
     pub uuid: Box<str>,
     /// The label `job`; empty if the scrape config sets it.
@@ -76,7 +76,7 @@ pub struct Exporter {
     path: Option<Box<str>>,
 }
 
-impl Exporter {
+impl ListedExporter {
     fn path(&self) -> &str {
         self.path.as_deref().unwrap_or(DEFAULT_PATH)
     }
@@ -127,13 +127,13 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFil
     let text = read_bounded(path)?;
     let groups: Vec<Group> = serde_json::from_slice(&text)?;
     drop(text);
-    let (mut list, now) = (HashMap::<Arc<str>, Target>::new(), Instant::now());
+    let (mut list, now) = (HashMap::<Arc<str>, Destination>::new(), Instant::now());
     for Group { targets, labels } in groups {
         let labels = labels.unwrap_or_default();
         let owned = |label: &Option<String>| label.as_deref().map(Box::from);
         for name in targets {
             let address: Arc<str> = name.to_ascii_lowercase().into();
-            let target = list.entry(address.clone()).or_insert_with(|| Target {
+            let target = list.entry(address.clone()).or_insert_with(|| Destination {
                 listed: before.get(&address).map_or(now, |before| before.listed),
                 address: address.clone(),
                 is_https: false,
@@ -143,7 +143,7 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFil
             target.is_https |= labels.scheme.as_deref() == Some("https");
             let timeout = labels.timeout.as_deref().and_then(|text| prometheus_duration(text).ok());
             target.timeout = target.timeout.max(timeout.map(Duration::from_millis));
-            let exporter = Arc::new(Exporter {
+            let exporter = Arc::new(ListedExporter {
                 uuid: owned(&labels.uuid).unwrap_or_default(),
                 job: owned(&labels.job).unwrap_or_default(),
                 instance: match labels.instance.as_deref().unwrap_or(&name) {

@@ -610,6 +610,18 @@ fn what_fails_comes_first_and_can_be_all_that_is_shown() {
     assert_eq!(rows(&check(&sidecar, &["--failing", "--json"])).len(), 2);
 }
 
+/// A terminal gives each of these letters two columns.
+#[test]
+fn names_in_wide_letters_shift_no_column() {
+    let (cloud, _vpn, sidecar) = three();
+    cloud.change(|devices| find(devices, "fridge-03")["device_name"] = json!("冷蔵庫"));
+    let output = check(&sidecar, &[]);
+    let table = text(&output.stdout);
+    let columns = |line: &str| -> usize { line.chars().map(|c| if "冷蔵庫".contains(c) { 2 } else { 1 }).sum() };
+    let before: Vec<_> = table.lines().take(4).map(|line| columns(line.split("polar-foods").next().unwrap())).collect();
+    assert!(table.contains("冷蔵庫 (") && before[1..] == [before[1]; 3], "{table}");
+}
+
 #[test]
 fn a_narrow_terminal_gets_two_lines_a_device() {
     let (_cloud, _vpn, sidecar) = three();

@@ -17,7 +17,7 @@ use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
 use baletheus::key_renewal::KeySource;
 use baletheus::liveness::Liveness;
-use baletheus::net::env_proxies::Proxies;
+use baletheus::net::env_proxies::EnvProxies;
 use baletheus::secret;
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ pub fn list(inventory: &Inventory) -> Vec<u8> {
 /// The client of the API at this URL.
 pub fn api(url: &str) -> Client {
     let key = KeySource::new(secret::key("a-key").expect("a key"), None);
-    let (proxies, _) = Proxies::from_env(&|_| None);
+    let (proxies, _) = EnvProxies::from_env(&|_| None);
     let api = Api { url: url.to_owned(), key, proxies, roots: Vec::new(), timeout: Duration::from_secs(60) };
     Client::new(api, Query::new(rules().fields(), &Selection::default())).expect("the platform's certificates")
 }
