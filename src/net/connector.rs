@@ -23,7 +23,6 @@ use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
 use crate::net::tls_records::Records;
-
 use crate::net::traffic::{Counted, Traffic};
 use crate::net::{CONNECT_SHARE, default_port};
 use crate::text::causes;

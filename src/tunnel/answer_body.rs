@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::net::scrape::{Deadline, broken};
+use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::kept_tunnels::KeptTunnels;
@@ -61,7 +61,7 @@ impl AnswerBody {
 
     /// Ends if the whole body has passed.
     fn end_if_passed(&mut self) {
-        if self.exchange.as_ref().is_some_and(Body::is_end_stream) {
+        if self.exchange.as_ref().is_some_and(Exchange::is_end) {
             self.end();
         }
     }
@@ -99,7 +99,7 @@ impl Body for AnswerBody {
             return self.fail(ScrapeError::new(ScrapeReason::Timeout, "the answer takes too long"), cx);
         }
         let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
-        match ready!(Pin::new(exchange).poll_frame(cx)) {
+        match ready!(exchange.poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 let Some(left) = self.left.checked_sub(length) else {
@@ -109,7 +109,7 @@ impl Body for AnswerBody {
                 self.end_if_passed();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => self.fail(broken(&error), cx),
+            Some(Err(error)) => self.fail(error, cx),
             None => {
                 self.end();
                 Poll::Ready(None)
@@ -122,6 +122,6 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.exchange.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.exchange.as_ref().map_or_else(|| SizeHint::with_exact(0), Exchange::size_hint)
     }
 }

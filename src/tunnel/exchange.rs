@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
 use hyper::Request;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Connection, SendRequest};
@@ -44,7 +44,7 @@ impl Tunnel {
     }
 }
 
-/// A request whose answer has begun, as the body of this answer. The tunnel closes when this is dropped.
+/// A request whose answer has begun, and the body of this answer. The tunnel closes when this is dropped.
 pub struct Exchange {
     http: Http,
     sender: SendRequest<Empty<Bytes>>,
@@ -117,9 +117,8 @@ impl Exchange {
         };
         let (head, rest) = answer.into_parts();
         let mut exchange = Exchange { http, sender, first: None, rest, place, until };
-        if !exchange.is_end_stream() {
-            let first = exchange.frame().await.transpose().map_err(|error| failed(broken(&error)))?;
-            exchange.first = first;
+        if !exchange.is_end() {
+            exchange.first = poll_fn(|cx| exchange.poll_frame(cx)).await.transpose().map_err(failed)?;
         }
         Ok((head, exchange))
     }
@@ -136,25 +135,23 @@ impl Exchange {
         let parts = ended.await.then(|| http.connection.into_parts())?;
         parts.read_buf.is_empty().then(|| Tunnel { stream: parts.io.into_inner(), place, until })
     }
-}
 
-impl Body for Exchange {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+    /// The next part of the body; none at its end.
+    pub fn poll_frame(&mut self, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, ScrapeError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
-        let Exchange { http, rest, .. } = &mut *self;
-        http.poll(cx, |cx| Pin::new(&mut *rest).poll_frame(cx))
+        let Exchange { http, rest, .. } = self;
+        http.poll(cx, |cx| Pin::new(&mut *rest).poll_frame(cx)).map_err(|error| broken(&error))
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Whether the whole body has passed.
+    pub fn is_end(&self) -> bool {
         self.first.is_none() && self.rest.is_end_stream()
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// The length of what is left of the body, if it is known.
+    pub fn size_hint(&self) -> SizeHint {
         let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
         self.rest.size_hint().exact().map_or_else(SizeHint::new, |rest| SizeHint::with_exact(first + rest))
     }

@@ -89,22 +89,8 @@ pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     let proxy = Proxy::new(transport, allowed, metrics, settings.guard, places.scrapes);
     // SIGHUP asks for nothing: the tunnel reads the target file again by itself.
     signals::handle(Duration::ZERO, 0, |_| ())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     log::info!("{started}");
     systemd::ready();
-    let served = runtime.and_then(|runtime| {
-        runtime.block_on(async {
-            if let Some(interval) = systemd::watchdog_interval() {
-                // On the thread of the proxy: if that hangs, systemd hears nothing.
-                tokio::spawn(async move {
-                    loop {
-                        systemd::alive();
-                        tokio::time::sleep(interval).await;
-                    }
-                });
-            }
-            proxy.serve(listener, places.connections).await
-        })
-    });
-    Ok(served?)
+    Ok(runtime.block_on(proxy.serve(listener, places.connections))?)
 }

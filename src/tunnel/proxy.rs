@@ -27,6 +27,7 @@ use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination}
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::server::{Limits, MAX_HEADERS, TEXT, reply, serve};
 use crate::registry;
+use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
 use crate::tunnel::capacity::busy;
@@ -75,9 +76,11 @@ impl Proxy {
         let transport = self.transport.clone();
         tokio::spawn(async move {
             // A timer that is due before all others costs a system call. So this one is due before that of a scrape.
-            let mut ticks = interval(DEFAULT_TIMEOUT / 2);
+            let most = DEFAULT_TIMEOUT / 2;
+            let mut ticks = interval(systemd::watchdog_interval().unwrap_or(most).min(most));
             loop {
                 ticks.tick().await;
+                systemd::alive(); // here, so that systemd hears nothing if this thread hangs
                 transport.kept.expire();
                 transport.offline.expire();
             }

@@ -9,6 +9,7 @@ mod discovery_loop;
 mod disk;
 mod docs;
 mod entrypoints;
+mod env_proxies;
 mod example_exporter;
 mod faults;
 mod faults_doc;
