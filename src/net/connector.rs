@@ -22,7 +22,6 @@ use crate::net::http_connect::{connect, is_closed};
 use crate::net::scrape::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
-use crate::net::tls_records::Records;
 use crate::net::traffic::{Counted, Traffic};
 use crate::net::{CONNECT_SHARE, default_port};
 use crate::text::causes;
@@ -111,7 +110,7 @@ impl Connector {
         let secured = self.tls.connect(name, stream).await;
         let closed = "the connection closes during the handshake".to_owned();
         let why = |error: io::Error| if is_closed(&error) { closed } else { error.to_string() };
-        Ok(Box::new(Records::of(secured.map_err(|error| refused(&why(error)))?)))
+        Ok(Box::new(secured.map_err(|error| refused(&why(error)))?))
     }
 
     async fn tcp(&self, url: &Uri, deadline: Deadline) -> Result<Stream, ScrapeError> {

@@ -9,7 +9,6 @@ pub(crate) mod scrape;
 pub mod scrape_error;
 pub(crate) mod server;
 pub(crate) mod threads;
-mod tls_records;
 pub(crate) mod traffic;
 pub(crate) mod vpn;
 

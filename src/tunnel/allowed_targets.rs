@@ -41,11 +41,14 @@ struct State {
     checked: Option<Instant>,
 }
 
+/// The file's metadata, and its targets.
+type Reading = (Option<Identity>, Result<TargetList, BadTargetFile>);
+
 /// A check that has no result yet. It goes on if the scrape that started it ends.
 struct Pending {
     start: Instant,
-    /// The file's metadata, and its targets if it was read.
-    found: oneshot::Receiver<(Option<Identity>, Option<Result<TargetList, BadTargetFile>>)>,
+    /// It closes without a reading if the file has not changed, or if no thread could be started.
+    reading: oneshot::Receiver<Reading>,
 }
 
 impl AllowedTargets {
@@ -84,28 +87,29 @@ impl AllowedTargets {
         let reads_anyway =
             state.read.as_ref().is_none_or(|(failure, when)| failure.is_some() && when.elapsed() >= RETRY_INTERVAL);
         let (file, seen, before) = (self.path.clone(), state.seen, state.targets.clone());
-        let (sender, found) = oneshot::channel();
+        let (sender, reading) = oneshot::channel();
         let _ = threads::spawn("target file", move || {
             let identity = identity(&file);
-            let targets = (reads_anyway || seen != identity).then(|| read(&file, &before));
-            let _ = sender.send((identity, targets)); // the scrape may have ended
+            if reads_anyway || seen != identity {
+                let _ = sender.send((identity, read(&file, &before))); // the scrape may have ended
+            }
         });
-        Pending { start: Instant::now(), found }
+        Pending { start: Instant::now(), reading }
     }
 
     /// Waits for the pending check; false if it takes too long.
     async fn finish(&self, state: &mut State) -> bool {
         let Some(pending) = &mut state.pending else { return true };
-        let Ok(found) = timeout_at(pending.start + READ_TIMEOUT, &mut pending.found).await else { return false };
+        let Ok(reading) = timeout_at(pending.start + READ_TIMEOUT, &mut pending.reading).await else { return false };
         state.checked = Some(pending.start);
         state.pending = None;
-        if let Ok((identity, Some(read))) = found {
-            self.take(state, identity, read);
+        if let Ok(reading) = reading {
+            self.take(state, reading);
         }
         true
     }
 
-    fn take(&self, state: &mut State, identity: Option<Identity>, read: Result<TargetList, BadTargetFile>) {
+    fn take(&self, state: &mut State, (identity, read): Reading) {
         let path = self.path.display();
         let failure = read.as_ref().err().map(ToString::to_string);
         let is_new = state.seen != identity || state.read.as_ref().is_none_or(|(before, _)| *before != failure);
