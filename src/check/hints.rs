@@ -43,7 +43,7 @@ pub fn scrape(refused: &ScrapeError) -> &'static str {
         ScrapeReason::NoAccess => "try again in a minute; then see whether the key may reach this device",
         ScrapeReason::NotConnected => "restart it, or wait: it has lost balena's VPN",
         ScrapeReason::PortClosed | ScrapeReason::ConnectionRefused => {
-            "does the exporter run, on this port (--exporter), with host network or the port published?"
+            "does the exporter run, on this port, with host network or the port published?"
         }
         ScrapeReason::NoDevice => "is --tunnel-url (TUNNEL_URL) the proxy of this balena?",
         ScrapeReason::NoSuchHost => "is --public-domain (PUBLIC_URL_DOMAIN) right, and DNS here?",

@@ -107,8 +107,12 @@ impl TargetFile {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "nothing is mounted there any more"));
             }
         }
-        let make = if self.lock.is_none() { fs::create_dir_all } else { fs::create_dir };
-        make(&self.scratch).or_else(|error| match error.kind() {
+        let folder = directory(&self.path);
+        if self.lock.is_none() && !folder.exists() {
+            fs::create_dir_all(folder)?;
+            log::warn!("made the folder {}: it was not there", folder.display());
+        }
+        fs::create_dir(&self.scratch).or_else(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Ok(()),
             _ => Err(error),
         })?;

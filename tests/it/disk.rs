@@ -245,7 +245,8 @@ fn a_directory_that_goes_is_not_made_again_before_the_next_start() {
     trouble.befalls(cause, cure);
     drop(running);
     fs::remove_dir_all(&disk).unwrap();
-    sidecar.oneshot();
+    let log = sidecar.oneshot();
+    assert!(log.contains("made the folder disk: it was not there"), "{log}");
     assert_eq!(fs::read_to_string(sidecar.path(FILE)).unwrap(), due(&sidecar));
 }
 
