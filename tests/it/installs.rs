@@ -268,13 +268,15 @@ fn what_fails_leaves_no_series_of_services_and_costs_nothing_else() {
     let sidecar = start(&cloud);
     let status = Status::start(&sidecar);
     status.running.wait_for("cannot renew the services of the devices");
-    assert!(!has_services(&status.metrics()));
+    let metrics = status.metrics();
+    assert!(!has_services(&metrics) && metrics[read] == 0.0);
     drop(status);
     let cloud = recorded();
     let sidecar = start(&cloud).env("DEVICE_SERVICES", "false");
     let status = Status::start(&sidecar);
     status.wait_until("states", |metrics| metrics.keys().any(|name| name.starts_with("balena_device_update_failed")));
-    assert!(!has_services(&status.metrics()));
+    let metrics = status.metrics();
+    assert!(!has_services(&metrics) && !metrics.contains_key(read));
     assert!(!cloud.requests().iter().any(|seen| seen.target.contains("image_install")));
 }
 
