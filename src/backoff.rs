@@ -9,7 +9,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// The longest `Retry-After` that is honoured.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Counts failures in a row.
 #[derive(Debug)]
 pub struct Backoff {
     interval: Duration,
@@ -22,12 +21,10 @@ impl Backoff {
         Backoff { interval, failures: 0 }
     }
 
-    /// Failures since the last success.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Forgets the failures.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }

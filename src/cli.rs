@@ -87,7 +87,6 @@ fn cannot_start(why: &CannotStart) -> ExitCode {
     exit_code(why.may_pass())
 }
 
-/// Prints the completions of a shell.
 fn completions(shell: Option<&String>) -> ExitCode {
     let Some(shell) = shell.and_then(|shell| shell.parse::<Shell>().ok()) else { return ExitCode::from(2) };
     // The generator panics if it cannot write.

@@ -32,7 +32,6 @@ impl KeySource {
         (mode & 0o022 != 0).then(warning)
     }
 
-    /// The key to use now.
     pub fn current(&self) -> Secret {
         self.key.lock().clone()
     }

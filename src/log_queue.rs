@@ -19,7 +19,6 @@ const STUCK_TIMEOUT: Duration = Duration::from_millis(100);
 /// The wait between two looks for room.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The queue.
 pub struct Queue {
     sender: SyncSender<Message>,
     /// Lines that were dropped and are not reported yet.
@@ -34,9 +33,6 @@ enum Message {
 
 impl Queue {
     /// Starts the thread that writes to `out`. `note` makes the line that reports dropped ones.
-    ///
-    /// # Errors
-    /// The system refuses the thread.
     pub fn start(
         mut out: impl Write + Send + 'static, note: impl Fn(usize) -> Vec<u8> + Send + 'static,
     ) -> io::Result<Self> {

@@ -93,7 +93,6 @@ impl Log for Logger {
     }
 }
 
-/// A record as a line.
 fn line(json: bool, level: Level, target: &str, message: &str) -> Vec<u8> {
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     if json {

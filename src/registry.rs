@@ -26,7 +26,6 @@ impl Registry {
         Ok(metric)
     }
 
-    /// A counter.
     pub fn counter(&self, name: &str, about: &str) -> Result<IntCounter> {
         self.add(IntCounter::new(name, about))
     }
@@ -36,7 +35,6 @@ impl Registry {
         self.add(IntCounterVec::new(Opts::new(name, about), &[label]))
     }
 
-    /// A gauge.
     pub fn gauge(&self, name: &str, about: &str) -> Result<Gauge> {
         self.add(Gauge::new(name, about))
     }

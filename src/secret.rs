@@ -30,7 +30,6 @@ pub struct Secret(String);
 /// What is wrong with a secret, as the end of a sentence. No text shows it.
 #[derive(Debug, Error)]
 pub enum BadSecret {
-    /// Its file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// It would block, or be another secret, if it was read again.
@@ -42,7 +41,6 @@ pub enum BadSecret {
     /// Windows' editors write this.
     #[error("is UTF-16: save it as UTF-8")]
     Utf16,
-    /// It has no character.
     #[error("is empty")]
     Empty,
     /// Docker's `--env-file` keeps quotes.
@@ -54,10 +52,8 @@ pub enum BadSecret {
     /// It is a line of an env file, or of a header.
     #[error("begins with {0}, which is no part of it: remove that")]
     Prefix(String),
-    /// It stands for a secret.
     #[error("holds a placeholder: replace it")]
     Placeholder,
-    /// It can be guessed.
     #[error("has fewer than {0} characters")]
     Short(usize),
 }
@@ -87,10 +83,6 @@ impl Secret {
     }
 }
 
-/// Checks a key.
-///
-/// # Errors
-/// It is none.
 pub fn key(text: &str) -> Result<Secret, BadSecret> {
     let text = text.trim();
     // A line of an env file, of a script, of a YAML file, or of a header.

@@ -11,7 +11,6 @@ use signal_hook::low_level::signal_name;
 use crate::net::cannot_start::CannotStart;
 use crate::net::threads;
 
-/// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// SIGTERM or SIGINT: end.

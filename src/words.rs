@@ -10,11 +10,9 @@ macro_rules! words {
         }
 
         impl $enum {
-            /// Every value.
             #[allow(dead_code)] // not every set of words is listed
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// Its word.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $word,)*

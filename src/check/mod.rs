@@ -39,13 +39,9 @@ use crate::text::count;
 /// a request to the API for each.
 const MAX_PROBES: usize = 50;
 
-/// The checked settings of `check`.
 pub struct Settings {
-    /// How the API is reached.
     pub api: Api,
-    /// Which devices are asked for.
     pub selection: Selection,
-    /// How devices become targets.
     pub rules: Rules,
     /// balena's VPN proxy.
     pub tunnel: Uri,
@@ -53,18 +49,13 @@ pub struct Settings {
     pub name: Option<String>,
     /// Only what fails is shown.
     pub failing: bool,
-    /// The form of the report.
     pub form: Form,
-    /// The log.
     pub log: logging::Settings,
 }
 
-/// The form of the report.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// For people.
     Table,
-    /// For programs.
     Json,
     /// For an issue, without names, uuids and keys.
     Anonymous,
@@ -72,9 +63,6 @@ pub enum Form {
 
 /// Checks and prints the report. Returns whether there is a device, and every target answers that should; the log says why there
 /// is no report. `stop` ends it while it tries targets: the report has what is known by then.
-///
-/// # Errors
-/// The system does not let it start.
 pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStart> {
     if settings.form == Form::Anonymous {
         // Warnings name devices, and a terminal is copied whole.
@@ -225,7 +213,6 @@ fn rows(device: &ListedDevice) -> Vec<Row> {
     rows.collect()
 }
 
-/// The URL that Prometheus scrapes.
 fn url(host: &str, exporter: &Exporter) -> String {
     let (scheme, port) = (exporter.scheme.unwrap_or("http"), exporter.port);
     format!("{scheme}://{host}:{port}{}", exporter.path.as_deref().unwrap_or("/metrics"))

@@ -33,18 +33,14 @@ const MAX_LINE: usize = 64 << 10;
 const FORMATS: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
     text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
-/// Tries targets.
 pub struct Prober {
-    /// Opens connections.
     pub connector: Connector,
     /// The way to all targets, if it is not the direct one.
     pub vpn: Option<Vpn>,
 }
 
-/// A scrape that succeeded.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeSuccess {
-    /// Samples in it.
     pub samples: usize,
     /// Whether it is of a `node_exporter` before 0.16, whose names the dashboards do not know.
     pub outdated: bool,
@@ -53,7 +49,6 @@ pub struct ProbeSuccess {
 }
 
 impl Prober {
-    /// Asks for the metrics at this URL.
     pub async fn probe(&self, url: &str) -> Result<ProbeSuccess, ScrapeError> {
         let start = Instant::now();
         let late =

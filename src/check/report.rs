@@ -74,7 +74,6 @@ words! {
 }
 
 impl Row {
-    /// The row of a device that is left out.
     pub fn left_out(self, left_out: &LeftOut) -> Self {
         let answer = format!("left out: {left_out}");
         Row { reason: Some(left_out.reason.as_str()), answer, hint: Some(hints::left_out(left_out.reason)), ..self }
@@ -110,7 +109,6 @@ impl Row {
         self.url.is_none() || self.result != TargetResult::LeftOut
     }
 
-    /// Whether the target should answer and does not.
     pub fn fails(&self) -> bool {
         self.result == TargetResult::Fails
     }
@@ -123,10 +121,8 @@ pub fn json<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
     format!("[{}\n]\n", lines.join(","))
 }
 
-/// The columns of the table.
 const HEADS: [&str; 8] = ["DEVICE", "FLEET", "EXPORTER", "FROM", "ADDRESS", "STATE", "ANSWER", "WHAT TO DO"];
 
-/// The cells of a row.
 fn cells(row: &Row) -> [String; 8] {
     let online = match row.online {
         Some(true) => "online",

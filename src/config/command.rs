@@ -58,7 +58,6 @@ const CHECK_CODES: &str = "Exit codes: 0 every target that should answer does, 1
 const TUNNEL_CODES: &str = "Exit codes: 0 ended by a signal, 1 a later start may succeed (a port in use, a file not mounted \
     yet), 2 the configuration is wrong.";
 
-/// The command line.
 pub fn command() -> Command {
     let check = Command::new("check")
         .about("Tries each target as Prometheus would and reports why one does not answer")

@@ -30,25 +30,20 @@ pub enum ConfigError {
     /// Docker's `--env-file` and balena's dashboard keep quotes, unlike a shell.
     #[error("{given} has quotes around its value, and they are part of it: remove them")]
     Quotes { given: String },
-    /// It is no text.
     #[error("{given} is not UTF-8")]
     NotUtf8 { given: &'static str },
-    /// Two names of one option disagree.
     #[error("{given} and {other} are set to different values: set one of them")]
     Different { given: &'static str, other: &'static str },
-    /// There are two keys.
     #[error("{given} and {other} are both set: set one of them")]
     TwoKeys { given: String, other: String },
     /// A name of nothing would check every device.
     #[error("NAME is empty: give a part of a device's name, or leave it out to check every device")]
     NoName,
-    /// There is no key.
     #[error(
         "API_KEY is not set: create a named API key in balenaCloud's dashboard (Preferences, Access tokens) and set API_KEY \
          to it, or API_KEY_FILE to a file that holds it"
     )]
     NoKey,
-    /// The key is none.
     #[error("{given} {why}")]
     Key { given: String, why: BadSecret },
     /// The file of a key or a token cannot be used.

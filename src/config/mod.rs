@@ -34,21 +34,14 @@ pub use sources::misspelt;
 /// balenaCloud's pages for people. An openBalena has none.
 const DASHBOARD: &str = "https://dashboard.balena-cloud.com";
 
-/// The environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// The settings of discovery.
 #[derive(Debug)]
 pub struct DiscoverySettings {
-    /// How the API is reached.
     pub api: Api,
-    /// Which devices are asked for.
     pub selection: Selection,
-    /// How devices become targets.
     pub rules: Rules,
-    /// Path of the target file.
     pub sd_file: PathBuf,
-    /// Its permissions.
     pub sd_file_mode: u32,
     /// Whether a list without targets may replace one that has some.
     pub write_empty: bool,
@@ -56,26 +49,16 @@ pub struct DiscoverySettings {
     pub refresh: Option<Duration>,
     /// Whether the list goes to standard output and no file is touched.
     pub dry_run: bool,
-    /// The log.
     pub log: logging::Settings,
-    /// The status endpoint.
     pub status: status::Settings,
     /// balena's VPN proxy, for `check`.
     pub tunnel: Uri,
 }
 
-/// Reads the options of discovery.
-///
-/// # Errors
-/// All mistakes.
 pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<DiscoverySettings, Vec<ConfigError>> {
     read(Verb::Discover, matches, var, read_discovery)
 }
 
-/// Reads the options of `check`.
-///
-/// # Errors
-/// All mistakes.
 pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<ConfigError>> {
     read(Verb::Check, matches, var, |from| {
         let DiscoverySettings { api, selection, rules, tunnel, mut log, .. } = read_discovery(from);
@@ -101,10 +84,6 @@ pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Ve
     })
 }
 
-/// Reads the options of `tunnel`.
-///
-/// # Errors
-/// All mistakes.
 pub fn tunnel(matches: &ArgMatches, var: Variables) -> Result<tunnel::Settings, Vec<ConfigError>> {
     read(Verb::Tunnel, matches, var, |from| {
         let url = from.one("tunnel-url", base_uri);

@@ -2,7 +2,6 @@
 
 use crate::discovery::lan;
 
-/// A command of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// `baletheus`: discovery and status.
@@ -24,11 +23,8 @@ pub struct Opt {
     pub value: &'static str,
     /// Text of its default; empty if there is none.
     pub default: &'static str,
-    /// Its heading in the help.
     pub group: &'static str,
-    /// The commands that take it.
     pub verbs: &'static [Verb],
-    /// What it is for, in a few words.
     pub short: &'static str,
     /// What it takes, for messages too.
     pub takes: &'static str,
@@ -37,7 +33,6 @@ pub struct Opt {
 }
 
 impl Opt {
-    /// Whether its value is true or false.
     pub fn is_boolean(&self) -> bool {
         self.value.is_empty()
     }

@@ -85,7 +85,6 @@ pub(super) fn key(from: &mut Sources) -> KeySource {
     key
 }
 
-/// The proxies that the environment names.
 pub(super) fn proxies(from: &mut Sources) -> EnvProxies {
     let (proxies, warnings) = EnvProxies::from_env(from.var);
     from.warnings.extend(warnings);

@@ -14,11 +14,8 @@ const RESERVED: &str = "BALENA_";
 
 /// The flags and variables of a command, and the errors that they have so far.
 pub struct Sources<'a> {
-    /// The command.
     pub verb: Verb,
-    /// What clap read.
     pub matches: &'a ArgMatches,
-    /// The environment.
     pub var: &'a dyn Fn(&str) -> Option<OsString>,
     /// The mistakes so far, each once.
     pub errors: Vec<ConfigError>,

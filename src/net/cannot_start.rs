@@ -22,23 +22,18 @@ impl CannotStart {
 /// What the system or the environment does not allow.
 #[derive(Debug, Error)]
 pub enum CannotStart {
-    /// A thread cannot be started.
     #[error(transparent)]
     Thread(#[from] NoThread),
     /// TLS cannot be used. The text says what to do.
     #[error("{0}")]
     Tls(String),
-    /// No address of an option can be used.
     #[error("cannot listen on {addresses:?}: {error}; set another --listen ({variable})")]
     Listen {
-        /// The addresses.
         addresses: Vec<SocketAddr>,
-        /// The variable of the option.
         variable: &'static str,
         /// What the system says about the last one.
         error: io::Error,
     },
-    /// Signals cannot be handled.
     #[error("cannot handle signals: {0}")]
     Signals(io::Error),
     /// The metrics contradict each other: a mistake in the program.

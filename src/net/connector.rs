@@ -34,7 +34,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A connection, with or without TLS.
 pub type Stream = Box<dyn Duplex>;
 
-/// Opens connections.
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
@@ -102,7 +101,6 @@ impl Connector {
         }
     }
 
-    /// Starts TLS within a connection.
     pub async fn secure(&self, stream: Stream, host: &str) -> Result<Stream, ScrapeError> {
         let refused = |why: &str| ScrapeError::new(ScrapeReason::Tls, format!("TLS: {why}"));
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
@@ -141,7 +139,6 @@ fn no_tls(error: &(dyn Error + 'static)) -> CannotStart {
     CannotStart::Tls(format!("TLS: {}; is the package ca-certificates installed?", causes.join(": ")))
 }
 
-/// Why a client of reqwest cannot be made.
 pub fn no_client(error: &reqwest::Error) -> CannotStart {
     NoThread::in_start(error).map_or_else(|| no_tls(error), CannotStart::Thread)
 }

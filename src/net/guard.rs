@@ -32,7 +32,6 @@ pub const ANY_HOST: &str = "*";
 /// The shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN_LENGTH: usize = 16;
 
-/// Who may ask.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     /// Names with a dot by which the endpoint may be asked, in lower case.
@@ -96,7 +95,6 @@ const UNKNOWN_HOST: Refusal = (
     "baletheus does not know the host name of this request; add it to --status-host (STATUS_HOSTS)\n",
 );
 
-/// The token is missing or wrong.
 const NO_TOKEN: Refusal = (
     StatusCode::UNAUTHORIZED,
     "the token is missing or wrong: send that of --status-token-file (STATUS_TOKEN_FILE) as a bearer token, or as the password \

@@ -142,12 +142,10 @@ impl Deadline {
         Deadline { timeout, at: Instant::now() + timeout }
     }
 
-    /// The time until the deadline.
     pub fn left(self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// Waits for an answer until the deadline.
     pub async fn wait<T>(self, answer: impl Future<Output = T>) -> Result<T, ScrapeError> {
         let missed = |_| format!("no answer in {} s", self.timeout.as_secs_f64());
         timeout_at(self.at, answer).await.map_err(|late| ScrapeError::new(ScrapeReason::Timeout, missed(late)))

@@ -64,7 +64,6 @@ impl ScrapeReason {
     }
 }
 
-/// A scrape that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrapeError {
     /// The reason, for programs.
@@ -76,7 +75,6 @@ pub struct ScrapeError {
 }
 
 impl ScrapeError {
-    /// A failure without an HTTP status.
     pub fn new(reason: ScrapeReason, message: impl Into<String>) -> Self {
         ScrapeError { reason, status: None, message: message.into() }
     }

@@ -151,7 +151,6 @@ impl Connection {
     }
 }
 
-/// A place for one more connection.
 async fn place(places: &Arc<Semaphore>, connections: &mut Vec<Connection>) -> io::Result<OwnedSemaphorePermit> {
     if let Ok(place) = places.clone().try_acquire_owned() {
         return Ok(place);
@@ -172,7 +171,6 @@ fn close_one(connections: &mut Vec<Connection>) {
     }
 }
 
-/// Answers the requests of a connection.
 async fn converse<H, F, B>(stream: TcpStream, limits: Limits, in_use: Arc<()>, handler: H) -> hyper::Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
@@ -200,7 +198,6 @@ where
     }
 }
 
-/// An answer with this content type.
 pub fn reply<B: Body>(status: StatusCode, kind: &'static str, body: impl Into<B>) -> Response<B> {
     let mut answer = Response::new(body.into());
     *answer.status_mut() = status;

@@ -66,12 +66,10 @@ impl NoThread {
     }
 }
 
-/// Starts a thread.
 pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), NoThread> {
     thread::Builder::new().name(name.into()).spawn(run).map(drop).map_err(NoThread)
 }
 
-/// Runs a blocking call.
 pub async fn blocking<T: Send + 'static>(
     name: &str, call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Box<dyn Error + Send + Sync>> {

@@ -14,15 +14,11 @@ const READ_AHEAD: usize = 64 << 10;
 /// Counters for connections. The bytes are those within TCP, so they include TLS.
 #[derive(Clone)]
 pub struct Traffic {
-    /// Connections that are open.
     pub open: Gauge,
-    /// Bytes sent.
     pub sent: IntCounter,
-    /// Bytes received.
     pub received: IntCounter,
 }
 
-/// A connection that is counted while it is open.
 pub struct Counted {
     tcp: TcpStream,
     traffic: Traffic,
@@ -33,7 +29,6 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Counts this connection.
     pub fn new(tcp: TcpStream, traffic: Traffic) -> Self {
         traffic.open.inc();
         Counted { tcp, traffic, ahead: Vec::new(), taken: 0 }

@@ -26,7 +26,6 @@ pub struct Vpn {
 }
 
 impl Vpn {
-    /// Uses the proxy at this URL.
     pub fn new(connector: Connector, url: Uri, keys: KeySource) -> Self {
         Vpn { connector, url, keys }
     }

@@ -34,12 +34,10 @@ pub struct AnswerBody {
     scrape: Scrape,
     /// Ends the body at the next poll.
     failure: Option<ScrapeError>,
-    /// The place among the scrapes at once.
     _place: OwnedSemaphorePermit,
 }
 
 impl AnswerBody {
-    /// Passes the body of a target's answer.
     pub fn new(
         target: Arc<Destination>, status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline,
         scrape: Scrape, place: OwnedSemaphorePermit,

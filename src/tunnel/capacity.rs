@@ -21,11 +21,9 @@ const SCRAPE_MEMORY: usize = 224 << 10;
 /// How much the tunnel takes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// Tunnels at once, idle or in use.
+    /// Idle or in use.
     pub tunnels: usize,
-    /// Scrapes at once.
     pub scrapes: usize,
-    /// Connections of Prometheus at once.
     pub connections: usize,
 }
 

@@ -88,9 +88,7 @@ impl Http {
     }
 }
 
-/// Why an exchange does not start.
 pub struct NoAnswer {
-    /// The failure.
     pub error: ScrapeError,
     /// Whether the connection ended before the first byte of the answer.
     pub is_closed: bool,
@@ -136,7 +134,6 @@ impl Exchange {
         parts.read_buf.is_empty().then(|| Tunnel { stream: parts.io.into_inner(), place, until })
     }
 
-    /// The next part of the body; none at its end.
     pub fn poll_frame(&mut self, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, ScrapeError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
@@ -145,7 +142,6 @@ impl Exchange {
         http.poll(cx, |cx| Pin::new(&mut *rest).poll_frame(cx)).map_err(|error| broken(&error))
     }
 
-    /// Whether the whole body has passed.
     pub fn is_end(&self) -> bool {
         self.first.is_none() && self.rest.is_end_stream()
     }

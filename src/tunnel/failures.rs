@@ -12,7 +12,6 @@ use crate::net::vpn::unreachable_hint;
 use crate::text::count;
 use crate::tunnel::target_list::{ListedExporter, TargetList};
 
-/// The failures of the last scrapes.
 pub struct Failures {
     known: Mutex<Known>,
     series: GaugeVec,
@@ -31,7 +30,6 @@ struct Known {
 }
 
 impl Failures {
-    /// No failure so far.
     pub fn new(series: GaugeVec) -> Self {
         Failures { known: Mutex::default(), series, busy: Once::new() }
     }

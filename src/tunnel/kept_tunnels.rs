@@ -110,20 +110,16 @@ impl KeptTunnels {
 /// Opens tunnels, and uses those that are kept.
 pub struct Transport {
     vpn: Vpn,
-    /// The tunnels that are kept.
     pub kept: Arc<KeptTunnels>,
-    /// The devices that are not connected.
     pub offline: Offline,
     metrics: Arc<TunnelMetrics>,
 }
 
 impl Transport {
-    /// Has places for so many tunnels.
     pub fn new(vpn: Vpn, places: usize, metrics: Arc<TunnelMetrics>) -> Self {
         Transport { vpn, kept: Arc::new(KeptTunnels::new(places)), offline: Offline::default(), metrics }
     }
 
-    /// Opens a tunnel to a target.
     pub async fn open(&self, target: &Destination, deadline: Deadline) -> Result<Tunnel, ScrapeError> {
         if let Some(error) = self.offline.find(target) {
             self.metrics.remembered.inc();

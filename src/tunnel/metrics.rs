@@ -15,7 +15,6 @@ use crate::tunnel::target_list::{Destination, TargetList};
 /// Upper bounds of the histogram of durations, in seconds.
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0];
 
-/// The metrics of the tunnel.
 pub struct TunnelMetrics {
     registry: Registry,
     scrapes: IntCounterVec,
@@ -24,11 +23,9 @@ pub struct TunnelMetrics {
     pub handshakes: IntCounter,
     /// Scrapes of devices that are not connected, answered from memory.
     pub remembered: IntCounter,
-    /// Connections to the tunnel host.
     pub traffic: Traffic,
     /// Targets that the tunnel may go to.
     targets: Gauge,
-    /// Which targets fail.
     pub failures: Failures,
 }
 
@@ -94,7 +91,6 @@ impl TunnelMetrics {
     }
 }
 
-/// How a scrape ends.
 #[derive(Clone, Copy)]
 pub enum Outcome {
     /// The whole answer passed, with this status.
@@ -135,7 +131,6 @@ pub struct Scrape {
 }
 
 impl Scrape {
-    /// Starts now.
     pub fn start(metrics: Arc<TunnelMetrics>, target: Arc<Destination>, path: &str) -> Self {
         Scrape { metrics, target, path: path.into(), start: Instant::now(), outcome: Outcome::Abandoned }
     }

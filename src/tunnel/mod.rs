@@ -42,30 +42,23 @@ use crate::tunnel::kept_tunnels::Transport;
 use crate::tunnel::metrics::TunnelMetrics;
 use crate::tunnel::proxy::Proxy;
 
-/// The checked settings of the tunnel.
 pub struct Settings {
     /// The API key, which balena's VPN proxy asks for.
     pub key: KeySource,
-    /// The proxies of the environment.
     pub proxies: EnvProxies,
     /// Root certificates beside the platform's.
     pub roots: Vec<CertificateDer<'static>>,
     /// balena's VPN proxy.
     pub url: Uri,
-    /// Path of the target file.
     pub sd_file: PathBuf,
     /// Addresses to listen on; the first that is free is used.
     pub listen: Vec<SocketAddr>,
     /// Who may ask for the tunnel's own pages.
     pub guard: Guard,
-    /// The log.
     pub log: logging::Settings,
 }
 
 /// Runs the tunnel until a signal ends it.
-///
-/// # Errors
-/// The system does not let it start.
 pub fn run(settings: Settings) -> Result<Infallible, CannotStart> {
     logging::init(&settings.log, &settings.key);
     memory::keep_some();

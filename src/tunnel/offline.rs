@@ -55,7 +55,6 @@ impl Offline {
         self.0.lock().remove(target.device());
     }
 
-    /// Forgets answers that hold no more.
     pub fn expire(&self) {
         self.0.lock().retain(|_, device| device.answered.elapsed() < MAX_AGE);
     }

@@ -43,7 +43,6 @@ const TIMEOUT_SHARE: f64 = 0.9;
 /// What Prometheus gets.
 type Reply = Response<Either<Full<Bytes>, AnswerBody>>;
 
-/// The state of the proxy.
 pub struct Proxy {
     transport: Arc<Transport>,
     allowed: AllowedTargets,
@@ -56,7 +55,6 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Puts the parts together.
     pub fn new(
         transport: Transport, allowed: AllowedTargets, metrics: Arc<TunnelMetrics>, guard: Guard, scrapes: usize,
     ) -> Self {
@@ -155,7 +153,6 @@ impl Proxy {
         answer
     }
 
-    /// The target of a request.
     async fn target(&self, method: &Method, url: &Uri) -> Result<Arc<Destination>, ScrapeError> {
         let refuse = |why: &str| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
         match (method.as_str(), url.scheme_str()) {
@@ -172,7 +169,6 @@ impl Proxy {
         Ok(target)
     }
 
-    /// Passes a scrape through a tunnel.
     async fn scrape(
         &self, target: Arc<Destination>, request: Request<Incoming>, deadline: Deadline,
     ) -> Result<Reply, ScrapeError> {
@@ -222,7 +218,6 @@ impl Proxy {
         Ok(Response::new(Either::Left(Full::default())))
     }
 
-    /// A place among the scrapes at once.
     fn place(&self) -> Result<OwnedSemaphorePermit, ScrapeError> {
         self.scrapes.clone().try_acquire_owned().map_err(|_| busy())
     }

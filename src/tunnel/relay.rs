@@ -17,10 +17,8 @@ use tokio::time::timeout;
 use crate::net::connector::{Duplex, Stream};
 use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, KeptTunnels};
 
-/// The most bytes in flight.
 const BUFFER: usize = 16 << 10;
 
-/// A relay with its places.
 pub struct Relay {
     kept: Arc<KeptTunnels>,
     scrapes: Arc<Semaphore>,
@@ -36,12 +34,10 @@ pub struct Relay {
     lost: Arc<Notify>,
 }
 
-/// Why a relay ends.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
     /// Prometheus or the device closed its connection, or both were silent for long; or an idle relay gave way to a tunnel.
     Closed,
-    /// There was no place for a scrape.
     Busy,
 }
 

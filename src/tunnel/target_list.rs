@@ -24,7 +24,6 @@ const FILES_IN_MEMORY: u64 = 8;
 /// The path of targets that name none, unless the scrape config has another one.
 const DEFAULT_PATH: &str = "/metrics";
 
-/// The targets by address.
 pub type TargetList = HashMap<Arc<str>, Arc<Destination>>;
 
 /// A host and port that the tunnel may go to.
@@ -102,10 +101,8 @@ struct Labels {
     timeout: Option<String>,
 }
 
-/// Why a target file cannot be used.
 #[derive(Debug, Error)]
 pub enum BadTargetFile {
-    /// The system does not let it be read.
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// Reading a pipe would block until somebody writes into it.
@@ -114,10 +111,8 @@ pub enum BadTargetFile {
     /// It is larger than so many MiB.
     #[error("is too large: the bound is {0} MiB, an eighth of the memory limit if there is one")]
     TooLarge(u64),
-    /// It has another form.
     #[error("is no target file: {0}")]
     Invalid(#[from] serde_json::Error),
-    /// It is a list of nothing.
     #[error("holds no target")]
     Empty,
 }
