@@ -37,15 +37,12 @@ const SSH_PORT: u64 = 22222;
 
 /// Decides whether a scrape may connect to `host:port`: it has to be a target, and never SSH of the host OS.
 pub fn check_destination<T>(host_port: &str, target: Option<T>) -> Result<T, ScrapeError> {
-    let refuse = |why: String| Err(ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}")));
+    let refused = |why: String| ScrapeError::new(ScrapeReason::NotTarget, format!("refused: {why}"));
     let port = host_port.rsplit(':').next().and_then(|port| port.parse().ok());
     if port == Some(SSH_PORT) {
-        return refuse("port 22222 is the SSH of the host".into());
+        return Err(refused("port 22222 is the SSH of the host".into()));
     }
-    match target {
-        Some(target) => Ok(target),
-        None => refuse(format!("{host_port} is no target in the target file")),
-    }
+    target.ok_or_else(|| refused(format!("{host_port} is no target in the target file")))
 }
 
 /// Why an exchange over a connection failed. The same failure has the same text, whichever way hyper reports it.
@@ -57,17 +54,13 @@ pub fn broken(error: &hyper::Error) -> ScrapeError {
         )
     } else if error.is_parse() {
         not_http(&error.to_string())
-    } else if let Some(invalid) = invalid_body(error) {
-        not_http(&invalid)
+    } else if let Some(cause) = error.source().and_then(|cause| cause.downcast_ref::<io::Error>())
+        && matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData)
+    {
+        not_http(&cause.to_string()) // a body that is invalid
     } else {
         ScrapeError::new(ScrapeReason::BrokeOff, "broke off: the connection closes before the answer is complete")
     }
-}
-
-/// What is wrong with a body; none if its connection has ended.
-fn invalid_body(error: &hyper::Error) -> Option<String> {
-    let cause = error.source()?.downcast_ref::<io::Error>()?;
-    matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData).then(|| cause.to_string())
 }
 
 /// Reads answers as Go's HTTP client does, which Prometheus uses: any number of headers, a blank before the colon, lines

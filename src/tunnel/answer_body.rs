@@ -16,14 +16,12 @@ use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::kept_tunnels::KeptTunnels;
 use crate::tunnel::metrics::{Outcome, Scrape};
-use crate::tunnel::target_list::Destination;
 
 /// The largest answer of an exporter, in bytes as they are sent. A `node_exporter` answers with 60 KB.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// A body that passes. Its tunnel is kept once the whole body has passed.
 pub struct AnswerBody {
-    target: Arc<Destination>,
     status: StatusCode,
     /// None once the body has passed, or has failed.
     exchange: Option<Exchange>,
@@ -39,11 +37,10 @@ pub struct AnswerBody {
 
 impl AnswerBody {
     pub fn new(
-        target: Arc<Destination>, status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline,
-        scrape: Scrape, place: OwnedSemaphorePermit,
+        status: StatusCode, exchange: Exchange, kept: Arc<KeptTunnels>, deadline: Deadline, scrape: Scrape,
+        place: OwnedSemaphorePermit,
     ) -> Self {
         let mut body = AnswerBody {
-            target,
             status,
             exchange: Some(exchange),
             kept,
@@ -70,7 +67,7 @@ impl AnswerBody {
         // It ends at once, unless the target has answered before it has read the whole request: then the tunnel closes.
         let end = pin!(unconstrained(exchange.end()));
         if let Poll::Ready(Some(tunnel)) = end.poll(&mut Context::from_waker(Waker::noop())) {
-            self.kept.keep(self.target.address.clone(), tunnel);
+            self.kept.keep(self.scrape.target.address.clone(), tunnel);
         }
     }
 
@@ -93,7 +90,7 @@ impl Body for AnswerBody {
             return Poll::Ready(Some(Err(io::Error::other(failure))));
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
-            self.kept.close_device(self.target.device());
+            self.kept.close_device(self.scrape.target.device());
             return self.fail(ScrapeError::new(ScrapeReason::Timeout, "the answer takes too long"), cx);
         }
         let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };

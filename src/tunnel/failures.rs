@@ -80,10 +80,8 @@ impl Failures {
         let Known { failed, exporters, .. } = &*self.known.lock();
         let all = count(*exporters, "exporter");
         let mut text = format!("{all} in the target file; the last scrape of {} failed\n", failed.len());
-        for (ListedExporter { job, instance, .. }, reason) in
-            failed.iter().map(|(exporter, reason)| (&**exporter, reason))
-        {
-            let _ = writeln!(text, "{reason}: {job} {instance}"); // into memory: cannot fail
+        for (exporter, reason) in failed {
+            let _ = writeln!(text, "{reason}: {} {}", exporter.job, exporter.instance); // into memory: cannot fail
         }
         text
     }
@@ -91,15 +89,13 @@ impl Failures {
     /// Makes the series. Two exporters may have the same labels, if the scrape config sets others: they share a series.
     pub fn publish(&self) {
         let known = self.known.lock();
-        self.series.reset();
-        let mut last = None;
+        let mut series = BTreeMap::new();
         for (exporter, reason) in &known.failed {
-            let labels = [&*exporter.uuid, &*exporter.job, &*exporter.instance];
-            if last != Some(labels) {
-                let [uuid, job, instance] = labels;
-                self.series.with_label_values(&[uuid, job, instance, reason.as_str()]).set(1.0);
-            }
-            last = Some(labels);
+            series.insert([&*exporter.uuid, &*exporter.job, &*exporter.instance], reason.as_str());
+        }
+        self.series.reset();
+        for ([uuid, job, instance], reason) in series {
+            self.series.with_label_values(&[uuid, job, instance, reason]).set(1.0);
         }
     }
 }

@@ -123,7 +123,7 @@ impl Outcome {
 /// A scrape in progress. It is counted when it ends.
 pub struct Scrape {
     metrics: Arc<TunnelMetrics>,
-    target: Arc<Destination>,
+    pub target: Arc<Destination>,
     path: Box<str>,
     start: Instant,
     /// How it ends, if it ends now.

@@ -182,7 +182,7 @@ impl Proxy {
         let (place, mut head, exchange) =
             answered.await.inspect_err(|error| scrape.outcome = Outcome::Failed(error.reason))?;
         let kept = self.transport.kept.clone();
-        let body = AnswerBody::new(target, head.status, exchange, kept, deadline, scrape, place);
+        let body = AnswerBody::new(head.status, exchange, kept, deadline, scrape, place);
         if head.headers.contains_key(TRANSFER_ENCODING) {
             head.headers.remove(CONTENT_LENGTH); // chunks overrule it (RFC 9112, 6.3)
         }

@@ -125,7 +125,6 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFil
     let (mut list, now) = (HashMap::<Arc<str>, Destination>::new(), Instant::now());
     for Group { targets, labels } in groups {
         let labels = labels.unwrap_or_default();
-        let owned = |label: &Option<String>| label.as_deref().map(Box::from);
         for name in targets {
             let address: Arc<str> = name.to_ascii_lowercase().into();
             let target = list.entry(address.clone()).or_insert_with(|| Destination {
@@ -139,14 +138,14 @@ pub fn read(path: &Path, before: &TargetList) -> Result<TargetList, BadTargetFil
             let timeout = labels.timeout.as_deref().and_then(|text| prometheus_duration(text).ok());
             target.timeout = target.timeout.max(timeout.map(Duration::from_millis));
             let exporter = Arc::new(ListedExporter {
-                uuid: owned(&labels.uuid).unwrap_or_default(),
-                job: owned(&labels.job).unwrap_or_default(),
+                uuid: labels.uuid.as_deref().unwrap_or_default().into(),
+                job: labels.job.as_deref().unwrap_or_default().into(),
                 instance: match labels.instance.as_deref().unwrap_or(&name) {
                     same if *same == *address => address.clone(),
                     other => other.into(),
                 },
                 address,
-                path: owned(&labels.path),
+                path: labels.path.as_deref().map(Box::from),
             });
             if !target.exporters.contains(&exporter) {
                 target.exporters.push(exporter);
