@@ -17,7 +17,7 @@ const SMALL_PAGE: usize = PAGE_SIZE / 16;
 /// The most pages that are kept, whatever the server sends: a million records.
 const MAX_PAGES: usize = 1000;
 /// The most bytes of all answers, whatever the server sends: less than that is kept of them.
-const MAX_SIZE: usize = 2 << 30;
+const MAX_SIZE: usize = 1 << 30;
 
 /// How long a walk may take. Its first pages are that old then.
 const MAX_WALK: Duration = Duration::from_secs(3600);
