@@ -94,6 +94,7 @@ fn the_package_works_beside_debians_prometheus() {
     reloads(&cloud);
     is_restarted_by_the_watchdog();
     does_not_start_with_a_mistake();
+    starts_in_a_lan();
     is_confined();
     is_upgraded();
     is_purged();
@@ -213,6 +214,12 @@ fn does_not_start_with_a_mistake() {
     let journal = sh("journalctl --no-pager --unit baletheus -n 20");
     assert!(journal.contains("TARGET_ADDRESS is \"moon\""), "{journal}");
     sh("sed -i /moon/d /etc/default/baletheus && systemctl restart baletheus");
+}
+
+fn starts_in_a_lan() {
+    sh("echo TARGET_ADDRESS=lan >>/etc/default/baletheus && systemctl restart baletheus");
+    wait_for("targets in the LAN", || run(&format!("grep -q 192.168 {TARGETS}")).succeeded.then_some(()));
+    sh("sed -i /lan/d /etc/default/baletheus && systemctl restart baletheus");
 }
 
 fn is_confined() {

@@ -56,6 +56,8 @@ pub enum ConfigError {
     #[error("exporters (--exporter, EXPORTERS) {0} and {1} are the same target to Prometheus: give each its own name")]
     SameTarget(String, String),
     /// The system does not list the addresses of this machine.
-    #[error("cannot read the addresses of this machine: {0}")]
+    #[error(
+        "cannot read the addresses of this machine, which --address lan (TARGET_ADDRESS=lan) needs: {0}; does a sandbox forbid netlink sockets?"
+    )]
     Interfaces(std::io::Error),
 }

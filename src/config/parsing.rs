@@ -114,7 +114,7 @@ pub(super) fn address(from: &mut Sources) -> Address {
 pub(super) fn lan(from: &mut Sources, address: Address) -> Lan {
     let own = if address == Address::Lan { lan::own_addresses() } else { Ok(Vec::new()) };
     let own = own.map_err(|error| from.report(ConfigError::Interfaces(error))).unwrap_or_default();
-    Lan { networks: from.list("lan-network", lan::networks), own }
+    Lan { networks: from.list("lan-network", lan::networks), own, is_told: false }
 }
 
 /// The exporters of each device: a list, or `none`.

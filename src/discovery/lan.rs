@@ -3,11 +3,12 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::{io, mem};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use log::Level;
 
 use super::entry::{DevicePage, Entry};
 use super::left_out::{LeftOut, LeftOutReason};
@@ -71,6 +72,8 @@ pub struct Lan {
     /// in them only if `networks` names them, or a part of them; this machine itself is a device only if its address alone is
     /// named.
     pub own: Vec<IpNet>,
+    /// Whether the log has said that they cannot be read.
+    pub is_told: bool,
 }
 
 impl Lan {
@@ -80,10 +83,12 @@ impl Lan {
         let mut read = match own_addresses() {
             Ok(addresses) => addresses,
             Err(error) => {
-                log::warn!("cannot read this machine's addresses: {error}");
+                let level = if mem::replace(&mut self.is_told, true) { Level::Debug } else { Level::Warn };
+                log::log!(level, "cannot read this machine's addresses, so those of before count: {error}");
                 return false;
             }
         };
+        self.is_told = false;
         read.retain(|own| !NEVER.iter().any(|network| network.contains(own)));
         read.sort_unstable();
         let has_changed = read != self.own;

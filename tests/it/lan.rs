@@ -25,7 +25,7 @@ fn host(lan: &Lan, addresses: &str) -> Result<String, LeftOut> {
 
 fn lan(named: &str) -> Lan {
     let own = OWN.iter().map(|text| text.parse().expect("an address with its network")).collect();
-    Lan { networks: networks(named).expect("networks"), own }
+    Lan { networks: networks(named).expect("networks"), own, is_told: false }
 }
 
 fn default() -> Lan {

@@ -38,7 +38,7 @@ pub fn rules() -> Rules {
 
 /// Private networks, on a machine without addresses.
 pub fn lan() -> Lan {
-    Lan { networks: lan::networks(lan::PRIVATE).expect("networks"), own: Vec::new() }
+    Lan { networks: lan::networks(lan::PRIVATE).expect("networks"), own: Vec::new(), is_told: false }
 }
 
 /// The target file of these devices.
