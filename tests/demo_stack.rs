@@ -55,17 +55,19 @@ fn the_demo_shows_a_fleet() {
     let mut variables: BTreeMap<_, _> = variables.collect();
     variables.extend(["__rate_interval", "__interval"].map(|name| (name.to_owned(), "6m".to_owned())));
     let panels = overview.panels().into_iter().filter(|panel| text(panel, "type") == "stat");
-    let mut waiting: Vec<_> =
-        panels.flat_map(|panel| list(panel, "/targets").iter().map(move |target| (panel, target))).collect();
-    assert!(waiting.len() > 8, "{} queries", waiting.len());
+    let mut waiting: Vec<_> = panels.collect();
+    assert!(waiting.len() > 6, "{} panels", waiting.len());
+    let has_data = |target: &Value| ask(&client, &interpolate(text(target, "expr"), &variables)).is_some();
     while !waiting.is_empty() {
-        waiting.retain(|(_, target)| ask(&client, &interpolate(text(target, "expr"), &variables)).is_none());
-        let titles: Vec<_> = waiting.iter().map(|(panel, _)| text(panel, "title")).collect();
+        // Of several queries of a panel, each is for another state.
+        waiting.retain(|panel| !list(panel, "/targets").iter().any(has_data));
+        let titles: Vec<_> = waiting.iter().map(|panel| text(panel, "title")).collect();
         assert!(start.elapsed() < PATIENCE, "no data in {titles:?}");
         thread::sleep(Duration::from_secs(1));
     }
     let online = ask(&client, "count(balena_device_online)").expect("devices");
-    assert_eq!(online[0]["value"][1], "25");
+    // One comes and goes.
+    assert!(["25", "26"].map(Value::from).contains(&online[0]["value"][1]), "{online:?}");
     while ask(&client, "count(up{uuid!=''} == 1) > 10").is_none() {
         assert!(start.elapsed() < PATIENCE, "no exporter of a device answers");
         thread::sleep(Duration::from_secs(1));
