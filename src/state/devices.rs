@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::installs::{DeviceServices, NotRunning, Running};
-use super::lists::{RecordKind, RecordPages};
+use super::lists::RecordPages;
 use super::reported::{DeviceState, SupervisorReport};
 use crate::discovery::entry::{DevicePage, Entry};
 
@@ -37,7 +37,7 @@ impl Installs {
     pub fn new(not_running: RecordPages<NotRunning>, running: RecordPages<Running>) -> Self {
         let mut by_device = HashMap::<_, Vec<_>>::new();
         for (page, installs) in (0..).zip(&not_running) {
-            for (place, install) in (0..).zip(&**installs) {
+            for (place, (_, install)) in (0..).zip(&**installs) {
                 by_device.entry(install.device).or_default().push((page, place));
             }
         }
@@ -45,12 +45,13 @@ impl Installs {
     }
 
     pub fn all_not_running(&self) -> impl Iterator<Item = &NotRunning> {
-        self.not_running.iter().flat_map(|page| &**page)
+        self.not_running.iter().flat_map(|page| &**page).map(|(_, install)| install)
     }
 
     fn not_running_on(&self, device: u64) -> Vec<&NotRunning> {
         let places = self.by_device.get(&device).into_iter().flatten();
-        places.filter_map(|(page, place)| self.not_running.get(*page as usize)?.get(*place as usize)).collect()
+        let install = |(page, place): &(u32, u32)| self.not_running.get(*page as usize)?.get(*place as usize);
+        places.filter_map(install).map(|(_, install)| install).collect()
     }
 }
 
@@ -73,13 +74,13 @@ impl Cursor {
     }
 
     /// The item with this id, which is asked for in ascending order.
-    fn find<'a, T: RecordKind>(&mut self, pages: &'a [Arc<Vec<T>>], id: u64) -> Option<&'a T> {
+    fn find<'a, T>(&mut self, pages: &'a [Arc<Vec<(u64, T)>>], id: u64) -> Option<&'a T> {
         loop {
             let page = pages.get(self.page)?;
             match page.get(self.place) {
                 None => *self = Cursor { page: self.page + 1, place: 0 },
-                Some(item) if item.id() < id => self.place += 1,
-                Some(item) => return Some(item).filter(|item| item.id() == id),
+                Some((known, _)) if *known < id => self.place += 1,
+                Some((known, record)) => return (*known == id).then_some(record),
             }
         }
     }
@@ -123,7 +124,7 @@ impl ListedDevices {
         let state = self.state.find(&self.known.states, id);
         let report = self.report.find(&self.known.reports, id);
         let services = self.known.installs.as_ref().zip(state).and_then(|(installs, state)| {
-            let running = self.running.find(&installs.running, id).map_or(&[][..], |running| &running.images);
+            let running = self.running.find(&installs.running, id).map_or(&[][..], |images| images);
             DeviceServices::of(state, entry.common.declared.as_deref(), running, installs.not_running_on(id))
         });
         Some(ListedDevice { entry, state, report, services })

@@ -21,7 +21,6 @@ const MAX_IMAGES: usize = 200;
 
 /// A service of a device that does not run: an `image_install` that is neither `Running` nor `deleted`.
 pub struct NotRunning {
-    pub id: u64,
     pub device: u64,
     pub image: Image,
     /// Name of the service; none where the key may not read it.
@@ -32,11 +31,8 @@ pub struct NotRunning {
     pub progress: Option<f32>,
 }
 
-pub struct Running {
-    pub id: u64,
-    /// They are shared by the devices of a page that run the same.
-    pub images: Arc<[Image]>,
-}
+/// The images that run on a device. They are shared by the devices of a page that run the same.
+pub type Running = Arc<[Image]>;
 
 #[derive(Deserialize)]
 struct Reference {
@@ -72,38 +68,30 @@ struct RunningRecord {
 }
 
 impl RecordKind for NotRunning {
-    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<(u64, Self)> {
         let record: NotRunningRecord = serde_json::from_str(raw.get())?;
         let (image, release) = (record.installs__image, record.is_provided_by__release);
         let image_id = image.as_ref().and_then(|image| image.id);
         let service = image.and_then(|image| image.service?.service_name).filter(|name| !name.is_empty());
-        Ok(NotRunning {
-            id: record.id,
+        let install = NotRunning {
             device: record.device.id.get(),
             image: Image { id: image_id, release: release.and_then(|release| release.id) },
             service: service.map(|name| shared.word(&name)),
             status: shared.word(&record.status),
             progress: record.download_progress,
-        })
-    }
-
-    fn id(&self) -> u64 {
-        self.id
+        };
+        Ok((record.id, install))
     }
 }
 
 impl RecordKind for Running {
-    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<(u64, Self)> {
         let record: RunningRecord = serde_json::from_str(raw.get())?;
         let id = |reference: &Option<Reference>| reference.as_ref().map(|reference| reference.id);
         let installs = record.image_install.iter().flatten().take(MAX_IMAGES);
         let images = installs
             .map(|install| Image { id: id(&install.installs__image), release: id(&install.is_provided_by__release) });
-        Ok(Running { id: record.id, images: shared.images(&images.collect::<Vec<_>>()) })
-    }
-
-    fn id(&self) -> u64 {
-        self.id
+        Ok((record.id, shared.images(&images.collect::<Vec<_>>())))
     }
 }
 

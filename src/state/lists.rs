@@ -18,19 +18,17 @@ const MAX_LENGTH: usize = 200;
 
 pub trait RecordKind: Sized {
     /// Reads one.
-    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self>;
-
-    /// By which the records are ordered.
-    fn id(&self) -> u64;
+    /// Reads a record, and the id by which they are ordered.
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<(u64, Self)>;
 }
 
 /// Records by ascending id, page by page.
-pub type RecordPages<T> = Vec<Arc<Vec<T>>>;
+pub type RecordPages<T> = Vec<Arc<Vec<(u64, T)>>>;
 
 pub struct RecordList<T> {
     client: Client,
     pub listing: Listing,
-    pages: Pages<Arc<Vec<T>>>,
+    pages: Pages<Arc<Vec<(u64, T)>>>,
     /// Ids of the records that the log has called unreadable.
     unreadable: BTreeSet<Option<u64>>,
 }
@@ -76,7 +74,7 @@ impl<T: RecordKind> RecordList<T> {
 }
 
 impl<T: RecordKind> List for RecordList<T> {
-    type Page = Arc<Vec<T>>;
+    type Page = Arc<Vec<(u64, T)>>;
     type Record<'a> = T;
 
     fn listing(&self) -> Listing {
@@ -93,9 +91,9 @@ impl<T: RecordKind> List for RecordList<T> {
         let mut unreadable = Vec::new();
         for raw in records {
             match T::read(raw, &mut shared) {
-                Ok(record) => {
-                    unreadable.extend(shared.problem.take().map(|why| (Some(record.id()), why)));
-                    read.push((Some(record.id()), record));
+                Ok((id, record)) => {
+                    unreadable.extend(shared.problem.take().map(|why| (Some(id), why)));
+                    read.push((Some(id), record));
                 }
                 Err(error) => unreadable.push((device::id(raw), describe(&error))),
             }
@@ -113,7 +111,7 @@ impl<T: RecordKind> List for RecordList<T> {
     }
 
     fn page(&mut self, _: &mut dyn Source, records: Vec<WithId<T>>) -> Result<Self::Page, Failure> {
-        Ok(Arc::new(records.into_iter().map(|(_, record)| record).collect()))
+        Ok(Arc::new(records.into_iter().filter_map(|(id, record)| Some((id?, record))).collect()))
     }
 }
 

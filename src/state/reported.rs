@@ -5,11 +5,12 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::lists::{RecordKind, Shared};
-use crate::balena::device::{Release, Text, one};
+use crate::balena::device::{self, Release, Text, one};
 
 /// What the supervisors report.
 pub const REPORTS: &str =
@@ -17,7 +18,6 @@ pub const REPORTS: &str =
 
 /// What balenaCloud sees of a device. What it does not know is none.
 pub struct DeviceState {
-    pub id: u64,
     /// Whether the device is connected to balena's VPN.
     pub online: Option<bool>,
     /// When it last connected to the VPN or lost the connection.
@@ -45,7 +45,6 @@ pub struct DeviceState {
 /// stands for null.
 #[derive(Deserialize)]
 pub struct SupervisorReport {
-    pub id: u64,
     /// MiB.
     #[serde(rename = "memory_usage", default = "nan", deserialize_with = "number")]
     pub memory_used: f32,
@@ -114,7 +113,7 @@ struct StateRecord<'a> {
 }
 
 impl RecordKind for DeviceState {
-    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<Self> {
+    fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<(u64, Self)> {
         let record: StateRecord = serde_json::from_str(raw.get())?;
         let mut moment = |name: &str, text: Option<Text>| {
             let moment = Moment::parse(text.as_deref()?);
@@ -127,8 +126,7 @@ impl RecordKind for DeviceState {
         let update_since = moment("last_update_status_event", record.last_update_status_event);
         let provisioned = moment("created_at", record.created_at);
         let target = record.should_be_running__release;
-        Ok(DeviceState {
-            id: record.id,
+        let state = DeviceState {
             online: record.is_connected_to_vpn,
             since,
             heartbeat: record.api_heartbeat_state.map(|state| shared.word(&state)),
@@ -140,11 +138,8 @@ impl RecordKind for DeviceState {
             os_pending: is_newer(record.should_be_operated_by__release, record.os_version),
             supervisor_pending: is_newer(record.should_be_managed_by__release, record.supervisor_version),
             provisioned,
-        })
-    }
-
-    fn id(&self) -> u64 {
-        self.id
+        };
+        Ok((record.id, state))
     }
 }
 
@@ -161,12 +156,9 @@ impl DeviceState {
 }
 
 impl RecordKind for SupervisorReport {
-    fn read(raw: &RawValue, _: &mut Shared) -> serde_json::Result<Self> {
-        serde_json::from_str(raw.get())
-    }
-
-    fn id(&self) -> u64 {
-        self.id
+    fn read(raw: &RawValue, _: &mut Shared) -> serde_json::Result<(u64, Self)> {
+        let id = device::id(raw).ok_or_else(|| serde_json::Error::missing_field("id"))?;
+        Ok((id, serde_json::from_str(raw.get())?))
     }
 }
 
