@@ -89,8 +89,8 @@ pub fn map(
 
 /// Adds the targets of a device, and the labels that they have in common with those of other devices. Returns its LAN address, if
 /// it is reached by that.
-fn targets<'a>(
-    tags: &mut Tags<'a, '_>, declared: Option<&'a Declared>, rules: &'a Rules, common: &mut Common,
+fn targets(
+    tags: &mut Tags, declared: Option<&Declared>, rules: &Rules, common: &mut Common,
 ) -> Result<Option<IpAddr>, LeftOut> {
     let device = tags.device;
     if let Some(what) = &device.broken {
