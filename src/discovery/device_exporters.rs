@@ -69,10 +69,12 @@ fn exporters(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter])
     let Some((key, own)) = own else { return (origin, known, false) };
     let is_known = |item: &Exporter| known.iter().any(|known| tags::selects(item, known));
     let unknown: Vec<_> = own.iter().filter(|item| !is_known(item)).map(Exporter::to_string).collect();
+    let has_known = unknown.len() < own.len();
     if !unknown.is_empty() {
-        tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")).into());
+        let part = if has_known { "only this part" } else { "it" };
+        tags.ignored(key, &format!("its fleet has no exporter {}", unknown.join(", ")).into(), part);
     }
-    if unknown.len() < own.len() {
+    if has_known {
         known.retain(|known| own.iter().any(|item| tags::selects(item, known)));
     }
     (origin, known, !unknown.is_empty())

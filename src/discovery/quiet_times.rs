@@ -59,7 +59,9 @@ fn time(text: &str) -> Result<(Option<u64>, u64), &'static str> {
         None => (None, text.trim()),
         Some((day, clock)) => {
             let found = (0..).zip(DAYS).find(|(_, name)| name.eq_ignore_ascii_case(day.trim()));
-            (Some(found.ok_or("a day is Mon, Tue, Wed, Thu, Fri, Sat or Sun")?.0), clock)
+            let has_zone = day.contains(':');
+            let wrong = if has_zone { "a time has no zone" } else { "a day is Mon, Tue, Wed, Thu, Fri, Sat or Sun" };
+            (Some(found.ok_or(wrong)?.0), clock)
         }
     };
     let number = |text: &str, most: u64| {

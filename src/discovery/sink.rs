@@ -12,9 +12,7 @@ pub trait Sink {
     /// The devices of the list that is there; none if it cannot be read.
     fn published(&self) -> Option<Vec<StoredDevice>>;
     /// What becomes of the list that is there when a refresh fails, as the end of a sentence.
-    fn stays(&self) -> String {
-        format!("; {} stays as it is", self.name())
-    }
+    fn stays(&self) -> String;
     /// Puts the list there, unless it is there already.
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure>;
 }

@@ -134,20 +134,20 @@ impl<'a, 'w> Tags<'a, 'w> {
             let why =
                 own.as_ref().filter(|_| self.own_tags != OwnTags::All).and_then(|own| widens(own, known.as_ref()));
             if let Some(why) = why {
-                self.ignored(name, &why.into());
+                self.ignored(name, &why.into(), "it");
             }
             *property = own.clone().filter(|_| why.is_none()).or(known);
         }
         own.or(fleet).is_some()
     }
 
-    /// Warns about a tag of the device whose value is not allowed.
-    pub fn ignored(&mut self, name: &str, why: &BadValue) {
+    /// Warns about a tag of the device whose value, or this part of it, is not allowed.
+    pub fn ignored(&mut self, name: &str, why: &BadValue, part: &str) {
         let Some((key, value)) = self.own.get(name) else { return };
         let (device, mode) = (self.device.display_name(), self.own_tags.as_str());
         let warning = format!(
-            "tag {}; it is ignored, since a device's own tags are not trusted (--own-tags {mode}): tag its fleet, use a service \
-             label, or set --own-tags all (OWN_TAGS=all)",
+            "tag {}; {part} is ignored, since a device's own tags are not trusted (--own-tags {mode}): tag its fleet, use a \
+             service label, or set --own-tags all (OWN_TAGS=all)",
             wrong(&format!("{key} of {device}"), value, why)
         );
         if !self.warnings.contains(&warning) {
@@ -184,7 +184,7 @@ impl<'a, 'w> Tags<'a, 'w> {
         let tags = if is_own { &self.own } else { &self.fleet };
         let (key, value) = *tags.get(name)?;
         if is_own && self.own_tags == OwnTags::Off {
-            self.ignored(name, &"the device's own tags are switched off".into());
+            self.ignored(name, &"the device's own tags are switched off".into(), "it");
             return None;
         }
         let error = match parse(value.trim()) {

@@ -213,6 +213,13 @@ impl Sink for TargetFile {
         self.path.display().to_string()
     }
 
+    fn stays(&self) -> String {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        let found = fs::symlink_metadata(&self.path);
+        let is_missing = found.is_err_and(|error| matches!(error.kind(), NotFound | NotADirectory));
+        format!("; {} {}", self.name(), if is_missing { "does not exist" } else { "stays as it is" })
+    }
+
     fn published(&self) -> Option<Vec<StoredDevice>> {
         match self.open() {
             Ok(file) => stored::read(file).ok(),

@@ -88,7 +88,7 @@ fn by_default_a_device_chooses_among_the_exporters_of_its_fleet() {
             (&[(EXPORTERS, "up:9100")], &[], &BOTH, &["no exporter up:9100"]),
             (&[(PORT, "8080"), (PATH, "/x")], &[], &BOTH, &[PORT, "no exporter 8080/x"]),
             // what it may is taken, and the rest is named
-            (&[(EXPORTERS, "1,node:9100,2")], &[], &BOTH[..1], &["no exporter 1, 2"]),
+            (&[(EXPORTERS, "1,node:9100,2")], &[], &BOTH[..1], &["no exporter 1, 2; only this part is ignored, since"]),
             // and shortened
             (&[(EXPORTERS, &many)], &[], &BOTH, &["no exporter 1/xxx", "xxx; it is ignored"]),
             // of its fleet's tag

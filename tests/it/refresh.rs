@@ -466,7 +466,10 @@ fn a_failure_is_told_with_the_next_try_and_waits_grow() {
     cloud.intercept(|_, _| Some(Reply::status(502, &[("Content-Type", "text/html")], b"<html>down</html>")));
     let running = sidecar.start();
     let line = running.wait_for_lines("refresh failed", 3);
-    assert!(line.contains("answers 502 Bad Gateway: the API is in trouble; balena.json stays as it is"), "{line}");
+    assert!(
+        line.contains("answers 502 Bad Gateway: the API is in trouble; balena.json does not exist, next try in "),
+        "{line}"
+    );
     // 2 s, 4 s, 8 s, and up to a quarter more
     let seen = cloud.requests();
     assert!(seen[1].at - seen[0].at >= Duration::from_secs(2));

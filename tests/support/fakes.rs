@@ -307,6 +307,10 @@ impl Sink for LoopSink<'_> {
         "the list".to_owned()
     }
 
+    fn stays(&self) -> String {
+        String::new()
+    }
+
     fn published(&self) -> Option<Vec<StoredDevice>> {
         Some(Vec::new())
     }
