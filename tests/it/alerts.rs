@@ -128,6 +128,16 @@ fn table(document: &'static str, before: &str) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
+fn the_runbook_names_the_critical_alerts() {
+    let critical = alerts().into_iter().filter(|(_, rule)| rule.labels["severity"] == "critical");
+    let critical: Vec<_> = critical.map(|(name, _)| name).collect();
+    let (_, rest) = RUNBOOK.split_once("Critical are ").expect("the sentence");
+    let (told, _) = rest.split_once('.').expect("its end");
+    let words = told.split([',', ' ', '\n']).filter(|word| !["", "and"].contains(word));
+    assert_eq!(words.collect::<Vec<_>>(), critical);
+}
+
+#[test]
 fn the_runbook_says_which_alerts_wait() {
     let hold = regex::Regex::new(r#"device:hold\{[^}]*by=~?"([^"]+)"#).unwrap();
     // In the order of the table, which is that of records.yml.

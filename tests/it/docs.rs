@@ -264,7 +264,7 @@ fn the_version_is_the_one_of_cargo_everywhere() {
     for (path, text) in [
         ("CHANGELOG.md", format!("## [{version}] - ")),
         ("packaging/debian/changelog", format!("baletheus ({version}-1) ")),
-        ("docs/kubernetes-debian.md", format!("baletheus_{version}-1_amd64.deb")),
+        ("docs/kubernetes-debian.md", format!("baletheus_{version}-1_*.deb")),
         ("docs/kubernetes-debian.md", format!("/baletheus:{version}")),
         ("examples/kubernetes/plain/kustomization.yaml", tag.clone()),
         ("examples/kubernetes/operator/kustomization.yaml", tag.clone()),
