@@ -1,5 +1,6 @@
 //! The API key in use, which is read again from its file when it is refused: by the API with 401, by balena's VPN proxy with 407.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -9,12 +10,15 @@ use parking_lot::Mutex;
 
 use crate::secret::{Secret, key, text_again, without_key};
 
+/// Replaced keys that the log hides. An answer that echoes an older one is unlikely.
+const MAX_REPLACED: usize = 8;
+
 /// The key in use, and the file that it came from. Clones share the key.
 #[derive(Clone, Debug)]
 pub struct KeySource {
     key: Arc<Mutex<Secret>>,
-    /// Those that it has replaced.
-    replaced: Arc<Mutex<Vec<Secret>>>,
+    /// The last ones that it has replaced.
+    replaced: Arc<Mutex<VecDeque<Secret>>>,
     file: Option<PathBuf>,
 }
 
@@ -59,7 +63,8 @@ impl KeySource {
                 *self.key.lock() = key.clone();
                 let mut replaced = self.replaced.lock();
                 if !replaced.contains(&current) {
-                    replaced.push(current);
+                    replaced.truncate(MAX_REPLACED - 1);
+                    replaced.push_front(current);
                 }
                 Ok(key)
             }

@@ -17,7 +17,6 @@ use crate::text::count;
 const MAX_LENGTH: usize = 200;
 
 pub trait RecordKind: Sized {
-    /// Reads one.
     /// Reads a record, and the id by which they are ordered.
     fn read(raw: &RawValue, shared: &mut Shared) -> serde_json::Result<(u64, Self)>;
 }

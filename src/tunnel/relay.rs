@@ -47,7 +47,7 @@ impl From<io::Error> for End {
     }
 }
 
-/// Received that have come.
+/// Bytes of one side.
 enum Received {
     OfPrometheus(Vec<u8>),
     OfDevice(Vec<u8>),

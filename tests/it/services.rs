@@ -400,7 +400,7 @@ fn a_key_that_reads_no_device_is_not_a_matter_of_labels() {
         assert!(line.contains(&format!("/ answers {status} ").replace('/', &cloud.url())), "{line}");
         assert!(!line.contains("label") && !line.contains("SERVICE_LABELS"), "{line}");
         let (_, hint) = line.split_once(": the API ").unwrap_or_else(|| panic!("{line}"));
-        let (hint, _) = hint.split_once("; balena.json stays").unwrap_or_else(|| panic!("{line}"));
+        let (hint, _) = hint.split_once("; balena.json does not exist").unwrap_or_else(|| panic!("{line}"));
         assert!(hint.split(' ').count() < 25, "{hint}");
     }
 }
