@@ -71,6 +71,11 @@ impl Traffic {
         (self.last, self.open) = (later.last.or(self.last), later.open);
     }
 
+    /// The requests of discovery. A signal asks for the state of the devices as well.
+    pub fn of_discovery(self) -> Vec<String> {
+        self.pages.into_iter().filter(|page| page.contains("device_name")).collect()
+    }
+
     /// Requests of discovery, and for the state of the devices.
     pub fn pages_of_each(&self) -> [usize; 2] {
         ["device_name", STATE].map(|field| self.pages.iter().filter(|page| page.contains(field)).count())

@@ -195,7 +195,8 @@ impl Racer {
             assert!(Instant::now() < deadline, "{} asks for {asked} of {pages} pages", self.name);
             thread::sleep(Duration::from_millis(5));
             let traffic = api.set(moment);
-            (asked, sent, last) = (asked + traffic.pages.len(), sent + traffic.sent, traffic.last.unwrap_or(last));
+            (sent, last) = (sent + traffic.sent, traffic.last.unwrap_or(last));
+            asked += traffic.of_discovery().len();
         }
         (self.settled() - before, end.unwrap_or(last).duration_since(start).unwrap_or_default(), sent)
     }
@@ -344,7 +345,7 @@ fn measure(devices: u64, rounds: usize) -> Table {
         for moment in [Moment::Other, Moment::First] {
             api.set(moment);
             racer.changed();
-            pages = api.set(moment).pages;
+            pages = api.set(moment).of_discovery();
             racer.unchanged(&mut api, moment, pages.len());
         }
     }

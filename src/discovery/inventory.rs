@@ -22,6 +22,8 @@ pub struct Inventory {
     /// Addresses that several devices report.
     shared: Vec<String>,
     releases: Releases,
+    /// The version of the releases with which all pages were mapped.
+    mapped: u64,
     /// What devices have in common.
     commons: Commons,
 }
@@ -45,8 +47,11 @@ impl Inventory {
         if rules.service_labels {
             self.releases.refresh(source)?;
         }
-        let mut mapper = Mapper { rules, releases: &mut self.releases, commons: &mut self.commons };
+        let version = self.releases.version();
+        let (releases, commons) = (&mut self.releases, &mut self.commons);
+        let mut mapper = Mapper { rules, releases, releases_changed: version != self.mapped, commons };
         self.pages.refresh(source, &mut mapper)?;
+        self.mapped = version;
         let mut shown: Vec<_> = self.pages.contents().cloned().collect();
         self.shared = lan::leave_out_shared(&mut shown);
         self.shown = shown.into();

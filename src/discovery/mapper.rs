@@ -17,6 +17,8 @@ use crate::balena::{Failure, Fetched, Listing, Request, Source};
 pub struct Mapper<'a> {
     pub rules: &'a Rules,
     pub releases: &'a mut Releases,
+    /// Whether releases have changed since all pages were mapped.
+    pub releases_changed: bool,
     pub commons: &'a mut Commons,
 }
 
@@ -30,7 +32,7 @@ impl List for Mapper<'_> {
 
     /// A page has to be mapped again when a release that one of its devices runs declares something else.
     fn is_current(&self, page: &Arc<DevicePage>) -> bool {
-        page.entries.iter().all(|entry| self.has_current_labels(entry))
+        !self.releases_changed || page.entries.iter().all(|entry| self.has_current_labels(entry))
     }
 
     /// Parses the records that have changed. The entries of the others stay, if they have current labels.

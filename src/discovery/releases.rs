@@ -30,6 +30,11 @@ impl Releases {
         self.by_release.get(&release)
     }
 
+    /// Rises when a release declares something else.
+    pub fn version(&self) -> u64 {
+        self.pages.version()
+    }
+
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         let missing = self.missing.as_ref().map(|_| {
             "this server does not know releases: labels of services are not read; set --service-labels=false \
