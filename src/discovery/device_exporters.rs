@@ -26,7 +26,7 @@ words! {
 #[derive(Debug)]
 pub struct DeviceExporters {
     pub is_off: bool,
-    /// They, and how each is exporter. A time-out comes with each interval.
+    /// Each with how it is scraped. A time-out comes with each interval.
     pub exporters: Vec<Exporter>,
     pub origin: Origin,
     /// Whether the device's own tags name exporters that it may not name.

@@ -1,5 +1,5 @@
 //! One request to a target, as Go's `http.Transport` sends it: in a tunnel that is kept between scrapes, which saves a handshake,
-//! or else in a new one. A kept tunnel that is dead. The places of tunnels, and those of the relays that idle.
+//! or else in a new one. A kept tunnel that is dead is found and closed here. Tunnels and idle relays have their places here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
