@@ -46,8 +46,9 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._:[]%".contains(c)) {
         return Err(BAD_FORM.into()); // such as a URL
     }
-    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
-    if host.contains(':') && host.trim_matches(['[', ']']).parse::<Ipv6Addr>().is_err() {
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
+    let address = host.split_once('%').map_or(host, |(address, _)| address); // the zone may follow
+    if host.contains(':') && address.parse::<Ipv6Addr>().is_err() {
         return Err(BAD_FORM.into()); // no name has a colon
     }
     let found = text.to_socket_addrs().map_err(|error| match error.kind() {

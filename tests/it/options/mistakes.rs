@@ -76,6 +76,7 @@ const MISTAKES: &[Mistake] = &[
     ("listen", "LISTEN_ADDRESS", "127.0.0.1:99999", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "http://127.0.0.1:9797", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "a:b:9797", &["host:port"]),
+    ("listen", "LISTEN_ADDRESS", "[::g%1]:9797", &["host:port"]),
     ("listen", "LISTEN_ADDRESS", "*:9797", &["host:port", ":PORT"]),
     ("listen", "LISTEN_ADDRESS", "a-label-of-more-than-63-characters-which-no-name-in-the-dns-may-have.test:80", &["cannot be resolved"]),
     ("status-host", "STATUS_HOSTS", "http://status.example.org", &["status.example.org", "comma-separated"]),
