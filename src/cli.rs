@@ -10,18 +10,17 @@ use std::time::{Duration, Instant};
 use clap_complete::Shell;
 use tokio::sync::Notify;
 
-use crate::balena::query::Query;
-use crate::balena::{Client, Failure};
+use crate::balena::{Client, Failure, Query};
 use crate::discovery::inventory::Inventory;
 use crate::discovery::target_file::TargetFile;
 use crate::discovery::{Clock, Discovery, Published, Sink, StandardOutput};
 use crate::early_messages::{exit_code, misconfigured, print, without_key};
 use crate::liveness::Liveness;
 use crate::logging;
-use crate::net::cannot_start::CannotStart;
+use crate::net::CannotStart;
 use crate::signals::{self, Event};
 use crate::status::Status;
-use crate::status::health::{self, Unhealthy};
+use crate::status::health_command::{self, Unhealthy};
 use crate::systemd;
 use crate::{check, config, tunnel};
 
@@ -98,7 +97,7 @@ fn completions(shell: Option<&String>) -> ExitCode {
 }
 
 fn health(url: Option<&str>, listen: Option<&str>) -> ExitCode {
-    let Err(error) = health::ask(url, listen) else { return ExitCode::SUCCESS };
+    let Err(error) = health_command::ask(url, listen) else { return ExitCode::SUCCESS };
     print(&error.to_string());
     match error {
         Unhealthy::NoUrl | Unhealthy::BadUrl => ExitCode::from(2),

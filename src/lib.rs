@@ -6,7 +6,7 @@
 //! 2. [`discovery`] keeps the pages, maps each device to target groups, replaces the target file when the list changes, and
 //!    waits for the next refresh.
 //!
-//! `state` asks what the API knows of devices beside the list, and `status` serves it over HTTP, with the list and the program's
+//! `device_state` asks what the API knows of devices beside the list, and `status` serves it over HTTP, with the list and the program's
 //! own metrics. Two more commands: `tunnel` is Prometheus' proxy to devices in balena's VPN, and `check` tries each target and
 //! reports why one does not answer. [`net`] has the connections that they share.
 //!
@@ -20,6 +20,7 @@ pub mod balena;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod device_state;
 pub mod discovery;
 mod early_messages;
 pub mod key_renewal;
@@ -27,14 +28,13 @@ pub mod liveness;
 pub mod log_queue;
 mod logging;
 mod memory;
+mod metrics_registry;
 pub mod net;
-mod registry;
 pub mod secret;
 mod signals;
-mod state;
 mod status;
 mod systemd;
 mod text;
 mod tunnel;
 mod values;
-mod words;
+mod word_enum;

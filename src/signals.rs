@@ -8,8 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use crate::net::cannot_start::CannotStart;
-use crate::net::threads;
+use crate::net::{CannotStart, threads};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {

@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use crate::balena::Failure;
 use crate::discovery::{HELD_BACK, Published};
 use crate::liveness::Liveness;
-use crate::net::threads::{self, NoThread};
+use crate::net::{NoThread, threads};
 
 /// The program has started: its settings are valid and its sockets are open.
 pub fn ready() {

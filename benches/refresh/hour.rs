@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 
-use baletheus::balena::pages::PAGE_SIZE;
+use baletheus::balena::PAGE_SIZE;
 
 use crate::api::{Api, Moment, Traffic};
 use crate::support::sidecar::PATIENCE;

@@ -20,8 +20,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs, thread};
 
-use baletheus::balena::device::Device;
-use baletheus::balena::pages::PAGE_SIZE;
+use baletheus::balena::{Device, PAGE_SIZE};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};

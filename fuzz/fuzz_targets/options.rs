@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use baletheus::balena::selection::{FleetRef, TagFilter};
+use baletheus::balena::{FleetRef, TagFilter};
 use baletheus::config::{self, OPTIONS};
 use baletheus::discovery::exporter;
 

@@ -11,7 +11,7 @@ use super::http::ApiConnection;
 use super::query::{Query, Request};
 use super::source::{Actor, Api, Fetched, Source};
 use crate::liveness::Liveness;
-use crate::net::cannot_start::CannotStart;
+use crate::net::CannotStart;
 
 /// The status of a request without an answer, as it is counted.
 pub const NO_ANSWER: &str = "none";

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::words::words;
+use crate::word_enum::words;
 
 words! {
     Reason {

@@ -20,13 +20,10 @@ use super::failure::{Failure, Reason};
 use super::source::{Api, Fetched};
 use crate::backoff;
 use crate::memory;
-use crate::net::cannot_start::CannotStart;
-use crate::net::connector::{Connector, no_client, trust_hint};
-use crate::net::env_proxies::EnvProxy;
-use crate::net::scrape::Deadline;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::threads::{NoThread, Resolver};
-use crate::net::{CONNECT_SHARE, USER_AGENT};
+use crate::net::{
+    CONNECT_SHARE, CannotStart, Connector, Deadline, EnvProxy, NoThread, Resolver, ScrapeError, ScrapeReason,
+    USER_AGENT, no_client, trust_hint,
+};
 use crate::secret::Secret;
 use crate::text::causes;
 

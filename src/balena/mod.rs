@@ -2,17 +2,21 @@
 //!
 //! The facts about the API were recorded from an open-balena-api 49.0.12 (`tests/recordings`).
 
-pub mod client;
+mod client;
 pub mod device;
-pub mod failure;
+mod failure;
 mod http;
-pub mod pages;
+mod pages;
 pub mod query;
 pub mod release;
-pub mod selection;
+mod selection;
 mod source;
 
 pub use client::{Client, NO_ANSWER};
+pub use device::{Device, Text, display_name};
 pub use failure::{Failure, Reason};
-pub use query::{Listing, Request};
+pub use pages::{List, PAGE_SIZE, Pages, Place, WithId};
+pub use query::{Listing, Query, Request};
+pub use release::{ImageOfService, ReleaseServices, Service};
+pub use selection::{FleetRef, Selection, TagFilter};
 pub use source::{Actor, Api, Fetched, Source};

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::failure::Failure;
 use super::query::Request;
 use crate::key_renewal::KeySource;
-use crate::net::env_proxies::{EnvProxies, EnvProxy};
+use crate::net::{EnvProxies, EnvProxy};
 
 #[derive(Clone, Debug)]
 pub struct Api {

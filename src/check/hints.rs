@@ -1,9 +1,7 @@
 //! What to do about a target that does not answer, or a device without one.
 
 use crate::discovery::left_out::LeftOutReason;
-use crate::net::connector::is_untrusted;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::vpn::unreachable_hint;
+use crate::net::{ScrapeError, ScrapeReason, is_untrusted, unreachable_hint};
 
 const NO_EXPORTER: &str = "declare it with the label prometheus.io.port of a service in the fleet's docker-compose.yml, or \
     set --exporter (EXPORTERS), such as node:9100";

@@ -15,24 +15,20 @@ use log::LevelFilter;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::balena::query::Query;
-use crate::balena::selection::Selection;
-use crate::balena::{Api, Client};
+use crate::balena::{Api, Client, Query, Selection};
 use crate::check::probe::Prober;
 use crate::check::report::{Row, Stopped};
+use crate::device_state::listed_devices::{FleetState, ListedDevice, ListedDevices};
+use crate::device_state::polling;
+use crate::device_state::services::NotRunning;
 use crate::discovery::changes;
 use crate::discovery::entry::Entry;
 use crate::discovery::exporter::Exporter;
 use crate::discovery::inventory::Inventory;
-use crate::discovery::key_owner::KeyOwner;
+use crate::discovery::key_warnings::KeyOwner;
 use crate::discovery::target::{Address, Rules};
 use crate::logging;
-use crate::net::cannot_start::CannotStart;
-use crate::net::connector::Connector;
-use crate::net::vpn::Vpn;
-use crate::state::devices::{FleetState, ListedDevice, ListedDevices};
-use crate::state::installs::NotRunning;
-use crate::state::watching;
+use crate::net::{CannotStart, Connector, Vpn};
 use crate::text::count;
 
 /// Targets tried at once: many, so that those that hang do not hold up the rest, and few, since balena's VPN proxy sends
@@ -177,7 +173,7 @@ fn connect(settings: &Settings) -> Result<(Client, Prober), CannotStart> {
 
 /// What runs on the devices; nothing where the API does not say it, which the log has.
 fn services(client: &Client) -> FleetState {
-    watching::once(client).unwrap_or_else(|failure| {
+    polling::once(client).unwrap_or_else(|failure| {
         log::warn!("cannot read the services of the devices: {failure}");
         FleetState::default()
     })

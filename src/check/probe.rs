@@ -16,10 +16,8 @@ use reqwest::Url;
 use tokio::time::{Instant, timeout};
 
 use crate::net;
-use crate::net::connector::Connector;
-use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, broken, check_destination, client, send};
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::vpn::Vpn;
+use crate::net::scrape_client::{broken, client, send};
+use crate::net::{Connector, DEFAULT_TIMEOUT, Deadline, ScrapeError, ScrapeReason, Vpn, check_destination};
 
 /// Prometheus' default `scrape_timeout`.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);

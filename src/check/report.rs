@@ -8,9 +8,9 @@ use unicode_width::UnicodeWidthStr;
 use crate::check::hints;
 use crate::check::probe::ProbeSuccess;
 use crate::discovery::left_out::LeftOut;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::{ScrapeError, ScrapeReason};
 use crate::text::{count, printable, printable_json};
-use crate::words::words;
+use crate::word_enum::words;
 
 /// The widest column of the table: a single longer cell does not widen its column.
 const MAX_WIDTH: usize = 80;

@@ -2,6 +2,7 @@
 
 mod command;
 mod error;
+mod misspelt;
 mod options;
 mod parsing;
 mod sources;
@@ -14,22 +15,21 @@ use std::time::Duration;
 use clap::ArgMatches;
 use hyper::Uri;
 
-use crate::balena::Api;
-use crate::balena::selection::{FleetRef, Selection, TagFilter};
+use crate::balena::{Api, FleetRef, Selection, TagFilter};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::server::addresses;
 use crate::values::{boolean, duration, interval, items, one_of};
-use crate::{check, logging, state, status, tunnel};
+use crate::{check, device_state, logging, status, tunnel};
 pub use command::{command, completed, key_files, mistake};
 pub use error::ConfigError;
+pub use misspelt::misspelt;
 pub use options::{OPTIONS, Opt, Verb};
 use parsing::{
     address, api_url, base_uri, certificates, domain, exporters, guard, key, lan, log_filter, mode, plain_labels,
     proxies, sd_file, unencrypted,
 };
 use sources::Sources;
-pub use sources::misspelt;
 
 /// balenaCloud's pages for people. An openBalena has none.
 const DASHBOARD: &str = "https://dashboard.balena-cloud.com";
@@ -162,7 +162,7 @@ fn endpoint(from: &mut Sources, api: Option<&str>) -> status::Settings {
     status::Settings {
         listen: from.list("listen", addresses),
         guard: guard(from, "listen"),
-        watch: state::watching::Settings {
+        watch: device_state::polling::Settings {
             interval: from.one("device-refresh", interval),
             services: from.one("device-services", boolean),
             reports: from.one("device-metrics", boolean),

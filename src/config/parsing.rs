@@ -16,8 +16,8 @@ use crate::discovery::labels;
 use crate::discovery::lan::{self, Lan};
 use crate::discovery::target::Address;
 use crate::key_renewal::KeySource;
-use crate::net::env_proxies::EnvProxies;
-use crate::net::guard::{ANY_HOST, Guard, Token};
+use crate::net::access::{ANY_HOST, Token};
+use crate::net::{EnvProxies, Guard};
 use crate::secret::{self, BadSecret, CREATE_KEY, Secret};
 use crate::values::{BadValue, boolean, items, one_of};
 

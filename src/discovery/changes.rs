@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::device_exporters::Origin;
+use super::earlier_list::{Key, StoredDevice};
 use super::entry::{Entry, fingerprint};
 use super::inventory::Inventory;
 use super::left_out::{LeftOut, LeftOutReason};
 use super::sink::Published;
-use super::stored::{Key, StoredDevice};
 use super::target_groups;
-use crate::balena::selection::FleetRef;
+use crate::balena::FleetRef;
 use crate::text::count;
 
 /// Lines of each kind that a refresh adds to the log; the rest is at debug.

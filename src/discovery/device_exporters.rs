@@ -9,7 +9,7 @@ use super::label_prefix::PREFIX;
 use super::service_labels::Declared;
 use super::tags::{self, DEFAULT_TIMEOUT, INTERVAL, OwnTags, SCHEME, SCRAPE, TIMEOUT, Tags};
 use crate::values::{boolean, scheme, scrape_interval, scrape_timeout};
-use crate::words::words;
+use crate::word_enum::words;
 
 words! {
     /// Where the exporters of a device come from. The first source that has some provides all of them.

@@ -12,10 +12,11 @@ use twox_hash::XxHash3_64;
 use super::device_exporters::Origin;
 use super::exporter::Exporter;
 use super::left_out::LeftOut;
-use super::quiet_times::QuietTimes;
+use super::muting::QuietTimes;
 use super::service_labels::Declared;
 use super::tags::{QUIET, Tags};
-use crate::balena::device::{Device, display_name, up_to};
+use crate::balena::device::up_to;
+use crate::balena::{Device, display_name};
 
 /// The most characters of a name that are kept. A name of more than 512 bytes becomes no label, and 255 characters of it are
 /// shown.

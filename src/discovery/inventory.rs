@@ -1,4 +1,4 @@
-//! Page cache: an unchanged page is not downloaded, parsed or mapped again, nor is an unchanged device of a changed page.
+//! All devices as the API listed them last, page by page: an unchanged page is not downloaded, parsed or mapped again, nor is an unchanged device of a changed page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,9 +9,7 @@ use super::left_out::LeftOutReason;
 use super::mapper::Mapper;
 use super::releases::Releases;
 use super::target::Rules;
-use crate::balena::pages::Pages;
-use crate::balena::selection::FleetRef;
-use crate::balena::{Failure, Source};
+use crate::balena::{Failure, FleetRef, Pages, Source};
 
 /// All devices.
 #[derive(Default)]

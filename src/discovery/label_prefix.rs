@@ -6,6 +6,8 @@ use crate::values::BadValue;
 
 /// What each begins with, before a dot or a slash.
 pub const PREFIX: &str = "prometheus.io";
+/// The tag of a device or a fleet, and the label of a service, that mutes its alerts: `false`.
+pub const ALERT: &str = "alert";
 /// More exporters of one device or one release could be an attempt to flood Prometheus.
 pub const MAX_EXPORTERS: usize = 16;
 /// Beginnings, in whatever case, of what is meant for this program. People mistype it.

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
 use super::tags::Tags;
-use crate::balena::device::{Device, Text};
+use crate::balena::{Device, Text};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Label {

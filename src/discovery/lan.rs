@@ -12,7 +12,7 @@ use log::Level;
 
 use super::entry::{DevicePage, Entry};
 use super::left_out::{LeftOut, LeftOutReason};
-use crate::balena::device::Device;
+use crate::balena::Device;
 use crate::values::{BadValue, items};
 
 /// The networks that devices may be in, unless an option names others: private, carrier-grade and unique-local addresses.

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::words::words;
+use crate::word_enum::words;
 
 words! {
     /// Why a device is not among the targets.

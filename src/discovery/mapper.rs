@@ -9,9 +9,7 @@ use serde_json::value::RawValue;
 use super::entry::{Commons, DevicePage, Entry, fingerprint};
 use super::releases::Releases;
 use super::target::{self, Rules};
-use crate::balena::device::{self, Device};
-use crate::balena::pages::{List, Place, WithId};
-use crate::balena::{Failure, Fetched, Listing, Request, Source};
+use crate::balena::{Device, Failure, Fetched, List, Listing, Place, Request, Source, WithId, device};
 
 /// Reads pages and maps their devices.
 pub struct Mapper<'a> {

@@ -2,20 +2,20 @@
 
 pub mod changes;
 pub mod device_exporters;
+pub mod earlier_list;
 pub mod entry;
 pub mod exporter;
 pub mod inventory;
-pub mod key_owner;
+pub mod key_warnings;
 mod label_prefix;
 pub mod labels;
 pub mod lan;
 pub mod left_out;
 mod mapper;
-pub mod quiet_times;
+pub mod muting;
 pub mod releases;
 pub mod service_labels;
 mod sink;
-pub mod stored;
 pub mod tags;
 pub mod target;
 pub mod target_file;
@@ -24,13 +24,12 @@ pub mod target_groups;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::balena::selection::FleetRef;
-use crate::balena::{Failure, Source};
+use crate::balena::{Failure, FleetRef, Source};
 use crate::liveness::Liveness;
 use crate::text::count;
 use changes::Changes;
 use inventory::Inventory;
-use key_owner::KeyOwner;
+use key_warnings::KeyOwner;
 pub use sink::{HELD_BACK, Published, Sink, StandardOutput};
 use target::{Address, Rules};
 

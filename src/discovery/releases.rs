@@ -8,9 +8,7 @@ use serde_json::value::RawValue;
 
 use super::service_labels::{Declared, declared};
 use crate::balena::device::{self, describe, records};
-use crate::balena::pages::{List, Pages, Place, WithId};
-use crate::balena::release::ReleaseServices;
-use crate::balena::{Failure, Fetched, Listing, Reason, Request, Source};
+use crate::balena::{Failure, Fetched, List, Listing, Pages, Place, Reason, ReleaseServices, Request, Source, WithId};
 
 /// Ids in one request: the API refuses a URL of more than 15,000 bytes.
 const MAX_IDS: usize = 500;

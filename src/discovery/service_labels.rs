@@ -3,14 +3,12 @@
 use std::num::NonZeroU64;
 
 use super::exporter::{self, Exporter};
-use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, wrong};
 use crate::balena::device::up_to;
-use crate::balena::release::{ReleaseServices, Service};
+use crate::balena::{ReleaseServices, Service};
 use crate::values::{BadValue, boolean, items, scheme, scrape_interval, scrape_timeout};
 
 const KNOWN: [&str; 8] = [ALERT, "interval", "job", "path", "port", "scheme", "scrape", "timeout"];
-/// The label that leaves a service out of the alerts. It says nothing of an exporter.
-const ALERT: &str = "alert";
 
 #[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Declared {
@@ -60,6 +58,7 @@ fn exporters(service: &Service, labels: &Declarations) -> Result<Vec<Exporter>, 
         return Ok(Vec::new());
     }
     let Some((key, ports)) = labels.get("port") else {
+        // `alert` says nothing of an exporter.
         let has_others = labels.keys().any(|name| *name != ALERT);
         return if has_others { Err(format!("it has no label {PREFIX}.port").into()) } else { Ok(Vec::new()) };
     };

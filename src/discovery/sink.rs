@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
+use super::earlier_list::StoredDevice;
 use super::inventory::Inventory;
-use super::stored::StoredDevice;
 use super::target_groups;
 use crate::balena::{Failure, Reason};
 
@@ -25,7 +25,7 @@ pub const HELD_BACK: &str = "the API returned no scrapable device; keeping the p
 pub enum Published {
     Written,
     Unchanged,
-    /// It has no targets, and the list that is there has some.
+    /// It has no targets, and the list that is there has some: `TargetFile::publish` decides.
     HeldBack,
 }
 

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use super::exporter::{self, Exporter};
-use super::label_prefix::{self, Declarations, MAX_EXPORTERS, PREFIX, wrong};
-use crate::balena::device::{Device, Tag, up_to};
-use crate::values::{BadValue, Millis, boolean};
-use crate::words::words;
+use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use crate::balena::Device;
+use crate::balena::device::{Tag, up_to};
+use crate::values::{BadValue, Millis};
+use crate::word_enum::words;
 
 /// `false` leaves the device out.
 pub const SCRAPE: &str = "scrape";
@@ -16,8 +17,6 @@ pub const SCHEME: &str = "scheme";
 pub const INTERVAL: &str = "interval";
 /// How long a scrape may take. It needs an interval.
 pub const TIMEOUT: &str = "timeout";
-/// `false` mutes the alerts of the device.
-const ALERT: &str = "alert";
 /// When a fleet is switched off on purpose. Of a fleet only: a device must not mute its fleet.
 pub const QUIET: &str = "quiet";
 /// The exporters, in the notation of the option.
@@ -103,11 +102,6 @@ impl<'a, 'w> Tags<'a, 'w> {
             tags.warn(key, is_own, &format!("has no effect: a {owner} takes {PREFIX}/ with {known}"));
         }
         tags
-    }
-
-    /// Whether a tag mutes the alerts of the device, left out or not.
-    pub fn is_muted(&mut self) -> bool {
-        self.read(ALERT, boolean, |_, _| None) == Some(false)
     }
 
     /// The value of the device's tag, if it is allowed, or else of its fleet's tag. A tag that cannot be understood counts as

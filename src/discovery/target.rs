@@ -10,11 +10,11 @@ use super::label_prefix::PREFIX;
 use super::labels::{self, DEVICE_NAME, LABELS};
 use super::lan::Lan;
 use super::left_out::{LeftOut, LeftOutReason};
+use super::muting::is_muted;
 use super::service_labels::Declared;
 use super::tags::{EXPORTERS, OwnTags, Tags};
-use crate::balena::device::Device;
-use crate::balena::selection::TagFilter;
-use crate::words::words;
+use crate::balena::{Device, TagFilter};
+use crate::word_enum::words;
 
 words! {
     /// How Prometheus reaches a device.
@@ -71,7 +71,7 @@ pub fn map(
     let mut common = Common {
         fleet: ListedFleet::of(&mut tags),
         release: device.release_id(),
-        info: labels::of_info(device, tags.is_muted()),
+        info: labels::of_info(device, is_muted(&mut tags)),
         ..Common::default()
     };
     let targets = targets(&mut tags, declared.map(|declared| &**declared), rules, &mut common);

@@ -5,9 +5,9 @@ use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::earlier_list::{self, StoredDevice, StoredList};
 use super::inventory::Inventory;
 use super::sink::{Published, Sink};
-use super::stored::{self, StoredDevice, StoredList};
 use super::target_groups;
 use crate::balena::{Failure, Reason};
 
@@ -222,7 +222,7 @@ impl Sink for TargetFile {
 
     fn published(&self) -> Option<Vec<StoredDevice>> {
         match self.open() {
-            Ok(file) => stored::read(file).ok(),
+            Ok(file) => earlier_list::read(file).ok(),
             Err(error) => (error.kind() == io::ErrorKind::NotFound).then(Vec::new),
         }
     }

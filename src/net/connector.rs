@@ -17,14 +17,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::net::cannot_start::CannotStart;
+use crate::net::counted_tcp::{Counted, Traffic};
 use crate::net::env_proxies::{EnvProxies, EnvProxy};
 use crate::net::http_connect::{connect, is_closed};
-use crate::net::scrape::Deadline;
+use crate::net::scrape_client::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::{NoThread, Resolver};
-use crate::net::traffic::{Counted, Traffic};
-use crate::net::{CONNECT_SHARE, default_port};
 use crate::text::causes;
+
+/// The share of the time for an answer that may pass in connecting. It is divided evenly among the addresses of a name, so the
+/// last of four has a third of the time left for TLS and for the answer.
+pub const CONNECT_SHARE: f64 = 2.0 / 3.0;
 
 /// Something that bytes go through in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -92,7 +95,8 @@ impl Connector {
         let unreachable = |error: ScrapeError| refused(&format!("is not reachable: {error}"));
         let stream = self.tcp(proxy.uri(), deadline).await.map_err(unreachable)?;
         let mut stream = self.secure_if_https(stream, proxy.uri()).await.map_err(unreachable)?;
-        let port = url.port_u16().unwrap_or_else(|| default_port(url.scheme_str().unwrap_or_default()));
+        let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = url.port_u16().unwrap_or(default);
         let authority = format!("{}:{port}", url.host().unwrap_or_default());
         match connect(&mut stream, &authority, proxy.authorization()).await {
             Ok(200) => Ok(stream),

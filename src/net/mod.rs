@@ -1,25 +1,24 @@
 //! The network: connections to targets, balena's VPN proxy, and the servers of the program.
 
-pub(crate) mod cannot_start;
-pub mod connector;
-pub mod env_proxies;
-pub(crate) mod guard;
+pub(crate) mod access;
+mod cannot_start;
+mod connector;
+mod counted_tcp;
+mod env_proxies;
 mod http_connect;
-pub(crate) mod scrape;
-pub mod scrape_error;
+pub(crate) mod scrape_client;
+mod scrape_error;
 pub(crate) mod server;
 pub(crate) mod threads;
-pub(crate) mod traffic;
-pub(crate) mod vpn;
+mod vpn;
 
-/// What the program calls itself in its requests.
-pub(crate) const USER_AGENT: &str = concat!("baletheus/", env!("CARGO_PKG_VERSION"));
-
-/// The share of the time for an answer that may pass in connecting. It is divided evenly among the addresses of a name, so the
-/// last of four has a third of the time left for TLS and for the answer.
-pub(crate) const CONNECT_SHARE: f64 = 2.0 / 3.0;
-
-/// The port of a URL that names none.
-pub(crate) fn default_port(scheme: &str) -> u16 {
-    if scheme == "https" { 443 } else { 80 }
-}
+pub(crate) use access::Guard;
+pub(crate) use cannot_start::CannotStart;
+pub use connector::Stream;
+pub(crate) use connector::{CONNECT_SHARE, Connector, Duplex, is_untrusted, no_client, trust_hint};
+pub(crate) use counted_tcp::Traffic;
+pub use env_proxies::{EnvProxies, EnvProxy};
+pub(crate) use scrape_client::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, USER_AGENT, check_destination};
+pub use scrape_error::{ScrapeError, ScrapeReason};
+pub(crate) use threads::{NoThread, Resolver};
+pub(crate) use vpn::{Vpn, unreachable_hint};

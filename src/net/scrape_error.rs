@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::words::words;
+use crate::word_enum::words;
 
 words! {
     /// The kind of a failed scrape.

@@ -8,7 +8,7 @@ use hyper::Uri;
 use crate::key_renewal::KeySource;
 use crate::net::connector::{Connector, Stream, is_untrusted, trust_hint};
 use crate::net::http_connect::connect;
-use crate::net::scrape::Deadline;
+use crate::net::scrape_client::Deadline;
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 use crate::net::threads::blocking;
 use crate::secret::Secret;

@@ -1,8 +1,8 @@
 //! The metrics of the devices: what they are, their state, what runs on them, and what their supervisors report.
 
 use super::metrics::number;
-use crate::state::devices::ListedDevice;
-use crate::state::reported::Moment;
+use crate::device_state::listed_devices::ListedDevice;
+use crate::device_state::reported::Moment;
 
 /// The API reports memory and storage in MiB.
 const MIB: f64 = 1_048_576.0;

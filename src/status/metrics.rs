@@ -7,12 +7,12 @@ use parking_lot::Mutex;
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, Result};
 
 use crate::balena::{Failure, NO_ANSWER, Reason};
+use crate::device_state::listed_devices::FleetState;
 use crate::discovery::Published;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::left_out::LeftOutReason;
-use crate::discovery::quiet_times::QuietTimes;
-use crate::registry::Registry;
-use crate::state::devices::FleetState;
+use crate::discovery::muting::QuietTimes;
+use crate::metrics_registry::Registry;
 
 /// Statuses that are there with 0 from the start, so that `increase()` sees the first one.
 const KNOWN_STATUSES: [&str; 9] = ["200", "304", "401", "403", "429", "500", "502", "503", NO_ANSWER];

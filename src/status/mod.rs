@@ -2,12 +2,12 @@
 //! reads what the loop has published: neither waits for the other.
 
 pub mod device_metrics;
+mod exposition;
 mod gzip_stream;
-pub mod health;
+pub mod health_command;
 mod metrics;
 mod page;
 mod routes;
-mod series;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,15 +17,13 @@ use std::time::{Duration, SystemTime};
 use hyper::StatusCode;
 
 use crate::balena::{Client, Failure, Reason};
+use crate::device_state::listed_devices::{DeviceList, FleetState};
+use crate::device_state::polling;
+use crate::discovery::earlier_list::StoredList;
 use crate::discovery::inventory::Inventory;
-use crate::discovery::stored::StoredList;
 use crate::discovery::{HELD_BACK, Published};
 use crate::liveness::Liveness;
-use crate::net::cannot_start::CannotStart;
-use crate::net::guard::Guard;
-use crate::net::{server, threads};
-use crate::state::devices::{DeviceList, FleetState};
-use crate::state::watching;
+use crate::net::{CannotStart, Guard, server, threads};
 use gzip_stream::MAX_PACKED;
 use metrics::SidecarMetrics;
 use parking_lot::Mutex;
@@ -36,7 +34,7 @@ pub struct Settings {
     /// Addresses to listen on: the first one that is available is used. Without any there is no endpoint.
     pub listen: Vec<SocketAddr>,
     pub guard: Guard,
-    pub watch: watching::Settings,
+    pub watch: polling::Settings,
     /// The dashboard with a page for each device, if there is one.
     pub dashboard: Option<&'static str>,
 }
@@ -94,7 +92,7 @@ impl Status {
         threads::spawn("status", move || _ = runtime.block_on(routes::serve(listener, served)))?;
         let shown = status.clone();
         let limited = status.clone();
-        watching::watch(
+        polling::watch(
             client,
             status.settings.watch,
             woken,

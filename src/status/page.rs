@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use html_escape::encode_text;
 
 use super::{Shown, Status};
-use crate::state::devices::{ListedDevice, ListedDevices};
+use crate::device_state::listed_devices::{ListedDevice, ListedDevices};
 
 /// The style sheet. A content security policy allows it by its place, `/style.css`.
 pub const STYLE: &str = include_str!("style.css");

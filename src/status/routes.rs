@@ -10,11 +10,11 @@ use hyper::header::{ALLOW, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::gzip_stream::{self, Content, whole};
-use super::{Shown, Status, page, series};
+use super::{Shown, Status, exposition, page};
 use crate::liveness::THAW;
-use crate::net::guard;
+use crate::metrics_registry;
+use crate::net::access;
 use crate::net::server::{self, Limits, TEXT};
-use crate::registry;
 
 /// The most connections. One more closes the oldest, which is idle or slow.
 const MAX_CONNECTIONS: usize = 32;
@@ -40,7 +40,7 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) -> io::Result<Inf
                 tokio::time::sleep(THAW).await;
             }
             let mut answer = status.answer(&request);
-            guard::protect(&mut answer);
+            access::protect(&mut answer);
             answer
         }
     };
@@ -62,8 +62,8 @@ impl Status {
         match request.uri().path() {
             "/metrics" => {
                 let list = shown.list.unwrap_or_default();
-                let metrics = series::metrics(self.metrics.text(), list, shown.known);
-                gzip_stream::answer(headers, &self.packing, registry::CONTENT_TYPE, metrics)
+                let metrics = exposition::metrics(self.metrics.text(), list, shown.known);
+                gzip_stream::answer(headers, &self.packing, metrics_registry::CONTENT_TYPE, metrics)
             }
             "/-/healthy" => match self.liveness.late() {
                 None => whole(StatusCode::OK, TEXT, "healthy\n"),
@@ -79,7 +79,7 @@ impl Status {
             }
             "/targets" => self.targets(headers, shown),
             "/" => {
-                let page = series::text(self.page(&shown).into());
+                let page = exposition::text(self.page(&shown).into());
                 gzip_stream::answer(headers, &self.packing, "text/html; charset=utf-8", page)
             }
             "/style.css" => whole(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
@@ -91,8 +91,8 @@ impl Status {
         const KIND: &str = "application/json";
         let (status, why) = shown.readiness();
         match (shown.published, shown.stored) {
-            (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, series::targets(list)),
-            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, series::text(stored.text)),
+            (Some(list), _) => gzip_stream::answer(headers, &self.packing, KIND, exposition::targets(list)),
+            (None, Some(stored)) => gzip_stream::answer(headers, &self.packing, KIND, exposition::text(stored.text)),
             (None, None) => whole(status, TEXT, why),
         }
     }

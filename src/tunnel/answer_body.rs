@@ -11,8 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::net::scrape::Deadline;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::{Deadline, ScrapeError, ScrapeReason};
 use crate::tunnel::exchange::Exchange;
 use crate::tunnel::kept_tunnels::KeptTunnels;
 use crate::tunnel::metrics::{Outcome, Scrape};

@@ -3,7 +3,7 @@
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::memory;
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::{ScrapeError, ScrapeReason};
 
 /// The most tunnels at once, where no limit sets a lower number.
 const MAX_TUNNELS: usize = 30_000;

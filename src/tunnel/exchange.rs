@@ -16,9 +16,8 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::net::connector::Stream;
-use crate::net::scrape::{broken, client, send};
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::scrape_client::{broken, client, send};
+use crate::net::{ScrapeError, ScrapeReason, Stream};
 
 /// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
 /// balena moves a device to another VPN host.

@@ -7,8 +7,7 @@ use std::sync::{Arc, Once};
 use parking_lot::Mutex;
 use prometheus::GaugeVec;
 
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
-use crate::net::vpn::unreachable_hint;
+use crate::net::{ScrapeError, ScrapeReason, unreachable_hint};
 use crate::text::count;
 use crate::tunnel::target_list::{ListedExporter, TargetList};
 

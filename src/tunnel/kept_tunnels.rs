@@ -1,5 +1,5 @@
-//! One request to a target, as Go's `http.Transport` sends it: in a tunnel that is kept between scrapes, which saves a handshake,
-//! or else in a new one. A kept tunnel that is dead is found and closed here. Tunnels and idle relays have their places here.
+//! Tunnels that are kept between scrapes, which saves a handshake: a request goes into a kept tunnel or else into a new one, as
+//! with Go's `http.Transport`. A kept tunnel that is dead is found and closed here. Tunnels and idle relays have their places here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,9 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::net::scrape::Deadline;
-use crate::net::scrape_error::ScrapeError;
-use crate::net::vpn::Vpn;
+use crate::net::{Deadline, ScrapeError, Vpn};
 use crate::tunnel::capacity::busy;
 use crate::tunnel::exchange::{Exchange, NoAnswer, Tunnel};
 use crate::tunnel::metrics::TunnelMetrics;

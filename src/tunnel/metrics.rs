@@ -6,9 +6,8 @@ use hyper::StatusCode;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec};
 use tokio::time::Instant;
 
-use crate::net::scrape_error::ScrapeReason;
-use crate::net::traffic::Traffic;
-use crate::registry::Registry;
+use crate::metrics_registry::Registry;
+use crate::net::{ScrapeReason, Traffic};
 use crate::tunnel::failures::Failures;
 use crate::tunnel::target_list::{Destination, TargetList};
 

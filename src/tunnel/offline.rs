@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::net::{ScrapeError, ScrapeReason};
 use crate::tunnel::target_list::Destination;
 
 /// How long an answer holds at most. Longer intervals between scrapes do not suit Prometheus.

@@ -22,11 +22,9 @@ use log::Level;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 
-use crate::net::guard::{self, Guard};
-use crate::net::scrape::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, check_destination};
-use crate::net::scrape_error::{ScrapeError, ScrapeReason};
+use crate::metrics_registry;
 use crate::net::server::{Limits, MAX_HEADERS, TEXT, reply, serve};
-use crate::registry;
+use crate::net::{DEFAULT_TIMEOUT, Deadline, Guard, MAX_HEAD, ScrapeError, ScrapeReason, access, check_destination};
 use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
@@ -139,7 +137,7 @@ impl Proxy {
                 self.allowed.check().await; // a target that has left the list has no failure
                 let (kind, text) = match page {
                     "/" => (TEXT, self.metrics.failures.text()),
-                    _ => (registry::CONTENT_TYPE, self.metrics.text()),
+                    _ => (metrics_registry::CONTENT_TYPE, self.metrics.text()),
                 };
                 reply(StatusCode::OK, kind, text)
             }
@@ -149,7 +147,7 @@ impl Proxy {
                 reply(StatusCode::NOT_FOUND, TEXT, text)
             }
         };
-        guard::protect(&mut answer);
+        access::protect(&mut answer);
         answer
     }
 

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::net::connector::{Duplex, Stream};
+use crate::net::{Duplex, Stream};
 use crate::tunnel::kept_tunnels::{IDLE_TIMEOUT, KeptTunnels};
 
 const BUFFER: usize = 16 << 10;

@@ -1,7 +1,7 @@
 //! The proxies that the environment names, and the hosts that are reached without them. `network.rs` has what becomes of them in each
 //! command.
 
-use baletheus::net::env_proxies::{EnvProxies, EnvProxy};
+use baletheus::net::{EnvProxies, EnvProxy};
 
 fn proxies(set: &[(&str, &str)]) -> (EnvProxies, Vec<String>) {
     EnvProxies::from_env(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.into()))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use baletheus::check::hints::{left_out, scrape};
 use baletheus::discovery::left_out::LeftOutReason;
-use baletheus::net::scrape_error::{ScrapeError, ScrapeReason};
+use baletheus::net::{ScrapeError, ScrapeReason};
 
 /// Rows of the table below this heading, without code marks and links.
 fn rows(heading: &str) -> Vec<Vec<String>> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use baletheus::discovery::quiet_times::QuietTimes;
+use baletheus::discovery::muting::QuietTimes;
 use serde_json::json;
 
 use crate::support::cloud::Cloud;

@@ -5,19 +5,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use baletheus::balena::query::Query;
-use baletheus::balena::selection::Selection;
-use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Reason, Request, Source};
+use baletheus::balena::{Actor, Api, Client, Failure, Fetched, Listing, Query, Reason, Request, Selection, Source};
+use baletheus::discovery::earlier_list::StoredDevice;
 use baletheus::discovery::inventory::Inventory;
 use baletheus::discovery::labels;
 use baletheus::discovery::lan::{self, Lan};
-use baletheus::discovery::stored::StoredDevice;
 use baletheus::discovery::tags::OwnTags;
 use baletheus::discovery::target::{Address, Rules};
 use baletheus::discovery::{Clock, Discovery, Published, Sink, exporter, target_groups};
 use baletheus::key_renewal::KeySource;
 use baletheus::liveness::Liveness;
-use baletheus::net::env_proxies::EnvProxies;
+use baletheus::net::EnvProxies;
 use baletheus::secret;
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use baletheus::net::connector::Stream;
+use baletheus::net::Stream;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 
-use super::devices::{FleetState, Installs};
-use super::installs::{NotRunning, RUNNING, Running};
-use super::lists::{RecordList, RecordPages};
+use super::listed_devices::{FleetState, Installs};
+use super::record_lists::{RecordList, RecordPages};
 use super::reported::{DeviceState, REPORTS, SupervisorReport};
+use super::services::{NotRunning, RUNNING, Running};
 use crate::backoff::Backoff;
 use crate::balena::query::{self, StateFields};
 use crate::balena::{Client, Failure, Listing};
-use crate::net::threads::{self, NoThread};
+use crate::net::{NoThread, threads};
 
 /// A supervisor reports no more often than this:
 /// <https://github.com/balena-os/balena-supervisor/blob/master/src/api-binder/report.ts>.

@@ -1,14 +1,22 @@
-//! The times at which a fleet is switched off on purpose, from the tag `prometheus.io/quiet` of the fleet.
+//! What mutes alerts: the tag `prometheus.io/alert` of a device or its fleet, and the times at which a fleet is switched off on
+//! purpose, from its tag `prometheus.io/quiet`. Services are muted by a label of theirs: see `service_labels.rs`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::values::BadValue;
+use super::label_prefix::ALERT;
+use super::tags::Tags;
+use crate::values::{BadValue, boolean};
 
 const DAY: u64 = 24 * 60;
 const WEEK: u64 = 7 * DAY;
 /// 1970 began on a Thursday.
 const EPOCH: u64 = 3 * DAY;
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+
+/// Whether a tag mutes the alerts of a device, left out or not.
+pub fn is_muted(tags: &mut Tags) -> bool {
+    tags.read(ALERT, boolean, |_, _| None) == Some(false)
+}
 
 /// Spans of each week: the minute at which one begins, since Monday 00:00 UTC, and its length in minutes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -6,9 +6,9 @@ use hyper::body::Bytes;
 
 use super::device_metrics::{METRICS, Metric, Value};
 use super::gzip_stream::Parts;
+use crate::device_state::listed_devices::{Cursor, DeviceList, FleetState, ListedDevice, ListedDevices};
 use crate::discovery::labels::{ALERT, escape, own_info};
 use crate::discovery::target_groups;
-use crate::state::devices::{Cursor, DeviceList, FleetState, ListedDevice, ListedDevices};
 
 /// The size of a part of a text, in bytes.
 const TEXT_PART: usize = 16 << 10;

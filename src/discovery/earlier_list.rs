@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 
 use super::entry::fingerprint;
 use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, SERVICE, UUID};
-use crate::balena::device::display_name;
+use crate::balena::display_name;
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
 const MAX_LIST_SIZE: u64 = 256 << 20;

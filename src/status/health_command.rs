@@ -1,4 +1,4 @@
-//! `baletheus health`: asks a running sidecar whether it is healthy.
+//! The command `baletheus health`: asks a running sidecar whether it is healthy.
 
 use std::io::Read;
 use std::time::Duration;
@@ -8,8 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
 use thiserror::Error;
 
-use crate::net::cannot_start::CannotStart;
-use crate::net::connector::no_client;
+use crate::net::{CannotStart, no_client};
 use crate::text::{causes, printable};
 
 /// The limit for a whole answer to a health check.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::installs::{DeviceServices, NotRunning, Running};
-use super::lists::RecordPages;
+use super::record_lists::RecordPages;
 use super::reported::{DeviceState, SupervisorReport};
+use super::services::{DeviceServices, NotRunning, Running};
 use crate::discovery::entry::{DevicePage, Entry};
 
 /// The devices by ascending id, as discovery has published them.

@@ -9,8 +9,9 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::lists::{RecordKind, Shared};
-use crate::balena::device::{self, Release, Text, one};
+use super::record_lists::{RecordKind, Shared};
+use crate::balena::Text;
+use crate::balena::device::{self, Release, one};
 
 /// What the supervisors report.
 pub const REPORTS: &str =

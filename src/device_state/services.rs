@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lists::{Image, RecordKind, Shared};
+use super::record_lists::{Image, RecordKind, Shared};
 use super::reported::DeviceState;
-use crate::balena::device::{Release, Text, one};
-use crate::balena::release::ImageOfService;
+use crate::balena::device::{Release, one};
+use crate::balena::{ImageOfService, Text};
 use crate::discovery::service_labels::Declared;
 
 /// The images that run. A count of them would not tell those of the release from the supervisor's own.

@@ -1,4 +1,5 @@
-//! What the tunnel and `check` share of a scrape: where it may go, and why an exchange fails.
+//! The HTTP client of scrapes, which the tunnel and `check` share: it reads answers as Go's client does, knows where a scrape may
+//! go, and when its answer has to be complete.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -21,6 +22,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::net::scrape_error::{ScrapeError, ScrapeReason};
 
+/// What the program calls itself in its requests.
+pub const USER_AGENT: &str = concat!("baletheus/", env!("CARGO_PKG_VERSION"));
 /// The time-out for reaching a device, where the scrape names none: below Prometheus' default of 10 s, so that there is
 /// time to answer with the reason. balena's VPN proxy answers only after 134 s if a device swallows packets.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(9);

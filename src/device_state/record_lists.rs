@@ -9,8 +9,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use crate::balena::device::{self, describe, up_to};
-use crate::balena::pages::{List, Pages, Place, WithId};
-use crate::balena::{Client, Failure, Listing, Request, Source};
+use crate::balena::{Client, Failure, List, Listing, Pages, Place, Request, Source, WithId};
 use crate::text::count;
 
 /// Characters of a word that are kept.
