@@ -4,19 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounterVec;
-use serde::Deserialize;
 
 use super::failure::{Failure, Reason};
 use super::http::ApiConnection;
 use super::query::{Query, Request};
-use super::source::{Actor, Api, Fetched, Source};
+use super::source::{Api, Fetched, Source};
 use crate::liveness::Liveness;
 use crate::net::CannotStart;
 
 /// The status of a request without an answer, as it is counted.
 pub const NO_ANSWER: &str = "none";
-/// The most time for the question whose key it is, which must not hold up a refresh for long.
-const WHOAMI_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most time for a question about the key, which must not hold up a refresh for long.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of the balena API, version 7. Clones share the connection, the key and the counts.
 #[derive(Clone)]
@@ -82,15 +81,8 @@ impl Source for Client {
         self.get_within(&self.query.path(request), etag, self.connection.api.timeout)
     }
 
-    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure> {
-        #[derive(Deserialize)]
-        struct Whoami {
-            #[serde(rename = "actorType")]
-            actor: Actor,
-        }
-        let limit = WHOAMI_TIMEOUT.min(self.connection.api.timeout.saturating_sub(spent));
-        let answer = self.get_within("/actor/v1/whoami", None, limit)?;
-        let Fetched::Body { body, .. } = answer else { return Ok(Actor::Unknown) };
-        Ok(serde_json::from_slice(&body).map_or(Actor::Unknown, |Whoami { actor }| actor))
+    fn ask(&mut self, request: Request, spent: Duration) -> Result<Fetched, Failure> {
+        let limit = QUESTION_TIMEOUT.min(self.connection.api.timeout.saturating_sub(spent));
+        self.get_within(&self.query.path(request), None, limit)
     }
 }

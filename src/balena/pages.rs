@@ -123,6 +123,11 @@ impl<T> Pages<T> {
         self.cached.clear();
     }
 
+    /// Whether the next walk goes on where a rate limit has stopped the last one.
+    pub fn goes_on(&self) -> bool {
+        self.began.is_some_and(|began| began.elapsed() <= MAX_WALK)
+    }
+
     /// Walks over all pages. A walk that a rate limit stops goes on at the next try: the pages that it has asked for are not
     /// asked for again, so that it ends where a window holds fewer requests than it needs.
     ///
@@ -130,7 +135,7 @@ impl<T> Pages<T> {
     /// A request or a page fails. The pages may then be of two moments, and must not be used. Those that came are kept, so that
     /// the next try is cheaper.
     pub fn refresh(&mut self, source: &mut dyn Source, list: &mut impl List<Page = T>) -> Result<(), Failure> {
-        if self.began.is_none_or(|began| began.elapsed() > MAX_WALK) {
+        if !self.goes_on() {
             self.walk += 1;
             self.began = Some(Instant::now());
         }

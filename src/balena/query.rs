@@ -18,6 +18,8 @@ pub enum Request<'a> {
     ReleasesById(&'a [u64]),
     /// The fleets of the first devices that the key sees, selected or not.
     EveryFleet,
+    /// Whose key it is, as an [`Actor`](super::Actor) with the name `actorType`.
+    Owner,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +127,7 @@ impl Query {
             Request::Page { list, after, limit } => self.page(list, &self.what(list), after, limit),
             Request::NextId(list, after) => self.page(list, "$select=id", after, 1),
             Request::EveryFleet => format!("/v7/device?{EVERY_FLEET}"),
+            Request::Owner => "/actor/v1/whoami".into(),
             Request::ReleasesById(ids) => {
                 let ids: Vec<_> = ids.iter().map(u64::to_string).collect();
                 let what = self.what(Listing::Releases);

@@ -3,7 +3,6 @@
 //! balena's build stores `labels:` of a service as `image_label`. The owner of a fleet can override a label for a service
 //! (`service_label`), and a device's supervisor applies the override. Labels can change after the release was made.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::num::NonZeroU64;
 
@@ -67,8 +66,8 @@ struct LabelRecord<'a> {
 pub struct Service<'a> {
     pub image: Option<NonZeroU64>,
     pub name: &'a str,
-    /// Its labels that begin with the prefix that was asked for. An override replaces the label of the same name.
-    pub labels: BTreeMap<&'a str, &'a str>,
+    /// Those of its labels that were asked for: of the release, and the overrides of the fleet's owner, which count more.
+    pub labels: [Vec<(&'a str, &'a str)>; 2],
 }
 
 impl Display for ReleaseServices<'_> {
@@ -100,8 +99,8 @@ fn service<'a>(image: &'a ReleaseImage, problems: &mut Vec<String>) -> Option<Se
         }
         return None;
     };
-    let mut labels = BTreeMap::new();
-    for source in [&image.labels, &service?.overrides] {
+    let labels = [&image.labels, &service?.overrides].map(|source| {
+        let mut labels = Vec::new();
         let source = source.as_deref().unwrap_or_default();
         if source.len() > MAX_LABELS {
             problems.push(format!("service {name} has {} labels; the first {MAX_LABELS} are read", source.len()));
@@ -111,7 +110,7 @@ fn service<'a>(image: &'a ReleaseImage, problems: &mut Vec<String>) -> Option<Se
             // A label without a value is there, and empty.
             let value = value.as_deref().unwrap_or_default();
             if label.len().max(value.len()) <= MAX_LABEL_SIZE {
-                labels.insert(label, value);
+                labels.push((label, value));
             } else {
                 let label = up_to(80, label);
                 problems.push(format!(
@@ -119,6 +118,7 @@ fn service<'a>(image: &'a ReleaseImage, problems: &mut Vec<String>) -> Option<Se
                 ));
             }
         }
-    }
+        labels
+    });
     Some(Service { image: of_service?.id, name, labels })
 }

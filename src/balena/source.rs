@@ -55,14 +55,11 @@ pub trait Source {
     /// Asks, unless the answer still has this `ETag`.
     fn get(&mut self, request: Request, etag: Option<&str>) -> Result<Fetched, Failure>;
 
-    /// Whose key it asks with. `spent` is the part of the time-out that is gone already.
-    ///
-    /// # Errors
-    /// There is no usable answer in what is left.
-    fn owner(&mut self, spent: Duration) -> Result<Actor, Failure>;
+    /// Asks about the key, within what is left of the time-out: `spent` of it is gone already.
+    fn ask(&mut self, request: Request, spent: Duration) -> Result<Fetched, Failure>;
 }
 
-/// Whose key it is, by `GET /actor/v1/whoami`.
+/// Whose key it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Actor {

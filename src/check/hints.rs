@@ -13,6 +13,10 @@ pub const OFFLINE: &str = "offline devices do not count as failures; check its p
 pub const OUTDATED: &str =
     "this node_exporter is older than 0.16, and the dashboards do not know its names, such as node_cpu: update it";
 
+/// What to do about an exporter that redirects within the target.
+pub const REDIRECTED: &str = "it redirects, and the jobs of prometheus.yml follow no redirect: name the path that answers \
+    (--exporter NAME:PORT/PATH)";
+
 /// What to do about a device that is left out.
 pub fn left_out(reason: LeftOutReason) -> &'static str {
     match reason {

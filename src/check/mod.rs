@@ -71,7 +71,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     let start = Instant::now();
     let mut list = Inventory::default();
     let refreshed = list.refresh(&mut client, &settings.rules);
-    KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), start.elapsed());
+    KeyOwner::default().check(&mut client, &refreshed, list.entries().count(), &|| start.elapsed());
     let refresh = start.elapsed();
     match refreshed {
         Err(failure) if form == Form::Anonymous => {
@@ -129,10 +129,11 @@ fn all_rows(list: &Inventory, known: FleetState, name: Option<&str>) -> Vec<Row>
     rows
 }
 
-/// Whether a device has this in its name, or at the start of its uuid.
+/// Whether a device has this in its name, or at the start of its uuid, or is shown as this: `gw-0001 (cea099a)`.
 fn is_named(entry: &Entry, name: &str) -> bool {
-    let name = name.to_lowercase();
-    entry.shown().to_lowercase().contains(&name) || entry.uuid().is_some_and(|uuid| uuid.starts_with(&name))
+    let (name, shown) = (name.to_lowercase(), entry.shown().to_lowercase());
+    let Some(uuid) = entry.uuid() else { return shown.contains(&name) };
+    entry.device_name().to_lowercase().contains(&name) || uuid.starts_with(&name) || shown == name
 }
 
 /// The width of the terminal, as the shell sets it or as the system knows it.

@@ -42,6 +42,8 @@ pub struct ProbeSuccess {
     pub samples: usize,
     /// Whether it is of a `node_exporter` before 0.16, whose names the dashboards do not know.
     pub outdated: bool,
+    /// Whether another path of the target answers, to which it redirects.
+    pub redirected: bool,
     /// From the first step to the last byte.
     pub duration: Duration,
 }
@@ -51,22 +53,22 @@ impl Prober {
         let start = Instant::now();
         let late =
             |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
-        let metrics = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
+        let (metrics, redirected) = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
         let outdated = metrics.old_cpu && !metrics.new_cpu;
-        Ok(ProbeSuccess { samples: metrics.samples, outdated, duration: start.elapsed() })
+        Ok(ProbeSuccess { samples: metrics.samples, outdated, redirected, duration: start.elapsed() })
     }
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
-    /// request goes.
-    async fn follow(&self, url: &str) -> Result<SampleCounter, ScrapeError> {
+    /// request goes. Returns the samples, and whether it was redirected.
+    async fn follow(&self, url: &str) -> Result<(SampleCounter, bool), ScrapeError> {
         let no_url = |what: &str| ScrapeError::new(ScrapeReason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
         check_destination(&target, Some(()))?;
-        for _ in 0..=MAX_REDIRECTS {
+        for redirects in 0..=MAX_REDIRECTS {
             let answer = self.get(&url).await?;
             let location = text_of(&answer, &LOCATION).filter(|_| answer.status().is_redirection());
-            let Some(location) = location else { return count(answer).await };
+            let Some(location) = location else { return Ok((count(answer).await?, redirects > 0)) };
             url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| no_url(location))?;
             let to = host_port(&url);
             if check_destination(&to, (to == target).then_some(())).is_err() {

@@ -87,7 +87,8 @@ impl Row {
                 self.result = TargetResult::Answers;
                 self.samples = Some(scrape.samples);
                 self.seconds = Some(seconds);
-                self.hint = scrape.outdated.then_some(hints::OUTDATED);
+                let redirected = scrape.redirected.then_some(hints::REDIRECTED);
+                self.hint = redirected.or(scrape.outdated.then_some(hints::OUTDATED));
                 self.answer = format!("{} in {seconds:.2} s", count(scrape.samples, "sample"));
             }
             Err(refused) => {

@@ -42,7 +42,9 @@ pub(super) fn guard(from: &mut Sources, listen: &str) -> Guard {
 }
 
 pub(super) fn status_host(text: &str) -> Result<String, BadValue> {
-    if text == ANY_HOST { Ok(text.to_owned()) } else { domain(text) }
+    // A name in one of Docker's networks may have underscores: `baletheus.monitoring_default`.
+    let is_host = |text: &str| domain(&text.replace('_', "-")).map(|_| text.to_ascii_lowercase());
+    if text == ANY_HOST { Ok(text.to_owned()) } else { is_host(text) }
 }
 
 fn token(from: &mut Sources) -> Option<Token> {
@@ -92,8 +94,13 @@ pub(super) fn proxies(from: &mut Sources) -> EnvProxies {
 }
 
 fn secret_file(given: String, path: &str, why: BadSecret, what: &'static str) -> ConfigError {
-    // The value may be the secret itself, by mistake.
-    let is_path = path.contains(['/', '.']) || Path::new(path).exists();
+    // The value may be the secret itself, by mistake. A random one may have slashes, and a session token has dots.
+    let is_random = |part: &str| {
+        let kinds = [u8::is_ascii_digit, u8::is_ascii_lowercase, u8::is_ascii_uppercase];
+        part.len() >= 12 && kinds.iter().all(|kind| part.bytes().any(|byte| kind(&byte)))
+    };
+    let is_like_one = path.contains(['/', '.']) && !path.contains('@') && !path.split(['/', '.']).any(is_random);
+    let is_path = is_like_one || Path::new(path).exists();
     let value = if is_path { format!("{path:?}") } else { format!("not shown, since it may be the {what} itself") };
     ConfigError::SecretFile { given, value, why, what }
 }

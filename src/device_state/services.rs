@@ -140,7 +140,7 @@ impl<'a> DeviceServices<'a> {
     pub fn downloads(&self) -> impl Iterator<Item = (&'a NotRunning, f64)> {
         let of_target = self.not_running.iter().filter(|install| install.image.release == self.state.target);
         of_target.filter_map(|install| match &*install.status {
-            "Downloading" => Some((*install, f64::from(install.progress?) / 100.0)),
+            "Downloading" => Some((*install, (f64::from(install.progress?) / 100.0).clamp(0.0, 1.0))),
             status => (is_update(status) && !self.is_own(install.image, false)).then_some((*install, 1.0)),
         })
     }

@@ -42,7 +42,8 @@ impl Inventory {
     /// # Errors
     /// A request or a page fails. The list must not be used then, since it may hold pages of two moments.
     pub fn refresh(&mut self, source: &mut dyn Source, rules: &Rules) -> Result<(), Failure> {
-        if rules.service_labels {
+        // A rate limit may have stopped the walk over the devices: it goes on without those that came before it.
+        if rules.service_labels && !self.pages.goes_on() {
             self.releases.refresh(source)?;
         }
         let version = self.releases.version();

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::balena::{Actor, Failure, Fetched, Reason, Request, Source, device};
 use crate::secret::CREATE_KEY;
 use crate::text::count;
@@ -20,13 +22,16 @@ pub struct KeyOwner {
 
 impl KeyOwner {
     /// After a refresh that found so many devices, or failed: asks once about a key that shows at most one device, or that the
-    /// API refuses. With the time that the refresh took, this takes no longer than the time-out of a request.
-    pub fn check(&mut self, source: &mut dyn Source, refreshed: &Result<(), Failure>, devices: usize, took: Duration) {
+    /// API refuses. `spent` is the time since the refresh began: with it, this takes no longer than the time-out of a request.
+    pub fn check(
+        &mut self, source: &mut dyn Source, refreshed: &Result<(), Failure>, devices: usize,
+        spent: &dyn Fn() -> Duration,
+    ) {
         // A list that becomes empty later has its own warning.
         if refreshed.is_ok() && !self.is_explained {
             self.is_explained = true;
             if devices == 0 {
-                log::warn!("the API lists no device{}", what_the_key_sees(source));
+                log::warn!("the API lists no device{}", what_the_key_sees(source, spent()));
             }
         }
         let is_suspect = match refreshed {
@@ -37,7 +42,7 @@ impl KeyOwner {
             self.asked &= refreshed.is_err();
         } else if !self.asked {
             self.asked = true;
-            match source.owner(took) {
+            match owner(source, spent()) {
                 Ok(Actor::Device) => {
                     log::warn!("the API key is a device's own and shows that one device only, or none: {CREATE_KEY}");
                 }
@@ -51,9 +56,20 @@ impl KeyOwner {
     }
 }
 
+/// Whose key it is.
+fn owner(source: &mut dyn Source, spent: Duration) -> Result<Actor, Failure> {
+    #[derive(Deserialize)]
+    struct Whoami {
+        #[serde(rename = "actorType")]
+        actor: Actor,
+    }
+    let Fetched::Body { body, .. } = source.ask(Request::Owner, spent)? else { return Ok(Actor::Unknown) };
+    Ok(serde_json::from_slice(&body).map_or(Actor::Unknown, |Whoami { actor }| actor))
+}
+
 /// What the key sees, selected or not, for the end of a sentence.
-fn what_the_key_sees(source: &mut dyn Source) -> String {
-    let body = match source.get(Request::EveryFleet, None) {
+fn what_the_key_sees(source: &mut dyn Source, spent: Duration) -> String {
+    let body = match source.ask(Request::EveryFleet, spent) {
         Ok(Fetched::Body { body, .. }) => body,
         Ok(_) => return String::new(),
         Err(failure) => return format!("; what the key sees cannot be read: {failure}"),

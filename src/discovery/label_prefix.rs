@@ -22,10 +22,19 @@ const SHOWN_ERROR: usize = 200;
 /// prefix.
 pub type Declarations<'a> = BTreeMap<&'a str, (&'a str, &'a str)>;
 
+/// Why a key has no effect.
+#[derive(Clone, Copy)]
+pub enum Unused {
+    /// It is meant for this program and has none of the known names.
+    Unknown,
+    /// The same name is there in the other spelling.
+    OtherSpelling,
+}
+
 /// Reads keys and values. If a name is there twice, the spelling with a dot counts, and then the lesser value, since the API's
-/// order may change. `unknown` gets each key that is meant for this program and has none of the known names.
+/// order may change. `unused` gets each key that has no effect.
 pub fn read<'a>(
-    pairs: impl Iterator<Item = (&'a str, &'a str)>, known: &[&str], mut unknown: impl FnMut(&'a str),
+    pairs: impl Iterator<Item = (&'a str, &'a str)>, known: &[&str], mut unused: impl FnMut(&'a str, Unused),
 ) -> Declarations<'a> {
     let mut read = Declarations::new();
     for (key, value) in pairs {
@@ -33,9 +42,13 @@ pub fn read<'a>(
         if let Some(name) = name.filter(|name| known.contains(name)) {
             let new = (key, value);
             let found = read.entry(name).or_insert(new);
-            *found = new.min(*found); // a dot is less than a slash
+            let lost = new.max(*found); // a dot is less than a slash
+            *found = new.min(*found);
+            if lost.0 != found.0 {
+                unused(lost.0, Unused::OtherSpelling);
+            }
         } else if is_similar(key) {
-            unknown(key);
+            unused(key, Unused::Unknown);
         }
     }
     read

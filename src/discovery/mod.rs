@@ -119,7 +119,7 @@ impl<'a> Discovery<'a> {
         }
         let refreshed = self.inventory.refresh(self.source, &self.rules);
         let devices = self.inventory.entries().count();
-        self.key_owner.check(self.source, &refreshed, devices, clock.now() - start);
+        self.key_owner.check(self.source, &refreshed, devices, &|| clock.now() - start);
         refreshed?;
         self.changes.begin(|| self.sink.published().unwrap_or_default());
         if let Some(failure) = self.inventory.missing_releases()

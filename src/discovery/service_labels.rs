@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use super::exporter::{self, Exporter};
-use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, Unused, wrong};
 use crate::balena::device::up_to;
 use crate::balena::{ReleaseServices, Service};
 use crate::values::{BadValue, boolean, items, scheme, scrape_interval, scrape_timeout};
@@ -30,15 +30,26 @@ pub fn declared(release: &ReleaseServices) -> Declared {
     let mut declared = Declared { release: release.id, warnings, ..Declared::default() };
     for service in &services {
         let place = format!("service {} of {release}", service.name);
-        let labels = label_prefix::read(service.labels.iter().map(|(key, value)| (*key, *value)), &KNOWN, |key| {
-            let key = up_to(100, key);
-            declared.warnings.push(format!("{place} has the label {key}, which baletheus does not know"));
-        });
+        let mut labels = Declarations::new();
+        for source in &service.labels {
+            labels.extend(label_prefix::read(source.iter().copied(), &KNOWN, |key, why| {
+                let why = match why {
+                    Unused::Unknown => "which baletheus does not know",
+                    Unused::OtherSpelling => "which has no effect beside the same one with a dot",
+                };
+                declared.warnings.push(format!("{place} has the label {}, {why}", up_to(100, key)));
+            }));
+        }
         declared.images.extend(service.image);
         match read(&labels, ALERT, boolean) {
             Ok(Some(false)) => declared.muted.push(service.name.to_owned()),
             Err(error) => declared.warnings.push(format!("{place}: {error}; it counts as absent")),
             _ => {}
+        }
+        if let (Some((path, _)), Some((port, ports))) = (labels.get("path"), labels.get("port"))
+            && items(ports).all(|port| port.contains('/'))
+        {
+            declared.warnings.push(format!("{place} has the label {path}, which has no effect: {port} has a path"));
         }
         match exporters(service, &labels) {
             Ok(exporters) => declared.exporters.extend(exporters),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::exporter::{self, Exporter};
-use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, wrong};
+use super::label_prefix::{self, ALERT, Declarations, MAX_EXPORTERS, PREFIX, Unused, wrong};
 use crate::balena::Device;
 use crate::balena::device::{Tag, up_to};
 use crate::values::{BadValue, Millis};
@@ -91,15 +91,20 @@ impl<'a, 'w> Tags<'a, 'w> {
     /// Reads the tags. Warns of those that are meant for this program and have no effect.
     pub fn new(device: &'a Device<'a>, own_tags: OwnTags, warnings: &'w mut Vec<String>) -> Self {
         let pair = |tag: &'a Tag| Some((tag.key.as_deref()?, tag.value.as_deref().unwrap_or_default()));
-        let mut unknown = Vec::new();
-        let own =
-            label_prefix::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key| unknown.push((key, true)));
+        let mut unused = Vec::new();
+        let own = label_prefix::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key, why| {
+            unused.push((key, true, why))
+        });
         let of_fleet = device.fleet_tags().iter().filter_map(pair);
-        let fleet = label_prefix::read(of_fleet, &OF_FLEET, |key| unknown.push((key, false)));
+        let fleet = label_prefix::read(of_fleet, &OF_FLEET, |key, why| unused.push((key, false, why)));
         let mut tags = Tags { device, own_tags, own, fleet, warnings };
-        for (key, is_own) in unknown {
+        for (key, is_own, why) in unused {
             let (owner, known) = if is_own { ("device", OF_DEVICE.join(", ")) } else { ("fleet", OF_FLEET.join(", ")) };
-            tags.warn(key, is_own, &format!("has no effect: a {owner} takes {PREFIX}/ with {known}"));
+            let why = match why {
+                Unused::Unknown => format!("has no effect: a {owner} takes {PREFIX}/ with {known}"),
+                Unused::OtherSpelling => "has no effect beside the same one with a dot".into(),
+            };
+            tags.warn(key, is_own, &why);
         }
         tags
     }
@@ -167,6 +172,11 @@ impl<'a, 'w> Tags<'a, 'w> {
         }
         if let Some(list) = list {
             return Some((EXPORTERS, list));
+        }
+        if let Some((key, _)) = path
+            && port.is_some_and(|(_, port)| port.contains('/'))
+        {
+            self.warn(key, is_own, &format!("has no effect: {PREFIX}/{PORT} has a path"));
         }
         let path = self.of(is_own, PATH, &|text| exporter::path(text));
         let single = self.of(is_own, PORT, &|text| Ok(vec![exporter::with_path(None, text, path)?]))?;

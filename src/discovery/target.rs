@@ -58,6 +58,7 @@ impl Rules {
     }
 }
 
+const ONLY_PORT_80: &str = "a public device URL leads to port 80 only";
 const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 /// The API names no release of a device if that was deleted, although the device still runs it.
 const NO_RELEASE: &str = "the API has no release that it runs (was it deleted?), so no service label, and no tag and no option names an exporter";
@@ -110,7 +111,7 @@ fn targets(
     }
     let address = address(device, rules)?;
     common.origin = found.origin;
-    common.targets = reachable(device, found, rules, tags.warnings)?;
+    common.targets = reachable(tags, found, rules)?;
     common.host_suffix = match rules.address {
         Address::Vpn => ".balena".into(),
         Address::Public => format!(".{}", rules.public_domain).into(),
@@ -122,9 +123,8 @@ fn targets(
 }
 
 /// The exporters that the address leads to, each once.
-fn reachable(
-    device: &Device, found: DeviceExporters, rules: &Rules, warnings: &mut Vec<String>,
-) -> Result<Vec<DeviceTarget>, LeftOut> {
+fn reachable(tags: &mut Tags, found: DeviceExporters, rules: &Rules) -> Result<Vec<DeviceTarget>, LeftOut> {
+    let device = tags.device;
     let is_public = rules.address == Address::Public;
     let (mut targets, mut unreachable): (Vec<DeviceTarget>, _) = (Vec::new(), Vec::new());
     for mut exporter in found.exporters {
@@ -135,6 +135,14 @@ fn reachable(
                 unreachable.push(format!("{service} at {}", exporter.port));
                 continue;
             }
+            let by_tag = matches!(found.origin, Origin::DeviceTag | Origin::FleetTag);
+            if exporter.port != 80 && by_tag {
+                let owner = tags.owner(found.origin == Origin::DeviceTag);
+                tags.warnings.push(format!(
+                    "{owner}: a tag names the exporter {shown}: {ONLY_PORT_80}, {} is not used",
+                    exporter.port
+                ));
+            }
             (exporter.port, exporter.scheme) = (443, Some("https"));
         }
         let is_same = |known: &Exporter| known.port == exporter.port && known.name == exporter.name;
@@ -144,18 +152,20 @@ fn reachable(
                 Origin::DeviceTag | Origin::FleetTag => format!("{PREFIX}/{EXPORTERS}"),
                 Origin::ServiceLabel | Origin::Option => found.origin.as_str().to_owned(),
             };
-            warnings.push(format!("{name}: {source} names {shown} twice; the later one is left out"));
+            tags.warnings.push(format!("{name}: {source} names {shown} twice; the later one is left out"));
             continue;
         }
         targets.push(DeviceTarget { labels: labels::of_exporter(&exporter), exporter });
     }
     if !unreachable.is_empty() {
         let what = unreachable.join(", ");
-        let only = "a public device URL leads to port 80 only";
         if targets.is_empty() {
-            return Err(LeftOut { reason: LeftOutReason::NoExporter, detail: format!("{what}: {only}").into() });
+            return Err(LeftOut {
+                reason: LeftOutReason::NoExporter,
+                detail: format!("{what}: {ONLY_PORT_80}").into(),
+            });
         }
-        warnings.push(format!("{}: {what} is left out: {only}", device.display_name()));
+        tags.warnings.push(format!("{}: {what} is left out: {ONLY_PORT_80}", device.display_name()));
     }
     if targets.is_empty() {
         let detail = match &device.release {

@@ -31,6 +31,8 @@ pub struct TargetFile {
     lock: Option<File>,
     /// The file's identity when it last held the list, and the list's version.
     seen: Option<(Identity, u64)>,
+    /// Whether the last list of this process has targets, whatever became of the file since.
+    has_targets: bool,
 }
 
 /// Device, inode, size and times of change: whatever replaces a file, writes it or changes its permissions changes one of them.
@@ -48,7 +50,7 @@ impl TargetFile {
     pub fn new(path: PathBuf, mode: u32, write_empty: bool) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let scratch = directory(&path).join(format!(".{name}.tmp"));
-        TargetFile { path, scratch, mode, write_empty, keeps_mode: true, lock: None, seen: None }
+        TargetFile { path, scratch, mode, write_empty, keeps_mode: true, lock: None, seen: None, has_targets: false }
     }
 
     /// Makes the folder and locks it, so that two sidecars do not write one file by mistake. Removes what a killed run left
@@ -228,6 +230,13 @@ impl Sink for TargetFile {
     }
 
     fn publish(&mut self, list: &Inventory) -> Result<Published, Failure> {
+        // An empty list is held back before anything can fail: a failure of the file publishes the list by HTTP all the same.
+        let has_targets = list.has_targets();
+        let are_there = || self.has_targets || self.published().is_none_or(|devices| !devices.is_empty());
+        if !has_targets && !self.write_empty && are_there() {
+            return Ok(Published::HeldBack);
+        }
+        self.has_targets = has_targets;
         self.check_place().map_err(|error| self.failure(&error))?;
         if self.seen.is_some() && self.seen == identity(&self.path).map(|identity| (identity, list.version())) {
             return Ok(Published::Unchanged);
@@ -236,10 +245,6 @@ impl Sink for TargetFile {
         let holds = self.holds(list).unwrap_or(false);
         if !holds {
             self.seen = None;
-            let has_targets = || self.published().is_none_or(|devices| !devices.is_empty());
-            if !list.has_targets() && !self.write_empty && has_targets() {
-                return Ok(Published::HeldBack);
-            }
             self.write(list).map_err(|error| self.failure(&error))?;
         }
         self.seen = identity(&self.path).map(|identity| (identity, list.version()));

@@ -46,16 +46,15 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, BadValue> {
     if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._:[]%".contains(c)) {
         return Err(BAD_FORM.into()); // such as a URL
     }
-    let host = text.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
+    let (host, port) = text.rsplit_once(':').ok_or(BAD_FORM)?;
+    let port: u16 = port.parse().map_err(|_| BAD_FORM)?;
+    let host = host.trim_matches(['[', ']']); // with them, the standard library takes no zone such as %eth0
     let address = host.split_once('%').map_or(host, |(address, _)| address); // the zone may follow
     if host.contains(':') && address.parse::<Ipv6Addr>().is_err() {
         return Err(BAD_FORM.into()); // no name has a colon
     }
-    let found = text.to_socket_addrs().map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidInput => BAD_FORM.into(),
-        _ => BadValue { may_pass: true, ..format!("the host's name cannot be resolved: {error}").into() },
-    });
-    found.map(Iterator::collect)
+    let unknown = |error| BadValue { may_pass: true, ..format!("the host's name cannot be resolved: {error}").into() };
+    (host, port).to_socket_addrs().map(Iterator::collect).map_err(unknown)
 }
 
 /// Listens on the first of these addresses that is free, for use with tokio. `variable` is the option that has them.

@@ -51,7 +51,7 @@ pub static METRICS: [Metric; 23] = [
     Metric { name: "balena_device_memory_size_bytes", about: "Memory of the device", value: Value::Number(|it| Some(known(it.report?.memory_size)? * MIB)) },
     Metric { name: "balena_device_storage_used_bytes", about: "Space in use on the data partition", value: Value::Number(|it| Some(known(it.report?.storage_used)? * MIB)) },
     Metric { name: "balena_device_storage_size_bytes", about: "Space of the data partition", value: Value::Number(|it| Some(known(it.report?.storage_size)? * MIB)) },
-    Metric { name: "balena_device_cpu_usage_ratio", about: "CPU in use, 0 to 1, in steps of about 0.2", value: Value::Number(|it| Some(known(it.report?.cpu_usage)? / 100.0)) },
+    Metric { name: "balena_device_cpu_usage_ratio", about: "CPU in use, 0 to 1, in steps of about 0.2", value: Value::Number(|it| Some((known(it.report?.cpu_usage)? / 100.0).clamp(0.0, 1.0))) },
     Metric { name: "balena_device_cpu_temperature_celsius", about: "Temperature of the CPU, in steps of about 3", value: Value::Number(|it| known(it.report?.cpu_temperature)) },
     Metric { name: "balena_device_undervolted", about: "Whether the supervisor saw under-voltage", value: Value::Number(|it| flag(it.report?.is_undervolted)) },
 ];

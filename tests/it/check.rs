@@ -138,7 +138,7 @@ fn compare(output: &Output, expected: &[(&str, &str, &str, &str)]) {
                 && row["result"] == *result
                 && reason.split('|').any(|reason| row["reason"].as_str().unwrap_or_default() == reason)
                 && answer.split('…').all(|part| said.contains(part))
-                && (*result == "answers") == row["hint"].is_null())
+                && (*result == "answers" && *name != "moved (") == row["hint"].is_null())
         })
         .collect();
     assert!(rows.len() == expected.len() && wrong.is_empty(), "{wrong:#?}\n{}", text(&output.stdout));
@@ -308,6 +308,7 @@ fn what_to_do_depends_on_the_answer() {
             "/old" => typed(body("node_cpu")),
             "/older" => typed("node_cpu 1\n".into()),
             "/new" => typed(body("node_cpu_seconds_total")),
+            "/moved" => Reply::status(301, &[("Location", "/new")], b""),
             "/both" => typed(body("node_cpu_seconds_total") + &body("node_cpu")),
             status => Reply::status(status[1..].parse().unwrap(), &[], b""),
         })
@@ -324,6 +325,7 @@ fn what_to_do_depends_on_the_answer() {
         ("9100/older", "answers", "1 sample", "older than 0.16"),
         ("9100/new", "answers", "2 samples", ""),
         ("9100/both", "answers", "4 samples", ""),
+        ("9100/moved", "answers", "2 samples", "it redirects, and the jobs of prometheus.yml follow no redirect"),
         ("9443", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
         ("9444", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
         ("9102", "fails", "TLS: ", "does the exporter speak https on this port?"),
@@ -578,6 +580,11 @@ fn one_device_by_its_name_or_uuid() {
     assert_eq!(names(&["--json", &uuid]), ["fridge-04"]);
     assert_eq!(names(&["--json", &uuid[..10]]), ["fridge-04"]);
     assert_eq!(names(&["--json", "fridge"]).len(), 3);
+    // Nor the middle of a uuid nor what stands around its beginning in the log, but both as the log has them.
+    assert_eq!(names(&["--json", &format!("fridge-04 ({})", &uuid[..7])]), ["fridge-04"]);
+    for other in [&uuid[1..7], "("] {
+        assert!(text(&check(&sidecar, &[other]).stderr).contains("no device has "), "{other}");
+    }
     // The page has every field.
     let page = include_str!("../../docs/troubleshooting.md");
     let (_, fields) = page.split_once("`--json` prints").expect("the fields");

@@ -553,6 +553,9 @@ fn tags_steer_public_urls() {
     for exporter in ["80/other", "n:81", "n:80/x", "80"] {
         expect_line(&log, &[EXPORTERS, "same address (0000000)", &format!(" {exporter} ")]);
     }
+    let only = "a public device URL leads to port 80 only";
+    expect_line(&log, &["two exporters (0000000): a tag names the exporter b:65535/x: ", only, "65535 is not used"]);
+    expect_line(&log, &["fleet o/f: a tag names the exporter app:7000/m: ", only, "7000 is not used"]);
 }
 
 #[test]

@@ -303,6 +303,20 @@ fn whose_key_it_is_takes_what_the_list_has_left_of_the_timeout() {
     let limit = humantime::parse_duration(&limit).expect("a duration").as_millis();
     assert!(limit <= u128::from(TIMEOUT - LIST), "{limit} ms: {log}");
     assert!(log.contains("updated balena.json: 1 target"), "{log}");
+    // So does what the key sees, where the selection has no device.
+    cloud.change(std::mem::take);
+    cloud.intercept(|seen, due| match seen.target.as_str() {
+        target if target.contains("$top=10000") => Some(Reply::steps([Step::Hang])),
+        _ if asks_for_more(seen) || seen.target.starts_with("/v7/release?") => None,
+        _ => Some(Reply::steps([Step::Pause(Duration::from_millis(LIST)), Step::Send(due.to_vec())])),
+    });
+    let sidecar = sidecar(&cloud).env("API_TIMEOUT", "4s").env("LOG_LEVEL", "debug").env("FLEET", "acme/none");
+    let log = sidecar.oneshot();
+    let asked = log.split("no whole answer from ").skip(1).map(|line| line.split_once("within ").expect("a limit").1);
+    let limits: Vec<_> = asked.map(|limit| limit.split(['\n', ';']).next().unwrap().replace(' ', "")).collect();
+    let left = Duration::from_millis(TIMEOUT - LIST);
+    assert!(!limits.is_empty(), "{log}");
+    assert!(limits.iter().all(|limit| humantime::parse_duration(limit).expect("a duration") <= left), "{log}");
 }
 
 /// A gateway gives 400 records at once, however many are asked for.

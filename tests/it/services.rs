@@ -80,6 +80,8 @@ fn labels_become_targets_of_the_devices_that_run_the_release() {
                 &[("prometheus.io.port", "3"), ("prometheus.io.scheme", "http")],
                 &[("prometheus.io.port", "4"), ("prometheus.io.scheme", "https")],
             ),
+            ("spelled", &[("prometheus.io.port", "10")], &[("prometheus.io/port", "11")]),
+            ("paths", &[("prometheus.io.port", "12/x"), ("prometheus.io.path", "/y")], &[]),
             ("many", &[("prometheus.io.port", "5, 6/x"), ("prometheus.io.path", "/y")], &[]),
             ("off", &[("prometheus.io.port", "7"), ("prometheus.io.scrape", "false")], &[]),
             (
@@ -99,6 +101,8 @@ fn labels_become_targets_of_the_devices_that_run_the_release() {
             "gw-1 app app 8080 /internal/metrics",
             "gw-2 k8s slash 2 -",
             "gw-2 over over 4 -",
+            "gw-2 spelled spelled 11 -",
+            "gw-2 paths paths 12 /x",
             "gw-2 many many 5 /y",
             "gw-2 many many 6 /x",
             "gw-2 slow slow 8 -",
@@ -108,14 +112,20 @@ fn labels_become_targets_of_the_devices_that_run_the_release() {
     let groups: Vec<Value> = serde_json::from_str(&sidecar.list()).unwrap();
     let label = |index: usize, name: &str| groups[index]["labels"][name].as_str().map(str::to_owned);
     assert_eq!(label(3, "__scheme__").as_deref(), Some("https"));
-    assert_eq!(label(6, "__scrape_interval__").as_deref(), Some("2m"));
-    assert_eq!(label(6, "__scrape_timeout__").as_deref(), Some("90s"));
-    assert_eq!(label(7, "__scrape_timeout__").as_deref(), Some("5s"));
+    assert_eq!(label(8, "__scrape_interval__").as_deref(), Some("2m"));
+    assert_eq!(label(8, "__scrape_timeout__").as_deref(), Some("90s"));
+    assert_eq!(label(9, "__scrape_timeout__").as_deref(), Some("5s"));
     assert_eq!(label(0, "__meta_balena_exporter").as_deref(), Some("node"));
     assert!(log.contains("added gw-1 (0000000): 2 targets, service label"), "{log}");
     let left_out = "left out gw-3 (0000000): no tag, no label of a service and no option names an exporter";
     assert!(log.contains(left_out), "{log}");
     assert!(log.contains("WARN  devices without an exporter are left out"), "{log}");
+    for unused in [
+        "service slash of release 2.0.0 of fleet acme/gateways has the label prometheus.io/port, which has no effect beside",
+        "service paths of release 2.0.0 of fleet acme/gateways has the label prometheus.io.path, which has no effect: ",
+    ] {
+        assert!(log.contains(unused), "{log}");
+    }
 }
 
 /// The device still runs it, but the API names it no more.
@@ -529,6 +539,22 @@ fn a_release_that_started_in_between_is_fetched_before_the_list_is_published() {
     assert_eq!(targets(&sidecar.list()), ["gw-3 app app 80 -"]);
     let seen = ["release 200", "release more 200", "device 200", "device more 200", "release by id 200"];
     assert_eq!(asked(&cloud), seen);
+}
+
+/// A gateway gives few records at once: the releases alone need a whole window.
+#[test]
+fn a_refresh_that_a_rate_limit_stops_goes_on_behind_the_releases() {
+    let cloud = Cloud::start(with_releases(20));
+    cloud.limit_answers(5);
+    (1..=20).for_each(|release| cloud.set_services(release, &[("app", &[("prometheus.io.port", "80")], &[])]));
+    let mut requests = 0;
+    cloud.intercept(move |_, _| {
+        requests += 1;
+        (requests % 6 == 0).then(|| Reply::status(429, &[("Retry-After", "1")], b""))
+    });
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("updated balena.json: 20 targets on 20 devices");
 }
 
 #[test]

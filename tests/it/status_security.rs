@@ -33,7 +33,8 @@ fn start(cloud: &Cloud, settings: &[(&str, &str)]) -> (Status, Sidecar) {
 #[test]
 fn another_sites_name_reads_nothing() {
     let cloud = Cloud::start(demo_fleet());
-    let (status, _sidecar) = start(&cloud, &[("STATUS_HOSTS", "status.example.org, Other.Example.NET")]);
+    let (status, _sidecar) =
+        start(&cloud, &[("STATUS_HOSTS", "status.example.org, Other.Example.NET, baletheus.monitoring_default")]);
     let port = status.address.port();
     for host in [
         "127.0.0.1",
@@ -48,6 +49,7 @@ fn another_sites_name_reads_nothing() {
         "status.example.org",
         "STATUS.example.org.",
         "other.example.net",
+        "baletheus.monitoring_default",
     ] {
         for host in [host.to_owned(), format!("{host}:{port}")] {
             assert_eq!(ask(&status, "/targets", &format!("Host: {host}\r\n")).0, 200, "{host}");
@@ -193,6 +195,8 @@ fn a_bad_token_file_ends_the_start_and_shows_no_token() {
         ("two-lines", "line break"),
         ("missing/token", "No such file"),
         (TOKEN, "STATUS_TOKEN_FILE is not shown"),
+        ("q3/9ZkD+xT0bYw7uPqLm8R1s/Vc2", "STATUS_TOKEN_FILE is not shown"),
+        ("https://me:0123456789@host", "STATUS_TOKEN_FILE is not shown"),
     ] {
         let sidecar = sidecar(&cloud).env("STATUS_TOKEN_FILE", value);
         for (name, text) in [("short", "15-characters-x"), ("empty", " \n"), ("two-lines", "0123456789\n0123456789")] {

@@ -16,6 +16,10 @@ fn a_key_in_the_wrong_place_is_refused_and_not_repeated() {
         let errors = refused(&cloud, words);
         assert!(errors.len() == 1 && errors[0].contains(named) && errors[0].contains("it takes"), "{errors:#?}");
     }
+    // nor is a session token, with its dots
+    let token = "eyJhbGciOiJIUzI1NiJ9.eyJpZCI6MTIzNH0.dBjftJeZ4CVPmB92K27uhbUJU1p1r";
+    let errors = refused(&cloud, &["API_KEY=", &format!("API_KEY_FILE={token}")]);
+    assert!(errors.len() == 1 && errors[0].contains("API_KEY_FILE is not shown"), "{errors:#?}");
     // nor is a password, also where the scheme is forgotten
     for url in
         ["https://me:pass-word@api.balena-cloud.com", "me:pass-word@api.balena-cloud.com", "me:pass-word@api:443"]

@@ -230,6 +230,10 @@ fn what_may_come_by_itself_is_no_mistake() {
     // In some containers, systemd makes no credential.
     let credential = run(&sidecar, &["API_KEY=", "API_KEY_FILE=run/missing", "CREDENTIALS_DIRECTORY=run"]);
     assert!(credential.code == Some(1) && credential.err.contains("LXC, LXD and Incus"), "{}", credential.err);
+    // A zone may be a name. There may be no IPv6, but the address is one.
+    let zone = if cfg!(target_os = "linux") { "lo" } else { "lo0" };
+    let zoned = run(&sidecar, &[&format!("--listen=[fe80::1%{zone}]:1"), "API_URL=http://127.0.0.1:1"]);
+    assert!(zoned.code == Some(1) && zoned.err.contains("cannot listen on [[fe80::1%"), "{}", zoned.err);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     for words in [&[][..], &["tunnel"]] {
