@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use clap::error::ErrorKind;
 use clap_complete::Shell;
 use tokio::sync::Notify;
 
@@ -45,11 +46,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             } else {
                 let _ = write!(io::stderr(), "{}", without_key(&plain));
             }
+            if message.kind() == ErrorKind::ArgumentConflict && plain.contains("the subcommand") {
+                print("options go behind the command, such as: baletheus check --fleet acme/gateways");
+            }
             return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
         }
     };
     let var = |name: &str| std::env::var_os(name);
     let misspelt = config::misspelt(std::env::vars_os().map(|(name, _)| name));
+    if matches!(matches.subcommand_name(), None | Some("tunnel")) {
+        signals::outlive_hangup();
+    }
     let code = match matches.subcommand() {
         Some(("completions", matches)) => return completions(matches.get_one::<String>("shell")),
         Some(("health", matches)) => {

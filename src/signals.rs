@@ -1,10 +1,12 @@
 //! The one place that knows signals: SIGTERM and SIGINT stop a program, SIGHUP reloads it, SIGXFSZ is a failed write.
 
 use std::process;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
@@ -16,6 +18,11 @@ pub enum Event {
     Stop,
     /// SIGHUP: refresh now.
     Reload,
+}
+
+/// Takes a SIGHUP that comes while the program starts: all is read then anyway, and the signal would end the program.
+pub fn outlive_hangup() {
+    let _ = flag::register(SIGHUP, Arc::default()); // an error: the signal ends the program as before
 }
 
 /// Handles signals from now on, on a separate thread, so that no request delays them. `notify` gets each event and must not

@@ -11,16 +11,18 @@ pub mod support {
     pub mod sidecar;
 }
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 use support::binary::sidecar;
-use support::cloud::{Cloud, Reply, Seen, Step};
+use support::cloud::{Cloud, KEY, Reply, Seen, Step};
 use support::fleet::many;
 use support::moments::{Moments, moment, unfinished};
 use support::sidecar::{PATIENCE, Running, Sidecar};
@@ -227,6 +229,19 @@ fn sighup_refreshes_at_once() {
     cloud.change(|devices| drop(devices.pop()));
     running.signal("HUP");
     running.wait_for("updated balena.json: 14 targets");
+}
+
+/// The key comes by a pipe, for which the start waits.
+#[test]
+fn sighup_does_not_end_a_start() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = sidecar(&cloud).env("API_KEY_FILE", "pipe").env("API_KEY", "");
+    assert!(Command::new("mkfifo").arg(sidecar.path("pipe")).status().expect("mkfifo").success());
+    let running = sidecar.start();
+    let pipe = fs::OpenOptions::new().write(true).open(sidecar.path("pipe")); // it opens once the program reads
+    running.signal("HUP");
+    pipe.expect("a pipe").write_all(KEY.as_bytes()).expect("a reader");
+    running.wait_for("updated balena.json: 20 targets");
 }
 
 /// The API has limited the requests for the state of the devices, and not those for the list.

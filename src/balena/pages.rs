@@ -14,8 +14,8 @@ pub const PAGE_SIZE: usize = 1000;
 /// The smallest limit of a page ahead of need. A page with fewer records has a few large ones, and becomes smaller only once its
 /// answer is too large: each page is a request, and a few hostile devices must not make many.
 const SMALL_PAGE: usize = PAGE_SIZE / 16;
-/// The most pages that are kept, whatever the server sends: a million records.
-const MAX_PAGES: usize = 1000;
+/// The most records, whatever the server sends.
+const MAX_RECORDS: usize = 1_000_000;
 /// The most bytes of all answers, whatever the server sends: less than that is kept of them.
 const MAX_SIZE: usize = 1 << 30;
 
@@ -101,6 +101,8 @@ struct CachedPage<T> {
     next_limit: usize,
     etag: Option<String>,
     content: T,
+    /// How many records the answer held.
+    count: usize,
     /// Bytes of the answer.
     size: usize,
     /// The last id that it covers; none if it covers the rest.
@@ -150,7 +152,7 @@ impl<T> Pages<T> {
     fn walk(&mut self, source: &mut dyn Source, list: &mut impl List<Page = T>) -> Result<(), Failure> {
         let mut index = 0;
         let mut after = 0;
-        let mut size = 0;
+        let (mut count, mut size) = (0, 0);
         loop {
             let is_there = self.cached.get(index).is_some_and(|known| known.after == after && known.walk == self.walk);
             let new = if is_there { None } else { self.fetch(index, after, source, list)? };
@@ -163,10 +165,11 @@ impl<T> Pages<T> {
             }
             let page = &mut self.cached[index];
             page.walk = self.walk;
+            count += page.count;
             size += page.size;
             match page.end {
                 None => return Ok(()),
-                Some(end) if end > after && index + 1 < MAX_PAGES && size < MAX_SIZE => {
+                Some(end) if end > after && count < MAX_RECORDS && size < MAX_SIZE => {
                     index += 1;
                     after = end;
                 }
@@ -190,30 +193,31 @@ impl<T> Pages<T> {
         let mut known = current.and_then(|old| old.etag.clone());
         loop {
             let request = Request::Page { list: list.listing(), after, limit };
-            let (etag, (content, size, end), (limit, next_limit)) = match source.get(request, known.as_deref())? {
-                Fetched::Unchanged => return Ok(None),
-                Fetched::Body { etag, body, room } => {
-                    let (content, end) = self.read(index, after, limit, &body, source, list)?;
-                    (etag, (content, body.len(), end), limits(limit, room))
-                }
-                Fetched::TooLarge { .. } if limit > 1 => {
-                    (limit, known) = (limit / 2, None);
-                    continue;
-                }
-                Fetched::TooLarge { etag } => {
-                    let (end, content) = list.too_large(source, after)?;
-                    (etag, (content, 0, Some(end)), (limit, SMALL_PAGE))
-                }
-            };
-            return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, size, end }));
+            let (etag, (content, count, size, end), (limit, next_limit)) =
+                match source.get(request, known.as_deref())? {
+                    Fetched::Unchanged => return Ok(None),
+                    Fetched::Body { etag, body, room } => {
+                        let (content, count, end) = self.read(index, after, limit, &body, source, list)?;
+                        (etag, (content, count, body.len(), end), limits(limit, room))
+                    }
+                    Fetched::TooLarge { .. } if limit > 1 => {
+                        (limit, known) = (limit / 2, None);
+                        continue;
+                    }
+                    Fetched::TooLarge { etag } => {
+                        let (end, content) = list.too_large(source, after)?;
+                        (etag, (content, 1, 0, Some(end)), (limit, SMALL_PAGE))
+                    }
+                };
+            return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, count, size, end }));
         }
     }
 
-    /// Reads an answer: what the page holds, and the last id that it covers.
+    /// Reads an answer: what the page holds, how many records the answer has, and the last id that it covers.
     fn read(
         &mut self, index: usize, after: u64, limit: usize, body: &[u8], source: &mut dyn Source,
         list: &mut impl List<Page = T>,
-    ) -> Result<(T, Option<u64>), Failure> {
+    ) -> Result<(T, usize, Option<u64>), Failure> {
         let raw = records(body).map_err(|error| list.invalid(source, &describe(&error)))?;
         let count = raw.len();
         let is_full = count >= limit || self.server_limit == Some(count);
@@ -236,7 +240,7 @@ impl<T> Pages<T> {
             _ => None,
         };
         records.retain(|(id, _)| end.is_none() || *id <= end);
-        Ok((list.page(source, records)?, end))
+        Ok((list.page(source, records)?, count, end))
     }
 }
 

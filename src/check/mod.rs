@@ -8,7 +8,7 @@ mod report;
 
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::Uri;
 use log::LevelFilter;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::balena::{Api, Client, Query, Selection};
-use crate::check::probe::Prober;
+use crate::check::probe::{Prober, SCRAPE_TIMEOUT};
 use crate::check::report::{Row, Stopped};
 use crate::device_state::listed_devices::{FleetState, ListedDevice, ListedDevices};
 use crate::device_state::polling;
@@ -27,6 +27,7 @@ use crate::discovery::exporter::Exporter;
 use crate::discovery::inventory::Inventory;
 use crate::discovery::key_warnings::KeyOwner;
 use crate::discovery::target::{Address, Rules};
+use crate::key_renewal::KeySource;
 use crate::logging;
 use crate::net::{CannotStart, Connector, Vpn};
 use crate::text::count;
@@ -76,7 +77,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     match refreshed {
         Err(failure) if form == Form::Anonymous => {
             log::error!("cannot check; without --report the message says more");
-            print(&anonymous::failed(&options, &failure));
+            print(&anonymous::failed(&options, &failure), &settings.api.key);
             return Ok(false);
         }
         Err(failure) => {
@@ -87,7 +88,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
     }
     let known = if form == Form::Json { services(&client) } else { FleetState::default() };
     let mut rows = all_rows(&list, known, settings.name.as_deref());
-    if let Some(name) = settings.name.filter(|_| rows.is_empty()) {
+    if let Some(name) = settings.name.as_ref().filter(|_| rows.is_empty()) {
         let devices = count(list.entries().count(), "device");
         let name = if form == Form::Anonymous { "this".to_owned() } else { format!("{name:?}") };
         log::error!("no device has {name} in its name or at the start of its uuid; the API lists {devices}");
@@ -114,7 +115,7 @@ pub fn run(mut settings: Settings, stop: Arc<Notify>) -> Result<bool, CannotStar
             report::table(first.into_iter().chain(then), &rows, width())
         }
     };
-    Ok(print(&text) && succeeds)
+    Ok(print(&text, &settings.api.key) && succeeds)
 }
 
 /// The rows of the devices with this name, or of all.
@@ -142,10 +143,10 @@ fn width() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into()).or_else(set)
 }
 
-/// Whether the text could be written to standard output.
-fn print(text: &str) -> bool {
+/// Whether the text could be written to standard output. It does not show the key, which an exporter's answer may hold.
+fn print(text: &str, key: &KeySource) -> bool {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(key.hidden_in(text).as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| log::error!("cannot write to standard output: {error}")).is_ok()
 }
 
@@ -205,6 +206,7 @@ fn rows(device: &ListedDevice) -> Vec<Row> {
         service: target.exporter.service.clone(),
         origin: Some(entry.common.origin.as_str()),
         url: Some(url(&host, &target.exporter)),
+        timeout: target.exporter.timeout.as_ref().map_or(SCRAPE_TIMEOUT, |(_, millis)| Duration::from_millis(*millis)),
         ..row()
     });
     rows.collect()
@@ -218,7 +220,8 @@ fn url(host: &str, exporter: &Exporter) -> String {
 /// Tries the targets of all rows, until `stop`. On a terminal it shows the progress.
 fn probe_all(rows: &mut [Row], prober: Prober, stop: Arc<Notify>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let urls: Vec<_> = rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?))).collect();
+    let urls: Vec<_> =
+        rows.iter().enumerate().filter_map(|(index, row)| Some((index, row.url.clone()?, row.timeout))).collect();
     let all = urls.len();
     let mut waiting = urls.into_iter();
     let prober = Arc::new(prober);
@@ -230,9 +233,9 @@ fn probe_all(rows: &mut [Row], prober: Prober, stop: Arc<Notify>) -> io::Result<
             None
         });
         for done in 0..all {
-            for (index, url) in waiting.by_ref().take(MAX_PROBES + 1 - running.len()) {
+            for (index, url, timeout) in waiting.by_ref().take(MAX_PROBES + 1 - running.len()) {
                 let prober = prober.clone();
-                running.spawn(async move { Some((index, prober.probe(&url).await)) });
+                running.spawn(async move { Some((index, prober.probe(&url, timeout).await)) });
             }
             match running.join_next().await {
                 Some(Ok(Some((index, answer)))) => rows[index].answered(answer),

@@ -17,10 +17,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::net;
 use crate::net::scrape_client::{broken, client, send};
-use crate::net::{Connector, DEFAULT_TIMEOUT, Deadline, ScrapeError, ScrapeReason, Vpn, check_destination};
+use crate::net::{Connector, Deadline, ScrapeError, ScrapeReason, TIMEOUT_SHARE, Vpn, check_destination};
 
 /// Prometheus' default `scrape_timeout`.
-const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 /// As many redirects as Go's HTTP client follows, which Prometheus uses.
 const MAX_REDIRECTS: usize = 10;
 /// The largest answer, unpacked, in bytes. A `node_exporter` answers with 60 KB.
@@ -49,24 +49,24 @@ pub struct ProbeSuccess {
 }
 
 impl Prober {
-    pub async fn probe(&self, url: &str) -> Result<ProbeSuccess, ScrapeError> {
+    /// Tries a target within the time-out of its scrape.
+    pub async fn probe(&self, url: &str, limit: Duration) -> Result<ProbeSuccess, ScrapeError> {
         let start = Instant::now();
-        let late =
-            |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", SCRAPE_TIMEOUT.as_secs()));
-        let (metrics, redirected) = timeout(SCRAPE_TIMEOUT, self.follow(url)).await.map_err(late)??;
+        let late = |_| ScrapeError::new(ScrapeReason::Timeout, format!("timed out after {} s", limit.as_secs_f64()));
+        let (metrics, redirected) = timeout(limit, self.follow(url, limit)).await.map_err(late)??;
         let outdated = metrics.old_cpu && !metrics.new_cpu;
         Ok(ProbeSuccess { samples: metrics.samples, outdated, redirected, duration: start.elapsed() })
     }
 
     /// Follows redirects as Prometheus does, but only within the target: an answer of a device must not choose where a
     /// request goes. Returns the samples, and whether it was redirected.
-    async fn follow(&self, url: &str) -> Result<(SampleCounter, bool), ScrapeError> {
+    async fn follow(&self, url: &str, limit: Duration) -> Result<(SampleCounter, bool), ScrapeError> {
         let no_url = |what: &str| ScrapeError::new(ScrapeReason::Http, format!("leads to {what:?}, which is no URL"));
         let mut url = Url::parse(url).map_err(|_| no_url(url))?;
         let target = host_port(&url);
         check_destination(&target, Some(()))?;
         for redirects in 0..=MAX_REDIRECTS {
-            let answer = self.get(&url).await?;
+            let answer = self.get(&url, limit).await?;
             let location = text_of(&answer, &LOCATION).filter(|_| answer.status().is_redirection());
             let Some(location) = location else { return Ok((count(answer).await?, redirects > 0)) };
             url = url.join(location).ok().filter(Url::has_host).ok_or_else(|| no_url(location))?;
@@ -80,11 +80,11 @@ impl Prober {
         Err(ScrapeError::new(ScrapeReason::Http, "redirects without end"))
     }
 
-    async fn get(&self, url: &Url) -> Result<Response<Incoming>, ScrapeError> {
+    async fn get(&self, url: &Url, limit: Duration) -> Result<Response<Incoming>, ScrapeError> {
         let no_url = || ScrapeError::new(ScrapeReason::Http, format!("{url} is no URL"));
         let (host, authority) = (url.host_str().unwrap_or_default(), host_port(url));
         let uri: Uri = url.as_str().parse().map_err(|_| no_url())?;
-        let deadline = Deadline::after(DEFAULT_TIMEOUT);
+        let deadline = Deadline::after(limit.mul_f64(TIMEOUT_SHARE));
         let stream = match &self.vpn {
             // Prometheus reaches an http target without a proxy; an https target may be outside the network
             None if url.scheme() == "http" => self.connector.open_directly(&uri, deadline).await?,
@@ -99,7 +99,7 @@ impl Prober {
             .header(USER_AGENT, net::USER_AGENT)
             .header(ACCEPT, FORMATS)
             .header(ACCEPT_ENCODING, "gzip")
-            .header("X-Prometheus-Scrape-Timeout-Seconds", SCRAPE_TIMEOUT.as_secs())
+            .header("X-Prometheus-Scrape-Timeout-Seconds", limit.as_secs_f64().to_string())
             .body(Empty::<Bytes>::new())
             .map_err(|_| no_url())?;
         let (mut sender, connection) =
@@ -130,7 +130,12 @@ async fn count(answer: Response<Incoming>) -> Result<SampleCounter, ScrapeError>
     }
     // Prometheus 3 fails a scrape with another type or without one
     let format = text_of(&answer, &CONTENT_TYPE).unwrap_or_default();
-    let format = format.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let mut parts = format.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let format = parts.next().unwrap_or_default();
+    if parts.any(|part| !part.is_empty() && !part.contains('=')) {
+        let message = "a Content-Type with a parameter without a value, which Prometheus 3 refuses";
+        return Err(ScrapeError::new(ScrapeReason::NotMetrics, message));
+    }
     let open_metrics = match &*format {
         "text/plain" => false,
         "application/openmetrics-text" => true,

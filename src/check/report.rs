@@ -1,6 +1,7 @@
 //! The report of `check`: a table for people or JSON for programs, with a hint for each reason.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
@@ -32,6 +33,9 @@ pub struct Row {
     pub origin: Option<&'static str>,
     /// The URL that is scraped; none if the device is left out.
     pub url: Option<String>,
+    /// How long a scrape of it may take.
+    #[serde(skip)]
+    pub timeout: Duration,
     /// Whether balenaCloud sees the device.
     pub online: Option<bool>,
     /// The device's services that do not run; none if the device does not report them, is offline, or the key may not read them.

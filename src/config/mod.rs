@@ -31,6 +31,8 @@ use parsing::{
 };
 use sources::Sources;
 
+/// The API of balenaCloud.
+const BALENA_CLOUD: &str = "https://api.balena-cloud.com";
 /// balenaCloud's pages for people. An openBalena has none.
 const DASHBOARD: &str = "https://dashboard.balena-cloud.com";
 
@@ -62,7 +64,14 @@ pub fn discovery(matches: &ArgMatches, var: Variables) -> Result<DiscoverySettin
 pub fn check(matches: &ArgMatches, var: Variables) -> Result<check::Settings, Vec<ConfigError>> {
     read(Verb::Check, matches, var, |from| {
         let DiscoverySettings { api, selection, rules, tunnel, mut log, .. } = read_discovery(from);
-        log.warnings.extend(unencrypted(&tunnel).filter(|_| rules.address == Address::Vpn));
+        let is_vpn = rules.address == Address::Vpn;
+        log.warnings.extend(unencrypted(&tunnel).filter(|_| is_vpn));
+        if is_vpn && api.url != BALENA_CLOUD && from.given("tunnel-url").is_none() {
+            let url = &api.url;
+            log.warnings.push(format!(
+                "the key of {url} goes to {tunnel}: set --tunnel-url (TUNNEL_URL) to that server's proxy"
+            ));
+        }
         let name = matches.get_one::<String>("name").map(|name| name.trim().to_owned());
         if name.as_deref() == Some("") {
             from.report(ConfigError::NoName);

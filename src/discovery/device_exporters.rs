@@ -41,9 +41,11 @@ pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) ->
     tags.set(&mut exporters, INTERVAL, scrape_interval, |exporter| &mut exporter.interval, tags::shortens_interval);
     let has_timeout =
         tags.set(&mut exporters, TIMEOUT, scrape_timeout, |exporter| &mut exporter.timeout, tags::lengthens_timeout);
+    let mut is_cut = false;
     for exporter in &mut exporters {
         // The scrape config's interval and time-out are not known here.
         let timeout = exporter.timeout.take().unwrap_or(DEFAULT_TIMEOUT);
+        is_cut |= has_timeout && exporter.interval.as_ref().is_some_and(|interval| timeout.1 > interval.1);
         exporter.timeout =
             exporter.interval.clone().map(|interval| if timeout.1 <= interval.1 { timeout } else { interval });
     }
@@ -52,6 +54,10 @@ pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) ->
         tags.warnings.push(format!(
             "tag {PREFIX}/{TIMEOUT} of {name} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
         ));
+    }
+    if is_cut {
+        let name = tags.device.display_name();
+        tags.warnings.push(format!("tag {PREFIX}/{TIMEOUT} of {name} is longer than the interval, which counts"));
     }
     DeviceExporters { is_off, exporters, origin, ignores_exporters }
 }

@@ -29,8 +29,8 @@ pub struct Entry {
     /// The uuid and then the name. Without a uuid, how the device is shown to people.
     text: Box<str>,
     uuid_size: u8,
-    /// The LAN address of its targets, if they are reached by that.
-    pub address: Option<IpAddr>,
+    /// The LAN addresses that it reports, where devices are reached by these: first that of its targets, if it has some.
+    pub addresses: Box<[IpAddr]>,
     pub left_out: Option<Box<LeftOut>>,
     /// Labels that come from its own tags, as members of a JSON object with a comma before each.
     pub tag_labels: Box<str>,
@@ -56,7 +56,7 @@ impl Entry {
             id,
             text: text.into(),
             uuid_size: u8::try_from(uuid_size).unwrap_or_default(), // a uuid has at most 62 digits
-            address: None,
+            addresses: Box::default(),
             left_out: None,
             tag_labels: "".into(),
             common,
@@ -94,7 +94,7 @@ impl Entry {
     }
 
     pub fn host(&self) -> Cow<'_, str> {
-        match self.address {
+        match self.addresses.first() {
             Some(IpAddr::V6(address)) => format!("[{address}]").into(),
             Some(IpAddr::V4(address)) => address.to_string().into(),
             None => format!("{}{}", self.uuid().unwrap_or_default(), self.common.host_suffix).into(),

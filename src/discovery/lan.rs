@@ -98,9 +98,8 @@ impl Lan {
 
     /// The address of a device's targets: its first IPv4 address that is taken, else its first IPv6 address.
     pub fn address(&self, device: &Device) -> Result<IpAddr, LeftOut> {
-        let text = device.ip_address.as_deref().unwrap_or_default();
         let (mut v6, mut refused, mut more) = (None, Vec::new(), 0);
-        for address in text.split_whitespace().filter_map(|text| text.parse::<IpAddr>().ok()) {
+        for address in reported(device) {
             match (self.refusal(address).as_deref(), address) {
                 (None, IpAddr::V4(_)) => return Ok(address),
                 (None, IpAddr::V6(_)) => v6 = v6.or(Some(address)),
@@ -140,6 +139,12 @@ impl Lan {
     }
 }
 
+/// The addresses that a device reports, in its order.
+pub fn reported(device: &Device) -> impl Iterator<Item = IpAddr> {
+    let text = device.ip_address.as_deref().unwrap_or_default();
+    text.split_whitespace().filter_map(|text| text.parse().ok())
+}
+
 /// Whether an address is that of a network, or its broadcast address.
 fn is_end(network: &IpNet, address: IpAddr) -> bool {
     // Point-to-point links and single addresses have neither.
@@ -166,37 +171,39 @@ fn network(text: &str) -> Result<IpNet, BadValue> {
     }
 }
 
-/// LAN addresses that several devices report, as after a lease that another device has now, would show the data of the one as that
-/// of the other: leaves out the devices that are offline while another one with their address is online. Where nobody knows which device has
-/// the address, all stay. Gives a warning for each such address.
+/// Addresses of targets that other devices report, too, as after a lease that another device has now, would show the data of the one
+/// as that of the other: leaves out the devices that are not online while another one with their address is, target or not. Where
+/// nobody knows which device has the address, all stay. Gives a warning for each such address.
 pub fn leave_out_shared(pages: &mut [Arc<DevicePage>]) -> Vec<String> {
     let mut by_address: HashMap<IpAddr, Vec<&Arc<Entry>>> = HashMap::new();
     for entry in pages.iter().flat_map(|page| &page.entries) {
-        if let Some(address) = entry.address {
-            by_address.entry(address).or_default().push(entry);
+        for address in &entry.addresses {
+            by_address.entry(*address).or_default().push(entry);
         }
     }
     by_address.retain(|_, entries| entries.len() > 1);
-    let mut offline = HashSet::new();
+    let mut taken = HashSet::new();
     let mut warnings = Vec::new();
     for (address, entries) in &by_address {
-        let names: Vec<_> = entries.iter().take(3).map(|entry| entry.shown()).collect();
         let is_known = entries.iter().any(|entry| entry.online == Some(true));
-        let gone = entries.iter().filter(|entry| is_known && entry.online != Some(true));
-        let before = offline.len();
-        offline.extend(gone.filter_map(|entry| entry.id()));
-        let what = if offline.len() - before + 1 == entries.len() {
-            "only the one that is online is scraped"
-        } else {
-            "one of them shows the data of another; --address vpn tells them apart"
+        let scraped = entries.iter().filter(|entry| is_target(entry, *address));
+        let (gone, left): (Vec<&&Arc<Entry>>, Vec<_>) =
+            scraped.partition(|entry| is_known && entry.online != Some(true));
+        let what = match (&*gone, &*left) {
+            ([], [] | [_]) => continue,
+            (_, []) => "what is not online is not scraped there",
+            (_, [_]) => "only the one that is online is scraped",
+            _ => "one of them shows the data of another; --address vpn tells them apart",
         };
+        taken.extend(gone.iter().filter_map(|entry| entry.id()));
+        let names: Vec<_> = entries.iter().take(3).map(|entry| entry.shown()).collect();
         warnings.push(format!("{} devices report the address {address} ({}): {what}", entries.len(), names.join(", ")));
     }
-    if offline.is_empty() {
+    if taken.is_empty() {
         return warnings;
     }
     for page in pages {
-        let is_gone = |entry: &Entry| entry.address.is_some() && entry.id().is_some_and(|id| offline.contains(&id));
+        let is_gone = |entry: &Entry| !entry.targets().is_empty() && entry.id().is_some_and(|id| taken.contains(&id));
         if page.entries.iter().any(|entry| is_gone(entry)) {
             let entries = page.entries.iter().map(|entry| {
                 if !is_gone(entry) {
@@ -210,4 +217,9 @@ pub fn leave_out_shared(pages: &mut [Arc<DevicePage>]) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Whether the targets of a device are at this address.
+fn is_target(entry: &Entry, address: IpAddr) -> bool {
+    !entry.targets().is_empty() && entry.addresses.first() == Some(&address)
 }

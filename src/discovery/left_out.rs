@@ -36,7 +36,7 @@ impl LeftOutReason {
             LeftOutReason::NoPublicUrl => "its public device URL is switched off",
             LeftOutReason::NoLanAddress => "it reports no usable LAN address",
             LeftOutReason::LanAddressRefused => "none of its addresses may be scraped",
-            LeftOutReason::LanAddressTaken => "it is offline, and a device that is online has its address now",
+            LeftOutReason::LanAddressTaken => "another device has its address now: that one is online, and it is not",
             LeftOutReason::NoExporter => "no tag, no label of a service and no option names an exporter",
         }
     }

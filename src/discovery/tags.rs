@@ -93,10 +93,12 @@ impl<'a, 'w> Tags<'a, 'w> {
         let pair = |tag: &'a Tag| Some((tag.key.as_deref()?, tag.value.as_deref().unwrap_or_default()));
         let mut unused = Vec::new();
         let own = label_prefix::read(device.tags().iter().filter_map(pair), &OF_DEVICE, |key, why| {
-            unused.push((key, true, why))
+            unused.push((key, true, why));
         });
         let of_fleet = device.fleet_tags().iter().filter_map(pair);
-        let fleet = label_prefix::read(of_fleet, &OF_FLEET, |key, why| unused.push((key, false, why)));
+        let fleet = label_prefix::read(of_fleet, &OF_FLEET, |key, why| {
+            unused.push((key, false, why));
+        });
         let mut tags = Tags { device, own_tags, own, fleet, warnings };
         for (key, is_own, why) in unused {
             let (owner, known) = if is_own { ("device", OF_DEVICE.join(", ")) } else { ("fleet", OF_FLEET.join(", ")) };

@@ -8,7 +8,7 @@ use super::entry::{Common, Commons, DeviceTarget, Entry, ListedFleet};
 use super::exporter::Exporter;
 use super::label_prefix::PREFIX;
 use super::labels::{self, DEVICE_NAME, LABELS};
-use super::lan::Lan;
+use super::lan::{self, Lan};
 use super::left_out::{LeftOut, LeftOutReason};
 use super::muting::is_muted;
 use super::service_labels::Declared;
@@ -58,6 +58,8 @@ impl Rules {
     }
 }
 
+/// LAN addresses of a device that are kept, beside that of its targets.
+const MAX_ADDRESSES: usize = 16;
 const ONLY_PORT_80: &str = "a public device URL leads to port 80 only";
 const IGNORED_EXPORTERS: &str = "only its own tag names an exporter, and that is ignored (--own-tags)";
 /// The API names no release of a device if that was deleted, although the device still runs it.
@@ -78,12 +80,17 @@ pub fn map(
     let targets = targets(&mut tags, declared.map(|declared| &**declared), rules, &mut common);
     common.declared = declared.cloned();
     let mut entry = Entry::new(device, commons.share(common));
+    let mut of_targets = None;
     match targets {
         Ok(address) => {
-            entry.address = address;
+            of_targets = address;
             entry.tag_labels = labels::of_tags(&mut tags, true);
         }
         Err(left_out) => entry.left_out = Some(left_out.into()),
+    }
+    if rules.address == Address::Lan {
+        let others = lan::reported(device).filter(|address| Some(*address) != of_targets);
+        entry.addresses = of_targets.into_iter().chain(others.take(MAX_ADDRESSES)).collect();
     }
     entry
 }

@@ -111,7 +111,13 @@ impl TargetFile {
         }
         let folder = directory(&self.path);
         if self.lock.is_none() && !folder.exists() {
-            fs::create_dir_all(folder)?;
+            fs::create_dir_all(folder).map_err(|error| match error.kind() {
+                // A link there leads to a disk that may be mounted later.
+                io::ErrorKind::AlreadyExists => {
+                    io::Error::new(io::ErrorKind::NotFound, "its folder is a link to nothing")
+                }
+                _ => error,
+            })?;
             log::warn!("made the folder {}: it was not there", folder.display());
         }
         fs::create_dir(&self.scratch).or_else(|error| match error.kind() {

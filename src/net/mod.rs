@@ -18,7 +18,7 @@ pub use connector::Stream;
 pub(crate) use connector::{CONNECT_SHARE, Connector, Duplex, is_untrusted, no_client, trust_hint};
 pub(crate) use counted_tcp::Traffic;
 pub use env_proxies::{EnvProxies, EnvProxy};
-pub(crate) use scrape_client::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, USER_AGENT, check_destination};
+pub(crate) use scrape_client::{DEFAULT_TIMEOUT, Deadline, MAX_HEAD, TIMEOUT_SHARE, USER_AGENT, check_destination};
 pub use scrape_error::{ScrapeError, ScrapeReason};
 pub(crate) use threads::{NoThread, Resolver};
 pub(crate) use vpn::{Vpn, unreachable_hint};

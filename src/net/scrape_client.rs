@@ -27,6 +27,8 @@ pub const USER_AGENT: &str = concat!("baletheus/", env!("CARGO_PKG_VERSION"));
 /// The time-out for reaching a device, where the scrape names none: below Prometheus' default of 10 s, so that there is
 /// time to answer with the reason. balena's VPN proxy answers only after 134 s if a device swallows packets.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(9);
+/// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
+pub const TIMEOUT_SHARE: f64 = 0.9;
 /// The largest head of a request or an answer, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;
 /// The most headers of an answer. Memory for all of them is reserved while a head is parsed.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -13,6 +13,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper::http::response::Parts;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -40,6 +41,13 @@ impl Tunnel {
     pub fn new(stream: Stream, place: OwnedSemaphorePermit) -> Self {
         let age = MAX_AGE.mul_f64(1.0 - AGE_SPREAD * fastrand::f64());
         Tunnel { stream, place, until: Instant::now() + age }
+    }
+
+    /// Whether nothing came while nothing was asked: neither its end nor bytes, which would be taken for the next answer.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let stream = Pin::new(&mut self.stream);
+        stream.poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte)).is_pending()
     }
 }
 

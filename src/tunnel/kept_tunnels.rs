@@ -141,7 +141,9 @@ impl Transport {
     pub async fn exchange(
         &self, target: &Destination, request: Request<Empty<Bytes>>, deadline: Deadline,
     ) -> Result<(Parts, Exchange), ScrapeError> {
-        if let Some(tunnel) = self.kept.take(&target.address) {
+        if let Some(mut tunnel) = self.kept.take(&target.address)
+            && tunnel.is_quiet()
+        {
             let answered = deadline.wait(Exchange::start(tunnel, request.clone())).await;
             match answered.inspect_err(|_| self.kept.close_device(target.device()))? {
                 Err(NoAnswer { is_closed: true, .. }) => {}

@@ -24,7 +24,9 @@ use tokio::time::interval;
 
 use crate::metrics_registry;
 use crate::net::server::{Limits, MAX_HEADERS, TEXT, reply, serve};
-use crate::net::{DEFAULT_TIMEOUT, Deadline, Guard, MAX_HEAD, ScrapeError, ScrapeReason, access, check_destination};
+use crate::net::{
+    DEFAULT_TIMEOUT, Deadline, Guard, MAX_HEAD, ScrapeError, ScrapeReason, TIMEOUT_SHARE, access, check_destination,
+};
 use crate::systemd;
 use crate::tunnel::allowed_targets::AllowedTargets;
 use crate::tunnel::answer_body::AnswerBody;
@@ -35,8 +37,8 @@ use crate::tunnel::metrics::{Outcome, Scrape, TunnelMetrics};
 use crate::tunnel::relay::{End, Relay};
 use crate::tunnel::target_list::Destination;
 
-/// The share of a scrape's time-out within which the device has to answer: the rest is for answering with the reason.
-const TIMEOUT_SHARE: f64 = 0.9;
+/// The longest time-out of a scrape, in seconds.
+const LONGEST_TIMEOUT: f64 = 86400.0;
 
 /// What Prometheus gets.
 type Reply = Response<Either<Full<Bytes>, AnswerBody>>;
@@ -224,8 +226,8 @@ impl Proxy {
 /// The time within which a scrape has to be answered. Prometheus sends its time-out in seconds.
 fn scrape_timeout(headers: &HeaderMap) -> Duration {
     let header = headers.get("X-Prometheus-Scrape-Timeout-Seconds").and_then(|value| value.to_str().ok());
-    let seconds = header.and_then(|text| text.parse::<f64>().ok()).filter(|seconds| (0.001..=3600.0).contains(seconds));
-    seconds.map_or(DEFAULT_TIMEOUT, |seconds| Duration::from_secs_f64(seconds * TIMEOUT_SHARE))
+    let seconds = header.and_then(|text| text.parse::<f64>().ok()).filter(|seconds| *seconds >= 0.001);
+    seconds.map_or(DEFAULT_TIMEOUT, |seconds| Duration::from_secs_f64(seconds.min(LONGEST_TIMEOUT) * TIMEOUT_SHARE))
 }
 
 /// Prometheus' request, as the target gets it.

@@ -245,13 +245,13 @@ fn through_the_vpn() {
             ("endless (", "fails", "not_metrics", "more than 16 MiB"),
             ("endless-line (", "fails", "not_metrics", "a line of more than 64 KiB"),
             ("upgrade (", "fails", "not_http", "101 Switching Protocols was not asked for"),
-            ("hangs (", "fails", "timeout", "timed out after 10 s"),
+            ("hangs (", "fails", "timeout", "timed out after 5 s"),
             ("closes (", "fails", "broke_off", "broke off"),
             ("half (", "fails", "broke_off", "broke off"),
             ("ssh (", "fails", "not_http", "not HTTP"),
             ("secure (", "answers", "", "3 samples"),
             ("not-tls (", "fails", "tls", "TLS: "),
-            ("silent (", "fails", "timeout", "no answer in 9 s"),
+            ("silent (", "fails", "timeout", "no answer in 4.5 s"),
             ("gone (", "fails", "not_connected", "device not connected to the VPN (503)"),
             ("offline (", "offline", "not_connected", "device not connected to the VPN (503)"),
             ("unknown (", "fails", "no_access", "refused: no access, unknown device, or balena's API busy (407)"),
@@ -308,6 +308,8 @@ fn what_to_do_depends_on_the_answer() {
             "/old" => typed(body("node_cpu")),
             "/older" => typed("node_cpu 1\n".into()),
             "/new" => typed(body("node_cpu_seconds_total")),
+            "/key" => typed(format!("{KEY} is the key\n")),
+            "/bare" => Reply::status(200, &[("Content-Type", "text/plain; charset")], b"up 1\n"),
             "/moved" => Reply::status(301, &[("Location", "/new")], b""),
             "/both" => typed(body("node_cpu_seconds_total") + &body("node_cpu")),
             status => Reply::status(status[1..].parse().unwrap(), &[], b""),
@@ -325,6 +327,8 @@ fn what_to_do_depends_on_the_answer() {
         ("9100/older", "answers", "1 sample", "older than 0.16"),
         ("9100/new", "answers", "2 samples", ""),
         ("9100/both", "answers", "4 samples", ""),
+        ("9100/key", "fails", "not metrics: line 1 is \"(the API key)", PATH),
+        ("9100/bare", "fails", "a Content-Type with a parameter without a value", PATH),
         ("9100/moved", "answers", "2 samples", "it redirects, and the jobs of prometheus.yml follow no redirect"),
         ("9443", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
         ("9444", "fails", "TLS: invalid peer certificate", "tls_config with ca_file or insecure_skip_verify in Prometheus"),
@@ -425,11 +429,11 @@ fn a_tunnel_host_that_is_none() {
     let cloud = Cloud::start(devices(&[("well", "")]));
     let cases = [
         ("http://127.0.0.1:1".to_owned(), "no_tunnel", "tunnel host not reachable: connection refused"),
-        (format!("http://{}", silent.local_addr().unwrap()), "timeout", "no answer in 9 s"),
+        (format!("http://{}", silent.local_addr().unwrap()), "timeout", "no answer in 4.5 s"),
         (
             format!("https://{}", silent.local_addr().unwrap()),
             "no_tunnel",
-            "tunnel host not reachable: no answer in 9 s",
+            "tunnel host not reachable: no answer in 4.5 s",
         ),
         (format!("https://{}", untrusted.addr), "no_tunnel", "tunnel host not reachable: TLS: …certificate"),
         (format!("http://{}", wrong_key.addr), "no_access", "(407)"),
@@ -538,12 +542,17 @@ fn what_hangs_holds_up_nobody_for_long() {
     let backend = Cloud::start(Vec::new());
     exporters(&backend);
     let names: Vec<_> = (0..100).map(|number| format!("device-{number:03}")).collect();
-    let fleet = devices(&names.iter().map(|name| (&**name, "")).collect::<Vec<_>>());
-    for (number, device) in fleet.iter().enumerate() {
+    let mut fleet = devices(&names.iter().map(|name| (&**name, "")).collect::<Vec<_>>());
+    for (number, device) in fleet.iter_mut().enumerate() {
         vpn.device(uuid(device), |device| {
             device.ports.insert(80, backend.addr());
             device.silent = number < 30;
         });
+        // Each for its own time-out.
+        if number == 0 {
+            set_tag(device, "prometheus.io/interval", "2m");
+            set_tag(device, "prometheus.io/timeout", "2s");
+        }
     }
     let cloud = Cloud::start(fleet);
     let start = Instant::now();
@@ -553,8 +562,13 @@ fn what_hangs_holds_up_nobody_for_long() {
     let hung = rows.iter().filter(|row| row["reason"] == "timeout").count();
     let answered = rows.iter().filter(|row| row["result"] == "answers").count();
     assert_eq!((hung, answered), (30, 70), "{rows:#?}");
-    // One after another, they would take 270 s.
-    assert!((Duration::from_secs(9)..Duration::from_secs(200)).contains(&took), "{took:?}");
+    let late = rows.iter().map(|row| row["answer"].as_str().unwrap());
+    assert_eq!(
+        late.filter(|answer| answer.starts_with("no answer in 1.8 s") || *answer == "timed out after 2 s").count(),
+        1
+    );
+    // One after another, they would take 133 s.
+    assert!((Duration::from_secs(4)..Duration::from_secs(100)).contains(&took), "{took:?}");
 }
 
 /// Three devices of the demo. Two do not answer, and one is offline.

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::binary::sidecar;
 use crate::support::cloud::Cloud;
 use crate::support::fakes;
-use crate::support::fleet::gateways;
+use crate::support::fleet::{gateways, set_tag};
 use crate::support::sidecar::finish;
 use crate::support::tools::installed;
 use baletheus::balena::device;
@@ -208,7 +208,7 @@ fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
     let sidecar = sidecar(&cloud).args(["--address", "lan", "--exporter", "node:9100"]);
     let running = sidecar.start();
     running.wait_for("updated balena.json: 2 targets on 2 devices (devices: +2 -0 ~0), 1 device left out");
-    running.wait_for("left out gw-1 (0000000): it is offline, and a device that is online has its address now");
+    running.wait_for("left out gw-1 (0000000): another device has its address now: that one is online, and it is not");
     let line = running.wait_for("WARN  2 devices report the address 10.1.0.7 (gw-1 (0000000), gw-2 (0000000)): ");
     assert!(line.ends_with(": only the one that is online is scraped"), "{line}");
     for (states, targets) in [([true, true], 3), ([true, false], 2), ([false, false], 3)] {
@@ -217,6 +217,28 @@ fn one_address_of_two_devices_is_that_of_the_one_that_is_online() {
         let first = sidecar.list().matches("gw-1").count();
         assert_eq!(first > 0, states[0] || !states[1], "{states:?}");
     }
+}
+
+/// The one that is online is no target, or not at this address.
+#[test]
+fn an_address_is_taken_by_a_device_that_is_no_target_there() {
+    let mut devices = gateways(6);
+    let all = ["10.1.0.7", "10.1.0.7", "10.1.0.8", "10.1.0.9 10.1.0.8", "10.1.0.10", "10.1.0.11 10.1.0.10"];
+    for (index, (device, addresses)) in devices.iter_mut().zip(all).enumerate() {
+        device["ip_address"] = addresses.into();
+        device["is_connected_to_vpn"] = (index % 2 == 1).into();
+    }
+    set_tag(&mut devices[1], "prometheus.io/scrape", "false");
+    // One that nobody has seen may be there, as long as nobody else is known to be.
+    devices[5]["is_connected_to_vpn"] = json!(null);
+    let cloud = Cloud::start(devices);
+    let sidecar = sidecar(&cloud).args(["--address", "lan", "--exporter", "node:9100"]);
+    let log = sidecar.oneshot();
+    let targets = ["10.1.0.9", "10.1.0.10", "10.1.0.11"].map(|address| format!("[\"{address}:9100\"]"));
+    let list = sidecar.list();
+    assert!(list.lines().count() == 5 && targets.iter().all(|target| list.contains(target)), "{list}");
+    assert_eq!(log.matches("another device has its address now").count(), 2, "{log}");
+    assert_eq!(log.matches(": what is not online is not scraped there").count(), 2, "{log}");
 }
 
 /// It runs again in a network namespace, so that the machine keeps its addresses.

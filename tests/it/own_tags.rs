@@ -103,6 +103,8 @@ fn by_default_a_device_is_scraped_less_often_at_most() {
     let with = |rest: &str| [format!("node 9100 - {rest}"), format!("app 8080 /m {rest}")];
     let (longer, minute, fleets) = (with("- 2m 10s"), with("- 1m 10s"), with("- 30s 10s"));
     let [longer, minute, fleets] = [&longer, &minute, &fleets].map(|both| [&*both[0], &*both[1]]);
+    let cut = with("- 30s 30s");
+    let cut = [&*cut[0], &*cut[1]];
     let (short, shorter) = (with("- 2m 5s"), with("- 30s 3s"));
     let [short, shorter] = [&short, &shorter].map(|both| [&*both[0], &*both[1]]);
     expect(
@@ -117,6 +119,7 @@ fn by_default_a_device_is_scraped_less_often_at_most() {
             (&[(INTERVAL, "29s")], &[(INTERVAL, "30s")], &fleets, &["\"29s\""]),
             (&[(INTERVAL, "2m"), (TIMEOUT, "5s")], &[], &short, &[]),
             (&[(TIMEOUT, "3s")], &[(INTERVAL, "30s")], &shorter, &[]),
+            (&[], &[(INTERVAL, "30s"), (TIMEOUT, "50s")], &cut, &[TIMEOUT, "longer than the interval, which counts"]),
             (
                 &[],
                 &[(TIMEOUT, "3s")],

@@ -314,6 +314,31 @@ fn a_kept_tunnel_that_was_closed_fails_no_scrape() {
     }
 }
 
+/// As HAProxy says before it closes a connection that idles.
+#[test]
+fn a_kept_tunnel_on_which_bytes_came_fails_no_scrape() {
+    let (idle, is_told) = mpsc::channel();
+    let idle = Mutex::new(idle);
+    let exporter = Exporter::start(move |_, stream| {
+        stream.write_all(OK.as_bytes()).expect("a scrape");
+        let (mut stream, idle) = (stream.try_clone().expect("a socket"), idle.lock().unwrap().clone());
+        thread::spawn(move || {
+            thread::sleep(CHECK_HOLDS); // the answer has passed by then
+            let _ = stream.write_all(b"HTTP/1.1 408 Request Time-out\r\nConnection: close\r\n\r\n");
+            thread::sleep(CHECK_HOLDS); // it has come
+            idle.send(())
+        });
+        true
+    });
+    let setup = Setup::start(Vpn::start(KEY, None));
+    setup.device('a', exporter.addr);
+    for count in 1..=2 {
+        assert_eq!(setup.scrape(&target('a')), ("HTTP/1.1 200 OK".to_owned(), "up 1\n".to_owned()), "{count}");
+        is_told.recv_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(setup.handshakes(), 2);
+}
+
 #[test]
 fn it_is_no_open_proxy() {
     let exporter = Exporter::saying(OK);

@@ -306,7 +306,8 @@ fn what_looks_right_and_is_not_is_explained() {
     let cloud = cloud();
     let sidecar = sidecar(&cloud);
     for (words, said) in [
-        (&["--online-only", "true"][..], "--online-only is a switch: write --online-only=true, or leave \"true\" out"),
+        (&["--fleet", "acme/gateways", "check"][..], "options go behind the command, such as: baletheus check --fleet"),
+        (&["--online-only", "true"], "--online-only is a switch: write --online-only=true, or leave \"true\" out"),
         (&["--service-labels", "false"], "--service-labels is a switch: write --service-labels=false"),
         (&["check", "--dry-run", "0"], "--dry-run is a switch: write --dry-run=0"),
         (&["--api-key", KEY], "there is no --api-key, since the process list shows flags: set API_KEY"),
