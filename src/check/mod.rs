@@ -170,7 +170,10 @@ fn connect(settings: &Settings) -> Result<(Client, Prober), CannotStart> {
     let is_asked_for = settings.rules.fields().any(|field| field == "is_connected_to_vpn");
     let online = (!is_asked_for).then_some("is_connected_to_vpn");
     let query = Query::new(settings.rules.fields().chain(online), &settings.selection);
-    Ok((Client::new(settings.api.clone(), query)?, Prober { connector, vpn }))
+    Ok((
+        Client::new(settings.api.clone(), query)?,
+        Prober { connector, vpn, is_lan: settings.rules.address == Address::Lan },
+    ))
 }
 
 /// What runs on the devices; nothing where the API does not say it, which the log has.

@@ -35,6 +35,8 @@ pub struct Prober {
     pub connector: Connector,
     /// The way to all targets, if it is not the direct one.
     pub vpn: Option<Vpn>,
+    /// Whether the targets are in the LAN, where no proxy is.
+    pub is_lan: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +88,8 @@ impl Prober {
         let uri: Uri = url.as_str().parse().map_err(|_| no_url())?;
         let deadline = Deadline::after(limit.mul_f64(TIMEOUT_SHARE));
         let stream = match &self.vpn {
-            // Prometheus reaches an http target without a proxy; an https target may be outside the network
-            None if url.scheme() == "http" => self.connector.open_directly(&uri, deadline).await?,
+            // Prometheus reaches a target without a proxy; a public URL may be outside the network
+            None if url.scheme() == "http" || self.is_lan => self.connector.open_directly(&uri, deadline).await?,
             None => self.connector.open(&uri, deadline).await?,
             Some(vpn) => {
                 let stream = vpn.open(&authority, deadline).await?;

@@ -23,6 +23,8 @@ use crate::net::{NoThread, threads};
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 /// The most requests for the state from one request for the reports to the next.
 const STATES_TO_REPORT: u32 = 5;
+/// From one look at whether discovery is limited to the next.
+const LIMITED_INTERVAL: Duration = Duration::from_secs(5);
 /// From one try to the next of what the API did not know.
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -50,7 +52,8 @@ pub fn watch(
     let mut rounds = Rounds::new(client, settings);
     let run = move || {
         loop {
-            let wait = if is_limited() { settings.interval } else { rounds.next(&publish) };
+            let limited = settings.interval.min(LIMITED_INTERVAL);
+            let wait = if is_limited() { limited } else { rounds.next(&publish) };
             match woken.recv_timeout(wait) {
                 Ok(()) => {
                     // Those that came meanwhile ask for the same.

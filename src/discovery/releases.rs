@@ -110,7 +110,9 @@ impl Releases {
 
     /// Reads a release. An unchanged one keeps its [`Declared`].
     fn release(&self, source: &dyn Source, raw: &RawValue) -> Result<Arc<Declared>, Failure> {
-        let release: ReleaseServices = device::read(raw).map_err(|error| self.invalid(source, &describe(&error)))?;
+        let which = || device::id(raw).map_or("a release without an id".into(), |id| format!("release {id}"));
+        let bad = |error| self.invalid(source, &format!("{} cannot be read: {}", which(), describe(&error)));
+        let release: ReleaseServices = device::read(raw).map_err(bad)?;
         let declared = declared(&release);
         let known = self.by_release.get(&declared.release).filter(|known| ***known == declared);
         Ok(known.cloned().unwrap_or_else(|| declared.into()))

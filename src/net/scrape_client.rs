@@ -122,7 +122,8 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), ScrapeError> {
     Ok(())
 }
 
-fn not_http(what: &str) -> ScrapeError {
+/// The failure of a target that speaks something else.
+pub fn not_http(what: &str) -> ScrapeError {
     ScrapeError::new(ScrapeReason::NotHttp, format!("not HTTP: {what}"))
 }
 

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::net::scrape_client::{broken, client, send};
+use crate::net::scrape_client::{broken, client, not_http, send};
 use crate::net::{ScrapeError, ScrapeReason, Stream};
 
 /// The greatest age of a tunnel, after which a scrape opens a new one: so a revoked key is noticed, and tunnels follow when
@@ -25,6 +25,9 @@ use crate::net::{ScrapeError, ScrapeReason, Stream};
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// A tunnel's greatest age is less than [`MAX_AGE`] by up to this share of it, so that tunnels do not all end at once.
 const AGE_SPREAD: f64 = 0.25;
+
+/// The start of every answer.
+const HTTP: &[u8] = b"HTTP/";
 
 /// A tunnel and its place. A kept tunnel has no HTTP state, which would take several times its memory.
 pub struct Tunnel {
@@ -114,9 +117,12 @@ impl Exchange {
         let answer = match http.wait(send(&mut sender, request, &informational)).await {
             Ok(answer) => answer,
             Err(error) => {
-                let has_begun =
-                    informational.load(Ordering::Relaxed) > 0 || !http.connection.into_parts().read_buf.is_empty();
+                let begun = http.connection.into_parts().read_buf;
+                // A server that speaks first may have spoken before the request was sent.
+                let is_http = HTTP.starts_with(&begun[..begun.len().min(HTTP.len())]);
+                let has_begun = informational.load(Ordering::Relaxed) > 0 || !begun.is_empty();
                 let is_closed = error.reason == ScrapeReason::BrokeOff && !has_begun;
+                let error = if is_http { error } else { not_http("invalid HTTP version parsed") };
                 return Err(NoAnswer { error, is_closed });
             }
         };

@@ -510,17 +510,23 @@ fn lan_addresses() {
         ("well", &format!("{port}")),
         ("path", &format!("app:{port}/gzip")),
         ("closed", &format!("{closed}")),
+        ("secure", &format!("{closed}")),
         ("nowhere", ""),
         ("addressless", ""),
     ]);
     for device in &mut fleet {
         device["ip_address"] = json!(format!("127.0.0.1 {own}"));
     }
+    set_tag(find(&mut fleet, "secure"), "prometheus.io/scheme", "https");
     find(&mut fleet, "nowhere")["ip_address"] = json!("2001:db8::1");
     find(&mut fleet, "addressless")["ip_address"] = Value::Null;
     let cloud = Cloud::start(fleet);
     let output = check(
-        &sidecar(&cloud).env("TARGET_ADDRESS", "lan").env("LAN_NETWORKS", format!("{own}/32,2001:db8::/32")),
+        // Prometheus asks no proxy, and there is none.
+        &sidecar(&cloud)
+            .env("HTTPS_PROXY", "http://127.0.0.1:1")
+            .env("TARGET_ADDRESS", "lan")
+            .env("LAN_NETWORKS", format!("{own}/32,2001:db8::/32")),
         &["--json"],
     );
     assert_eq!(output.status.code(), Some(1));
@@ -530,6 +536,7 @@ fn lan_addresses() {
             ("well", "answers", "", "3 samples"),
             ("path", "answers", "", "12345 samples"),
             ("closed", "fails", "refused", "connection refused"),
+            ("secure", "fails", "refused", "connection refused"),
             ("nowhere", "fails", "no_route|timeout", ""),
             ("addressless", "left_out", "no_lan_address", "left out: it reports no usable LAN address"),
         ],

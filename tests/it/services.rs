@@ -362,7 +362,7 @@ fn a_failing_request_for_labels_fails_the_refresh_and_the_file_stays() {
         (
             "one broken release",
             Reply::status(200, &[], br#"{"d":[{"id":1,"release_image":7}]}"#),
-            "is no page of releases",
+            "is no page of releases: release 1 cannot be read: invalid type",
         ),
         ("ids", Reply::status(200, &[], br#"{"d":[{"id":2},{"id":1}]}"#), "the ids do not rise"),
         ("empty", Reply::status(200, &[], br#"{"d":[]}"#), "and the API does not list it"),

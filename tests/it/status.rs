@@ -404,7 +404,7 @@ fn the_state_and_the_reports_of_devices_do_not_wait_for_each_other() {
 fn ready_and_targets_wait_for_the_first_list_and_healthy_does_not() {
     let cloud = Cloud::start(demo_fleet());
     cloud.intercept(|_, _| Some(Reply::status(429, &[("Retry-After", "3000")], b"")));
-    let sidecar = sidecar(&cloud);
+    let sidecar = sidecar(&cloud).env("DEVICE_REFRESH_RATE", "1h");
     let status = Status::start(&sidecar);
     status.running.wait_for("refresh failed");
     for path in ["/-/ready", "/targets"] {
@@ -417,6 +417,10 @@ fn ready_and_targets_wait_for_the_first_list_and_healthy_does_not() {
     cloud.heal();
     status.running.signal("HUP");
     status.wait_until("a list", |metrics| metrics["baletheus_devices"] > 0.0);
+    // The state waited for discovery, and not for its own interval.
+    let has_state =
+        |metrics: &BTreeMap<String, f64>| metrics.keys().any(|name| name.starts_with("balena_device_online{"));
+    status.wait_until("the state", has_state);
     assert_eq!(status.text("/-/ready"), "ready\n");
     let (_, head, body) = status.get("/targets");
     assert!(head.contains("content-type: application/json\r\n"), "{head}");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -519,6 +519,19 @@ fn each_failure_is_told() {
     setup.expect(&a, 502, "broke off: the connection closes before the answer is complete");
     setup.device('a', Exporter::saying("SSH-2.0-OpenSSH_9.2\r\n").addr);
     setup.expect(&a, 502, "not HTTP: invalid HTTP version parsed");
+    // Whoever speaks first: the server does, as SSH and SMTP do.
+    let early = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    setup.device('a', early.local_addr().unwrap());
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in early.incoming().flatten() {
+            stream.write_all(b"220 mail.example.com ESMTP\r\n").unwrap();
+            open.push(stream);
+        }
+    });
+    for _ in 0..20 {
+        setup.expect(&a, 502, "not HTTP: invalid HTTP version parsed");
+    }
     // an answer of the exporter's own, whatever it is
     setup.device('a', Exporter::saying("HTTP/1.1 503 Warming up\r\nContent-Length: 3\r\n\r\nyet").addr);
     assert_eq!(setup.scrape(&a), ("HTTP/1.1 503 Warming up".to_owned(), "yet".to_owned()));
