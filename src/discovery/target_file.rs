@@ -111,13 +111,10 @@ impl TargetFile {
         }
         let folder = directory(&self.path);
         if self.lock.is_none() && !folder.exists() {
-            fs::create_dir_all(folder).map_err(|error| match error.kind() {
-                // A link there leads to a disk that may be mounted later.
-                io::ErrorKind::AlreadyExists => {
-                    io::Error::new(io::ErrorKind::NotFound, "its folder is a link to nothing")
-                }
-                _ => error,
-            })?;
+            if folder.is_symlink() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "its folder is a link to nothing"));
+            }
+            fs::create_dir_all(folder)?;
             log::warn!("made the folder {}: it was not there", folder.display());
         }
         fs::create_dir(&self.scratch).or_else(|error| match error.kind() {
@@ -138,6 +135,7 @@ impl TargetFile {
     pub fn failure(&self, error: &io::Error) -> Failure {
         let path = self.path.display();
         let scratch = self.scratch.display();
+        let folder = directory(&self.path).display();
         let what_to_do = match error.kind() {
             io::ErrorKind::WouldBlock => "stop the other one".to_owned(),
             io::ErrorKind::AlreadyExists => "remove it, if only this program uses it".to_owned(),
@@ -145,14 +143,11 @@ impl TargetFile {
             io::ErrorKind::NotFound => "its directory is gone: is a disk not mounted?".to_owned(),
             io::ErrorKind::IsADirectory if self.path.is_dir() => format!("remove the directory {path}"),
             io::ErrorKind::IsADirectory => format!("remove the directory {scratch}/lock"),
-            io::ErrorKind::NotADirectory => format!("{} is a file, not a directory", directory(&self.path).display()),
+            io::ErrorKind::NotADirectory => format!("{folder} is a file, not a directory"),
             kind if kind == io::ErrorKind::ResourceBusy || is_mounted(&self.path) => {
                 "a file that is mounted cannot be replaced: mount its directory instead".to_owned()
             }
-            _ => {
-                let directory = directory(&self.path).display();
-                format!("check the permissions and the free space of {directory} and {scratch}")
-            }
+            _ => format!("check the permissions and the free space of {folder} and {scratch}"),
         };
         let message = format!("cannot write {path}: {error}; {what_to_do}, or set another --sd-file (SD_FILE_PATH)");
         Failure::new(Reason::Write, message)

@@ -1,7 +1,6 @@
 //! Why a target cannot be scraped: the reasons that the tunnel and `check` share.
 
-use std::error::Error;
-use std::fmt;
+use thiserror::Error;
 
 use crate::word_enum::words;
 
@@ -64,7 +63,8 @@ impl ScrapeReason {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}")]
 pub struct ScrapeError {
     /// The reason, for programs.
     pub reason: ScrapeReason,
@@ -79,11 +79,3 @@ impl ScrapeError {
         ScrapeError { reason, status: None, message: message.into() }
     }
 }
-
-impl fmt::Display for ScrapeError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for ScrapeError {}

@@ -2,7 +2,6 @@
 //! cannot be started fails one call; tokio's and reqwest's own threads would end the process.
 
 use std::error::Error;
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
@@ -22,21 +21,12 @@ use crate::text::causes;
 const MAX_LOOK_UPS: usize = 16;
 
 /// The operating system refuses a thread.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a thread: {0}{hint}", hint = if .0.kind() == io::ErrorKind::PermissionDenied { OLD_ENGINE } else { "" })]
 pub struct NoThread(io::Error);
 
-impl fmt::Display for NoThread {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "cannot start a thread: {}", self.0)?;
-        if self.0.kind() == io::ErrorKind::PermissionDenied {
-            // Docker before 20.10.10 answers clone3 with EPERM instead of ENOSYS
-            write!(f, "; update the container engine, whose seccomp profile may be too old for clone3")?;
-        }
-        Ok(())
-    }
-}
-
-impl Error for NoThread {}
+/// Docker before 20.10.10 answers clone3 with EPERM instead of ENOSYS.
+const OLD_ENGINE: &str = "; update the container engine, whose seccomp profile may be too old for clone3";
 
 impl NoThread {
     /// Whether another start may get a thread: a limit may pass, and an engine that refuses clone3 stays as it is.
