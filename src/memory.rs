@@ -18,6 +18,11 @@ pub fn keep_some() {
     drop(black_box(Vec::<u8>::with_capacity(KEPT / 2)));
 }
 
+/// A bound of something that is read whole, in bytes: this part of the memory limit, within `least` and `most`.
+pub fn bound(part: u64, least: u64, most: u64) -> u64 {
+    limit().map_or(most, |limit| (limit / part).clamp(least, most))
+}
+
 /// The limit of the process's cgroup and of those above it, in bytes. None if there is no limit, or no cgroup can be read.
 ///
 /// Source: cgroups(7). Version 2 has `memory.max`, which holds `max` without a limit; version 1 has `memory.limit_in_bytes`,

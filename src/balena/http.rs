@@ -81,8 +81,7 @@ impl ApiConnection {
             .tls_certs_merge(api.roots.iter().filter_map(|root| Certificate::from_der(root).ok()))
             .build()
             .map_err(|error| no_client(&error))?;
-        let in_memory = |limit: u64| (limit / ANSWERS_IN_MEMORY).clamp(MIN_SIZE, MAX_SIZE);
-        let max_size = memory::limit().map_or(MAX_SIZE, in_memory);
+        let max_size = memory::bound(ANSWERS_IN_MEMORY, MIN_SIZE, MAX_SIZE);
         Ok(ApiConnection { http, api, max_size, warned_of_age: Arc::new(Once::new()) })
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::mem;
 use std::time::SystemTime;
 
 use hyper::body::Bytes;
@@ -13,9 +14,16 @@ use serde::de::IgnoredAny;
 use super::entry::fingerprint;
 use super::labels::{DEVICE_ID, DEVICE_NAME, META_DEVICE_NAME, SERVICE, UUID};
 use crate::balena::display_name;
+use crate::memory;
 
 /// The largest list that is taken over at the start, in bytes. 100,000 devices take 70 MB.
 const MAX_LIST_SIZE: u64 = 256 << 20;
+/// The lowest bound of that list, in bytes.
+const MIN_LIST_SIZE: u64 = 1 << 20;
+/// That list may take this part of the memory limit. 20,000 devices take 14 MB, and the stack's sidecar has 64 MB.
+const LISTS_IN_MEMORY: u64 = 4;
+/// The longest line of a list of ours, in bytes: a target with 128 tags of 512 bytes, each of which may be an escape.
+const MAX_LINE: u64 = 1 << 20;
 
 /// How devices are ordered: by id, and those without one by name.
 pub type Key<'a> = (Option<u64>, Cow<'a, str>);
@@ -53,9 +61,11 @@ struct OwnGroup<'a> {
 pub fn read(file: File) -> io::Result<Vec<StoredDevice>> {
     let mut devices: Vec<StoredDevice> = Vec::new();
     let mut text = String::new(); // of the last device
-    for line in BufReader::new(file).lines() {
-        let line = line?;
-        let group = line.trim_end_matches(',');
+    let (mut file, mut line) = (BufReader::new(file), String::new());
+    // A longer line is cut, and is no group then.
+    while file.by_ref().take(MAX_LINE).read_line(&mut line)? > 0 {
+        let group = mem::take(&mut line);
+        let group = group.trim_end_matches('\n').trim_end_matches(',');
         if matches!(group, "[" | "]" | "[]") {
             continue;
         }
@@ -93,7 +103,8 @@ impl StoredList {
         }
         let changed = file.metadata().ok()?.modified().ok()?;
         let mut text = Vec::new();
-        file.take(MAX_LIST_SIZE).read_to_end(&mut text).ok()?;
+        let bound = memory::bound(LISTS_IN_MEMORY, MIN_LIST_SIZE, MAX_LIST_SIZE);
+        file.take(bound).read_to_end(&mut text).ok()?;
         let groups: Vec<AnyGroup> = serde_json::from_slice(&text).ok()?;
         let targets = groups.iter().map(|group| group.targets.len()).sum();
         Some(StoredList { text: text.into(), changed, targets })

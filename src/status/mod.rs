@@ -130,11 +130,12 @@ impl Status {
                 (shown.list, shown.version) = (Some(list.pages().clone()), Some(list.version()));
             }
         }
-        shown.refreshed = Some(SystemTime::now());
+        let now = Some(SystemTime::now());
+        shown.refreshed = if outcome.is_ok() { now } else { shown.refreshed };
         if is_held_back {
             return;
         }
-        shown.confirmed = shown.refreshed;
+        shown.confirmed = now;
         (shown.published, shown.stored) = (shown.list.clone(), None);
         if outcome.is_ok() {
             self.metrics.published(shown.targets());

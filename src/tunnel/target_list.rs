@@ -164,7 +164,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, BadTargetFile> {
     if !metadata.is_file() {
         return Err(BadTargetFile::NoFile);
     }
-    let max = memory::limit().map_or(MAX_FILE, |limit| (limit / FILES_IN_MEMORY).clamp(MIN_MAX_FILE, MAX_FILE));
+    let max = memory::bound(FILES_IN_MEMORY, MIN_MAX_FILE, MAX_FILE);
     let mut text = Vec::new();
     // Its length comes first, since reading the file takes as much memory.
     if metadata.len() <= max {
