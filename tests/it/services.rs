@@ -557,6 +557,28 @@ fn a_refresh_that_a_rate_limit_stops_goes_on_behind_the_releases() {
     running.wait_for("updated balena.json: 20 targets on 20 devices");
 }
 
+/// One page is of before the change and one of after it, unless all are mapped again.
+#[test]
+fn labels_that_change_while_a_rate_limit_stops_a_refresh_reach_every_device() {
+    let cloud = Cloud::start(with_releases(20));
+    cloud.limit_answers(10);
+    let declare = |port: &str| {
+        (1..=20).for_each(|release| cloud.set_services(release, &[("app", &[("prometheus.io.port", port)], &[])]));
+    };
+    declare("80");
+    let mut limited = Some(Reply::status(429, &[("Retry-After", "1")], b""));
+    cloud.intercept(move |seen, _| {
+        let is_second = seen.target.starts_with("/v7/device?") && seen.target.contains("id%20gt%2010)");
+        if is_second { limited.take() } else { None }
+    });
+    let sidecar = sidecar(&cloud);
+    let running = sidecar.start();
+    running.wait_for("refresh failed: ");
+    declare("90");
+    running.wait_for("updated balena.json: 20 targets on 20 devices (devices: +0 -0 ~20)");
+    assert_eq!(sidecar.list().matches(".balena:90\"").count(), 20);
+}
+
 #[test]
 fn only_port_80_of_a_service_is_reached_by_a_public_url() {
     let cloud = Cloud::start(with_releases(2));
