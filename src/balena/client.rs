@@ -37,8 +37,18 @@ impl Client {
         Ok(Client { connection: ApiConnection::new(api)?, query, requests: None, liveness: None })
     }
 
-    /// Asks for a path, with one key and then with the next if the first is refused. The limit bounds both tries.
+    /// Asks for a path. No failure shows a key, which the answer may hold.
     fn get_within(&self, path: &str, etag: Option<&str>, limit: Duration) -> Result<Fetched, Failure> {
+        let hidden = |text: &str| self.connection.api.key.hidden_in(text);
+        self.get_with_keys(path, etag, limit).map_err(|failure| Failure {
+            message: hidden(&failure.message),
+            causes: hidden(&failure.causes),
+            ..failure
+        })
+    }
+
+    /// Asks with one key and then with the next if the first is refused. The limit bounds both tries.
+    fn get_with_keys(&self, path: &str, etag: Option<&str>, limit: Duration) -> Result<Fetched, Failure> {
         let end = Instant::now() + limit;
         if let Some(liveness) = &self.liveness {
             liveness.expect(end);

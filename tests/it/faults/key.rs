@@ -9,6 +9,7 @@ use crate::support::binary::{self, sidecar};
 use crate::support::cloud::{Cloud, KEY, Reply};
 use crate::support::fleet::{gateway, gateways};
 use crate::support::sidecar::{Sidecar, finish};
+use crate::support::status::Status;
 use baletheus::config;
 use base64::Engine as _;
 use reqwest::header::HeaderValue;
@@ -38,8 +39,9 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     let file = folder.path().join("key");
     fs::write(&file, format!("{KEY}\n")).unwrap();
     let sidecar = sidecar(&cloud).env_remove("API_KEY").env("API_KEY_FILE", file.to_str().unwrap());
-    let sidecar = sidecar.env("RUST_LOG", "trace");
-    let running = sidecar.start();
+    let sidecar = sidecar.env("RUST_LOG", "trace").env("LISTEN_ADDRESS", "127.0.0.1:0");
+    let status = Status::start(&sidecar);
+    let running = &status.running;
     running.wait_for("updated balena.json: 5 targets");
     let failures = || running.log().iter().filter(|line| line.contains("refresh failed: ")).count();
     let more = |count: u64| {
@@ -62,6 +64,9 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     cloud.intercept(move |_, _| Some(Reply::status(500, &[], echo.as_bytes())));
     let line = running.wait_for_lines("refresh failed: ", failures() + 1);
     assert!(line.contains("(the API key) was replaced"), "{line}");
+    for path in ["/-/ready", "/"] {
+        assert!(status.text(path).contains("(the API key) was replaced"), "{path}");
+    }
     cloud.heal();
     running.wait_for("the refresh has succeeded again");
     // The other way round it costs not even a refresh.
