@@ -121,8 +121,9 @@ impl Exchange {
                 // A server that speaks first may have spoken before the request was sent.
                 let is_http = HTTP.starts_with(&begun[..begun.len().min(HTTP.len())]);
                 let has_begun = informational.load(Ordering::Relaxed) > 0 || !begun.is_empty();
-                let is_closed = error.reason == ScrapeReason::BrokeOff && !has_begun;
-                let error = if is_http { error } else { not_http("invalid HTTP version parsed") };
+                let is_broken = error.reason == ScrapeReason::BrokeOff;
+                let is_closed = is_broken && !has_begun;
+                let error = if is_broken && !is_http { not_http("invalid HTTP version parsed") } else { error };
                 return Err(NoAnswer { error, is_closed });
             }
         };
