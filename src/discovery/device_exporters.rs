@@ -50,14 +50,14 @@ pub fn of(tags: &mut Tags, declared: Option<&Declared>, options: &[Exporter]) ->
             exporter.interval.clone().map(|interval| if timeout.1 <= interval.1 { timeout } else { interval });
     }
     if has_timeout && exporters.iter().any(|exporter| exporter.interval.is_none()) {
-        let name = tags.device.display_name();
+        let owner = tags.owner(tags.is_own(TIMEOUT));
         tags.warnings.push(format!(
-            "tag {PREFIX}/{TIMEOUT} of {name} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
+            "tag {PREFIX}/{TIMEOUT} of {owner} needs an interval ({PREFIX}/{INTERVAL}); it counts as absent"
         ));
     }
     if is_cut {
-        let name = tags.device.display_name();
-        tags.warnings.push(format!("tag {PREFIX}/{TIMEOUT} of {name} is longer than the interval, which counts"));
+        let owner = tags.owner(tags.is_own(TIMEOUT));
+        tags.warnings.push(format!("tag {PREFIX}/{TIMEOUT} of {owner} is longer than the interval, which counts"));
     }
     DeviceExporters { is_off, exporters, origin, ignores_exporters }
 }

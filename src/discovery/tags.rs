@@ -208,6 +208,11 @@ impl<'a, 'w> Tags<'a, 'w> {
         self.warnings.push(warning);
     }
 
+    /// Whether the device itself has this tag, which counts before its fleet's.
+    pub fn is_own(&self, name: &str) -> bool {
+        self.own.contains_key(name)
+    }
+
     /// The owner of a tag, as it is shown to people.
     pub fn owner(&self, is_own: bool) -> String {
         let fleet = self.device.fleet.as_ref().and_then(|fleet| fleet.slug.as_deref());

@@ -116,7 +116,7 @@ fn a_rotated_key_needs_no_restart_and_a_lost_one_is_kept() {
     cloud.heal();
     more(15);
     for key in [KEY, ROTATED] {
-        no_secret("rotation", &sidecar, &running, key);
+        no_secret("rotation", &sidecar, running, key);
     }
 }
 
