@@ -19,4 +19,4 @@ pub use pages::{List, PAGE_SIZE, Pages, Place, WithId};
 pub use query::{Listing, Query, Request};
 pub use release::{ImageOfService, ReleaseServices, Service};
 pub use selection::{FleetRef, Selection, TagFilter};
-pub use source::{Actor, Api, Fetched, Source};
+pub use source::{Actor, Api, BALENA_CLOUD, Fetched, Source};

@@ -193,23 +193,20 @@ impl<T> Pages<T> {
         let mut known = current.and_then(|old| old.etag.clone());
         loop {
             let request = Request::Page { list: list.listing(), after, limit };
-            let (etag, (content, count, size, end), (limit, next_limit)) =
-                match source.get(request, known.as_deref())? {
-                    Fetched::Unchanged => return Ok(None),
-                    Fetched::Body { etag, body, room } => {
-                        let (content, count, end) = self.read(index, after, limit, &body, source, list)?;
-                        (etag, (content, count, body.len(), end), limits(limit, room))
-                    }
-                    Fetched::TooLarge { .. } if limit > 1 => {
-                        (limit, known) = (limit / 2, None);
-                        continue;
-                    }
-                    Fetched::TooLarge { etag } => {
-                        let (end, content) = list.too_large(source, after)?;
-                        (etag, (content, 1, 0, Some(end)), (limit, SMALL_PAGE))
-                    }
-                };
-            return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, count, size, end }));
+            match source.get(request, known.as_deref())? {
+                Fetched::Unchanged => return Ok(None),
+                Fetched::Body { etag, body, room } => {
+                    let (content, count, end) = self.read(index, after, limit, &body, source, list)?;
+                    let ((limit, next_limit), size) = (limits(limit, room), body.len());
+                    return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, count, size, end }));
+                }
+                Fetched::TooLarge { .. } if limit > 1 => (limit, known) = (limit / 2, None),
+                Fetched::TooLarge { etag } => {
+                    let (end, content) = list.too_large(source, after)?;
+                    let (next_limit, count, size, end) = (SMALL_PAGE, 1, 0, Some(end));
+                    return Ok(Some(CachedPage { after, walk: 0, limit, next_limit, etag, content, count, size, end }));
+                }
+            }
         }
     }
 

@@ -10,6 +10,9 @@ use super::query::Request;
 use crate::key_renewal::KeySource;
 use crate::net::{EnvProxies, EnvProxy};
 
+/// The API of balenaCloud.
+pub const BALENA_CLOUD: &str = "https://api.balena-cloud.com";
+
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Base URL without a trailing slash.

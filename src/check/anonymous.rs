@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::Settings;
 use super::report::{Row, TargetResult};
-use crate::balena::Failure;
+use crate::balena::{BALENA_CLOUD, Failure};
 use crate::text::count;
 
 /// The options that explain a result. Fleets, tags and host names are only counted.
 pub fn options(settings: &Settings) -> String {
-    let is_cloud = settings.api.url == "https://api.balena-cloud.com";
+    let is_cloud = settings.api.url == BALENA_CLOUD;
     let (selection, rules) = (&settings.selection, &settings.rules);
     format!(
         "baletheus {} on {} {}\nAPI: {}, time-out {} s, proxy: {}\nselection: {}, {}, online only: {}\n\

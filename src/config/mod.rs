@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use hyper::Uri;
 
-use crate::balena::{Api, FleetRef, Selection, TagFilter};
+use crate::balena::{Api, BALENA_CLOUD, FleetRef, Selection, TagFilter};
 use crate::discovery::tags::OwnTags;
 use crate::discovery::target::{Address, Rules};
 use crate::net::server::addresses;
@@ -31,8 +31,6 @@ use parsing::{
 };
 use sources::Sources;
 
-/// The API of balenaCloud.
-const BALENA_CLOUD: &str = "https://api.balena-cloud.com";
 /// balenaCloud's pages for people. An openBalena has none.
 const DASHBOARD: &str = "https://dashboard.balena-cloud.com";
 
@@ -144,11 +142,13 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
     };
     let sd_file = sd_file(from);
     from.warnings.extend(unread(&sd_file));
+    let url = url.to_string().trim_end_matches('/').to_owned();
+    let is_cloud = url == BALENA_CLOUD;
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);
     DiscoverySettings {
         api: Api {
-            url: url.to_string().trim_end_matches('/').to_owned(),
+            url,
             key,
             proxies,
             roots: from.list("ca-file", certificates),
@@ -161,13 +161,13 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
         write_empty: from.one("write-empty", boolean),
         refresh: Some(from.one("refresh", interval)).filter(|_| !once && !dry_run),
         dry_run,
-        status: endpoint(from, url.host()),
+        status: endpoint(from, is_cloud),
         tunnel: from.one("tunnel-url", base_uri),
         log: log(from),
     }
 }
 
-fn endpoint(from: &mut Sources, api: Option<&str>) -> status::Settings {
+fn endpoint(from: &mut Sources, is_cloud: bool) -> status::Settings {
     status::Settings {
         listen: from.list("listen", addresses),
         guard: guard(from, "listen"),
@@ -176,7 +176,7 @@ fn endpoint(from: &mut Sources, api: Option<&str>) -> status::Settings {
             services: from.one("device-services", boolean),
             reports: from.one("device-metrics", boolean),
         },
-        dashboard: (api == Some("api.balena-cloud.com")).then_some(DASHBOARD),
+        dashboard: is_cloud.then_some(DASHBOARD),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The table of options: every flag and variable, once, with the commands that take it.
 
+use crate::balena::BALENA_CLOUD;
 use crate::discovery::lan;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ pub const OPTIONS: &[Opt] = &[
         ["named API key of balenaCloud or openBalena", "a named API key, required", "It is never a flag, since the process list shows flags."]),
     opt("api-key-file", &["API_KEY_FILE"], "PATH", "", API, ALL,
         ["file with the key, instead of API_KEY", PATH, "A key that is refused is read again from the file."]),
-    opt("api-url", &["API_URL", "BALENA_API_URL"], "URL", "https://api.balena-cloud.com", API, LIST,
+    opt("api-url", &["API_URL", "BALENA_API_URL"], "URL", BALENA_CLOUD, API, LIST,
         ["URL of the API", "an https URL without a path", "For openBalena, it is https://api.DOMAIN."]),
     opt("ca-file", &["CA_FILE", "BALENA_CA_FILE"], "PATH", "", API, ALL,
         ["root certificates to trust beside the system's", "the path of a PEM file", "An openBalena with its own CA needs them."]),

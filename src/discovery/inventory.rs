@@ -1,4 +1,5 @@
-//! All devices as the API listed them last, page by page: an unchanged page is not downloaded, parsed or mapped again, nor is an unchanged device of a changed page.
+//! All devices as the API listed them last, page by page: an unchanged page is not downloaded, parsed or mapped again, nor is an
+//! unchanged device of a changed page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
