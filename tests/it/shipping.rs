@@ -1,6 +1,7 @@
 //! How the program reaches devices, as far as that needs neither root nor a network: what the Dockerfile does by the free memory, and
 //! how a release is published.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -131,4 +132,20 @@ fn a_foreign_dashboard_gets_the_data_source_of_the_stack() {
     assert_eq!(panel["datasource"], "prometheus");
     assert_eq!(panel["targets"][0]["datasource"]["uid"], "prometheus");
     assert_eq!(panel["targets"][0]["expr"], "up{job=\"$job\"}", "a variable stays");
+}
+
+/// A test with another name would be left out, and nobody would notice.
+#[test]
+fn the_tests_that_scripts_name_exist() {
+    let list = Command::new(env::current_exe().unwrap()).arg("--list").output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let name = Regex::new(r"[a-z_]+::[a-z_0-9:]*").unwrap();
+    for file in ["scripts/check/arm", "scripts/release/image", ".github/workflows/ci.yml"] {
+        let script = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+        let named: Vec<_> = name.find_iter(&script).map(|found| found.as_str()).collect();
+        assert!(!named.is_empty(), "{file} names tests");
+        for name in named {
+            assert!(list.lines().any(|line| line.starts_with(name)), "{file}: no test is {name}");
+        }
+    }
 }
