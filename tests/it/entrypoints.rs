@@ -429,9 +429,19 @@ fn limits_of_an_answer_are_settings() {
     for job in image.config()["scrape_configs"].as_array().unwrap().iter().take(2) {
         assert_eq!((&job["sample_limit"], &job["body_size_limit"]), (&json!(9000), &json!("5MB")), "{job}");
     }
-    image.refused(&[("PROMETHEUS_SAMPLE_LIMIT", "1\n    x: y")], "PROMETHEUS_SAMPLE_LIMIT is no number");
-    for value in ["much", "300", "1\n    x: 5MB", "MB"] {
+    for value in ["1\n    x: y", "-1", "99999999999999999999"] {
+        image.refused(&[("PROMETHEUS_SAMPLE_LIMIT", value)], "PROMETHEUS_SAMPLE_LIMIT is no number");
+    }
+    for value in ["much", "300", "1\n    x: 5MB", "MB", "1KMB", "1.MB"] {
         image.refused(&[("PROMETHEUS_BODY_SIZE_LIMIT", value)], "PROMETHEUS_BODY_SIZE_LIMIT is no size");
+    }
+    // Prometheus' own units.
+    for value in ["0", "300KB", "1.5MB", "1MiB", "2GB"] {
+        image.started(&[("PROMETHEUS_BODY_SIZE_LIMIT", value)], &[]);
+        let mut promtool = Command::new(tools::prometheus(3).promtool);
+        promtool.args(["check", "config", "--syntax-only"]).arg(image.path("tmp/prometheus.yml"));
+        let output = promtool.output().unwrap();
+        assert!(output.status.success(), "{value}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -586,12 +596,22 @@ fn alertmanager_gets_values_as_they_were_typed() {
         }
     }
     image.refused(&[("ALERT_TELEGRAM_TOKEN", "x")], "ALERT_TELEGRAM_CHAT is not");
-    image.refused(
-        &[("ALERT_TELEGRAM_TOKEN", "x"), ("ALERT_TELEGRAM_CHAT", "1\n- x")],
-        "ALERT_TELEGRAM_CHAT is no number",
-    );
+    for chat in ["1\n- x", "0", "--1", "99999999999999999999"] {
+        let variables = [("ALERT_TELEGRAM_TOKEN", "x"), ("ALERT_TELEGRAM_CHAT", chat)];
+        image.refused(&variables, "ALERT_TELEGRAM_CHAT is no number");
+    }
     image.refused(&[("ALERT_EMAIL_TO", "a@b.c")], "ALERT_EMAIL_SMARTHOST is not");
-    image.refused(&[("ALERT_EMAIL_TO", "a@b.c"), ("ALERT_EMAIL_SMARTHOST", "mail")], "no host:port");
+    for host in ["mail", "smtp://mail:25", "mail:587x", ":25", "mail:", "a b:25", "a:25\nb:25"] {
+        image.refused(&[("ALERT_EMAIL_TO", "a@b.c"), ("ALERT_EMAIL_SMARTHOST", host)], "no host:port");
+    }
+    for to in ["a@b;c@d", "Ops <a@b>, c", "a", "@b", "a@b,", "<a@b", "a@b c@d", "a@b\nc@d"] {
+        image.refused(&[("ALERT_EMAIL_TO", to), ("ALERT_EMAIL_SMARTHOST", "mail:25")], "ALERT_EMAIL_TO is no address");
+    }
+    for to in ["a+x@b.c", "a@b, c@d", "Ops on Call <a@b.c>,c@d", "\"Doe, J.\" <a@b>", "<a@b>", "Ünı <ü@b>"] {
+        for host in ["mail.b.c:587", "127.0.0.1:25", "[::1]:25"] {
+            image.started(&[("ALERT_EMAIL_TO", to), ("ALERT_EMAIL_SMARTHOST", host)], &[]);
+        }
+    }
     image.refused(&[("ALERT_PAGERDUTY_KEY", "a b")], "ALERT_PAGERDUTY_KEY is no integration key");
 }
 
