@@ -142,8 +142,8 @@ fn read_discovery(from: &mut Sources) -> DiscoverySettings {
     };
     let sd_file = sd_file(from);
     from.warnings.extend(unread(&sd_file));
+    let is_cloud = url.host().is_some_and(|host| BALENA_CLOUD == format!("https://{host}"));
     let url = url.to_string().trim_end_matches('/').to_owned();
-    let is_cloud = url == BALENA_CLOUD;
     let once = from.one("oneshot", boolean);
     let dry_run = from.one("dry-run", boolean);
     DiscoverySettings {
