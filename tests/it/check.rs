@@ -737,6 +737,11 @@ fn what_cannot_be_checked() {
         let output = check(&sidecar.env("TUNNEL_URL", closed), args);
         (output.status.code(), text(&output.stdout).to_owned(), text(&output.stderr).to_owned())
     };
+    // The key of another server is none for balenaCloud.
+    let empty = Cloud::start(Vec::new());
+    let log = text(&check(&sidecar(&empty), &[]).stderr).to_owned();
+    let said = "goes to https://tunnel.balena-cloud.com/: set --tunnel-url (TUNNEL_URL)";
+    assert!(log.contains(&format!("the key of {} {said}", empty.url())), "{log}");
     // configuration
     for (args, named) in [
         (&["--address", "car"][..], "--address"),

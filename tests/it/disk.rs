@@ -411,6 +411,21 @@ fn a_file_of_another_program_is_refused_at_the_start() {
     }
 }
 
+/// The disk may come later, so the program goes on.
+#[test]
+fn a_folder_that_is_a_link_to_nothing_may_become_one() {
+    let cloud = Cloud::start(many(20));
+    let sidecar = Sidecar::of(binary::path(), &cloud).env("SD_FILE_PATH", "later/balena.json");
+    let (link, folder) = (sidecar.path("later"), sidecar.path("mounted"));
+    std::os::unix::fs::symlink(&folder, &link).unwrap();
+    let running = sidecar.start();
+    let line = running.wait_for("refresh failed: cannot write later/balena.json: ");
+    assert!(line.contains("its folder is a link to nothing") && line.contains("is a disk not mounted?"), "{line}");
+    fs::create_dir(&folder).unwrap();
+    running.signal("HUP");
+    running.wait_for("updated later/balena.json: 20 targets");
+}
+
 /// A list must replace no device of the machine. A link would be replaced as well, and Prometheus reads the file that it led to.
 #[test]
 fn what_is_no_file_is_refused() {
