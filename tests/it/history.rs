@@ -117,3 +117,15 @@ proptest! {
         prop_assert_eq!(ids, (1..=count).collect::<Vec<_>>());
     }
 }
+
+/// As of 50,000 devices behind a gateway that gives 50 at once.
+#[test]
+fn a_list_may_have_more_than_a_thousand_pages() {
+    let devices: Devices = (1..=1500).map(|id| (id, (0, 1))).collect();
+    let ports = [(1, 80)].into();
+    let (rows, releases) = (rows(&devices), releases(&ports));
+    let mut list = Inventory::default();
+    let mut source = Rows::new(&rows, 200).with_releases(&releases, None).capped(1);
+    list.refresh(&mut source, &rules()).expect("nothing fails");
+    assert_eq!(list.entries().count(), 1500);
+}
